@@ -1,0 +1,83 @@
+# awq.cpp: `make chat` talks to a model, `make test` proves the parts, `make` builds build/awq and build/libawq.a.
+# Variables: BUILD=dir, SANITIZE=address,undefined|thread, CUDA=auto|0|1, CUDA_ARCHS="90a", MODEL=dir, PREFIX=/usr/local.
+# What is built is found by its place: every .cpp in a room belongs to it (see README.md, Architecture).
+
+BUILD   ?= build
+PREFIX  ?= /usr/local
+CXX     ?= g++
+AR      ?= ar
+OPT     ?= -O2
+VERSION := 0.1.0
+
+CXXFLAGS_ALL := -std=c++20 $(OPT) -g1 -Wall -Wextra -Wno-missing-field-initializers -fPIC -pthread -I. -I$(BUILD) $(CXXFLAGS)
+LDLIBS_ALL   := -lsimdjson -lpcre2-8 -lutf8proc -lxxhash -pthread $(LDLIBS)
+ifneq ($(SANITIZE),)
+CXXFLAGS_ALL += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all
+LDFLAGS_ALL  := -fsanitize=$(SANITIZE)
+ifeq ($(BUILD),build)
+BUILD := build-$(subst $(comma),-,$(SANITIZE))
+endif
+endif
+comma := ,
+LDFLAGS_ALL += $(LDFLAGS)
+
+# ---- the rooms
+LIB_SOURCES  := $(wildcard core/*.cpp core/*/*.cpp core/*/*/*.cpp models/*.cpp backends/*.cpp backends/reference/*.cpp backends/cpu/*.cpp)
+CLI_SOURCES  := $(filter-out examples/embed.cpp,$(wildcard examples/*.cpp))
+TEST_SOURCES := $(wildcard tests/*.cpp)
+# Kernel files are compiled once for each instruction set, each time into a namespace of its own.
+ISA_SOURCES  := $(wildcard backends/cpu/kernels/*.cpp)
+ISAS_x86_64  := scalar avx2 avx512 avx512vnni
+ISAS_aarch64 := scalar neon
+ISAS         := $(ISAS_$(shell uname -m))
+FLAGS_scalar     :=
+FLAGS_avx2       := -mavx2 -mfma -mf16c -mbmi2
+FLAGS_avx512     := $(FLAGS_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
+FLAGS_avx512vnni := $(FLAGS_avx512) -mavx512vnni -mavx512bf16 -mavx512vbmi
+FLAGS_neon       := -march=armv8.2-a+dotprod+fp16
+
+LIB_OBJECTS  := $(LIB_SOURCES:%.cpp=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(ISA_SOURCES:%.cpp=$(BUILD)/%.$(isa).o))
+CLI_OBJECTS  := $(CLI_SOURCES:%.cpp=$(BUILD)/%.o)
+TEST_OBJECTS := $(TEST_SOURCES:%.cpp=$(BUILD)/%.o)
+
+.DEFAULT_GOAL := all
+.PHONY: all test clean
+all: $(BUILD)/awq $(BUILD)/libawq.a
+
+$(BUILD)/libawq.a: $(LIB_OBJECTS)
+	@rm -f $@
+	$(AR) rcs $@ $^
+$(BUILD)/awq: $(CLI_OBJECTS) $(BUILD)/libawq.a
+	$(CXX) $(LDFLAGS_ALL) $(CLI_OBJECTS) $(BUILD)/libawq.a $(LDLIBS_ALL) -ledit -o $@
+$(BUILD)/tests/run: $(TEST_OBJECTS) $(BUILD)/libawq.a
+	$(CXX) $(LDFLAGS_ALL) $^ $(LDLIBS_ALL) -o $@
+
+$(BUILD)/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS_ALL) -MMD -MP -c $< -o $@
+define isa_rule
+$(BUILD)/%.$(1).o: %.cpp
+	@mkdir -p $$(@D)
+	$(CXX) $(CXXFLAGS_ALL) -O3 $(FLAGS_$(1)) -DAWQ_ISA=$(1) -DAWQ_ISA_$(1) -MMD -MP -c $$< -o $$@
+endef
+$(foreach isa,$(ISAS),$(eval $(call isa_rule,$(isa))))
+
+# ---- tables made from file names: adding a model or a weight format is adding a file
+MODEL_NAMES  := $(filter-out blocks,$(sort $(basename $(notdir $(wildcard models/*.cpp)))))
+FORMAT_NAMES := $(sort $(basename $(notdir $(wildcard core/checkpoint/formats/*.cpp))))
+TABLES := $(BUILD)/model_table.inc $(BUILD)/format_table.inc
+$(BUILD)/model_table.inc: $(wildcard models/*.cpp) Makefile
+	@mkdir -p $(@D)
+	@for n in $(MODEL_NAMES); do echo "AWQ_MODEL($$n)"; done > $@
+$(BUILD)/format_table.inc: $(wildcard core/checkpoint/formats/*.cpp) Makefile
+	@mkdir -p $(@D)
+	@for n in $(FORMAT_NAMES); do echo "AWQ_FORMAT($$n)"; done > $@
+$(LIB_OBJECTS): | $(TABLES)
+
+test: $(BUILD)/tests/run
+	$(BUILD)/tests/run
+
+clean:
+	rm -rf $(BUILD)
+
+-include $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d)

@@ -1,0 +1,13 @@
+// The strict simdjson parse behind json.h, for the few readers that walk large documents in place: safetensors
+// headers and tokenizer.json. Twin keys are the walker's to refuse.
+#pragma once
+#include <simdjson.h>
+#include <string_view>
+#include "core/status.h"
+
+namespace awq {
+
+// `root` points into `parser`, which must outlive it.
+Status simd_parse(simdjson::dom::parser& parser, std::string_view text, int max_depth, simdjson::dom::element& root);
+
+}  // namespace awq

@@ -1,0 +1,39 @@
+#include <doctest/doctest.h>
+#include "core/json.h"
+
+using namespace awq;
+
+TEST_CASE("json: reads, keeps order and types, writes back") {
+    auto r = parse_json(" {\"b\": 4, \"a\": [4.0, -1, true, null, \"x\\u00e9\\n\"], \"big\": 18446744073709551615} ");
+    REQUIRE(r.ok());
+    CHECK(r->members()[0].first == "b");
+    CHECK(r->find("b")->is_integer());
+    CHECK_FALSE(r->find("a")->items()[0].is_integer());
+    CHECK(r->find("big")->unsigned_integer() == 18446744073709551615u);
+    CHECK(dump_json(*r) == "{\"b\": 4, \"a\": [4.0, -1, true, null, \"x\xC3\xA9\\n\"], \"big\": 18446744073709551615}");
+}
+
+TEST_CASE("json: what RFC 8259 does not allow is refused") {
+    const char* bad[] = {"", " ", "{", "[1,]", "{\"a\":1,}", "// x\n1", "NaN", "[Infinity]", "\"\\ud800\"", "\"\\udc00\"",
+                         "\"\xff\"", "\xEF\xBB\xBF{}", "{} x", "01", "1e999", "18446744073709551616", "'a'", "\"\t\""};
+    for (const char* text : bad) CHECK_MESSAGE(!parse_json(text).ok(), text);
+    CHECK(!parse_json(std::string_view("{}\0", 3)).ok());
+    auto twin = parse_json("{\"a\": 1, \"\\u0061\": 2}");
+    REQUIRE(!twin.ok());
+    CHECK(twin.status().message() == "the key \"a\" stands twice in one object");
+}
+
+TEST_CASE("json: depth is bounded") {
+    auto nested = [](int n) { return std::string(n, '[') + std::string(n, ']'); };
+    CHECK(parse_json(nested(128)).ok());
+    auto deep = parse_json(nested(129));
+    REQUIRE(!deep.ok());
+    CHECK(deep.status().message() == "JSON nested deeper than 128 levels");
+    CHECK(!parse_json(nested(1000000)).ok());
+    CHECK(!parse_json(nested(65), json_request_depth).ok());
+}
+
+TEST_CASE("quote: control bytes and bad UTF-8 are escaped, long text is cut") {
+    CHECK(quote("a\x1b[0m\xff") == "a\\x1b[0m\\xff");
+    CHECK(quote(std::string(100, 'x')) == std::string(80, 'x') + "...");
+}
