@@ -1,0 +1,115 @@
+// What a model is: how its config.json reads, which modules it has, how they compute. One constant of type Model a file
+// in models/, registered by the file's name.
+#pragma once
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+#include "core/graph.h"
+#include "core/json.h"
+#include "core/module.h"
+#include "core/status.h"
+
+namespace awq {
+
+// The numbers of a model, whatever its config.json calls them. A model's configure() fills what it uses.
+struct ModelConfig {
+    std::string model_type;
+    int64_t hidden_size = 0, intermediate_size = 0, vocab_size = 0;
+    int32_t layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
+    int64_t max_positions = 0;              // longest context the model is made for
+    float norm_eps = 1e-5f;
+    Activation activation = Activation::silu;
+    bool tied = false;                      // output head shares the embedding table
+    bool attention_bias = false, mlp_bias = false;
+    RopeParams rope, local_rope;            // local: layers with a sliding window of their own base (gemma3)
+    std::vector<int32_t> window;            // [layers] keys a token sees, itself included; 0: all
+    float attention_scale = 0;              // 0: 1 / sqrt(head_dim)
+    float attention_softcap = 0, final_softcap = 0;    // 0: none
+    float embed_scale = 1, logit_scale = 1;
+    int32_t experts = 0, experts_per_token = 0;
+    int64_t expert_size = 0;                // intermediate size of an expert
+    bool norm_topk = true;                  // the chosen experts' weights sum to one
+    bool norm_before = true;                // opt-350m: false
+    int64_t embed_size = 0;                 // opt: word_embed_proj_dim, 0: hidden_size
+    bool qk_norm = false, parallel = false, alibi = false, multi_query = false, new_decoder = false, norm_bias = true;
+    float alibi_max = 8;                    // mpt: alibi_bias_max
+    std::vector<bool> sparse_layer;         // [layers] qwen3_moe: this layer has experts
+    // vision tower (llava)
+    struct Vision {
+        int64_t hidden_size = 0, intermediate_size = 0;
+        int32_t layers = 0, heads = 0, image_size = 0, patch_size = 0, feature_layer = -2;
+        float norm_eps = 1e-5f;
+        Activation activation = Activation::quick_gelu, projector_activation = Activation::gelu;
+        bool drop_class_token = true;
+        int32_t image_token = 0;
+    } vision;
+    std::string prefix;                     // llava: "language_model." before the text model's paths
+    int64_t rows_per_image() const {
+        int64_t n = vision.patch_size ? vision.image_size / vision.patch_size : 0;
+        return n * n + (vision.drop_class_token ? 0 : 1);
+    }
+};
+
+// Typed, ranged reading of a JSON object's members; the first error is kept and names file, field, found and expected.
+class ConfigReader {
+public:
+    ConfigReader(const Json& object, std::string where) : object_(object), where_(std::move(where)) {}
+    const Json* find(std::string_view key) const;       // null where absent or null
+    bool has(std::string_view key) const { return find(key) != nullptr; }
+    // `fallback` where absent or null. Integers must be JSON integers within [low, high].
+    int64_t integer(std::string_view key, int64_t fallback, int64_t low = 1, int64_t high = int64_t{1} << 31);
+    double real(std::string_view key, double fallback, double low, double high);
+    bool boolean(std::string_view key, bool fallback);
+    std::string string(std::string_view key, const std::string& fallback);
+    // A string among these names; unknown ones are an error that lists them.
+    Activation activation(std::string_view key, const std::string& fallback);
+    ConfigReader object(std::string_view key);          // a reader of an object member; of an empty one where absent
+    void fail(std::string_view key, const std::string& what);    // "config.json: KEY: WHAT"
+    void adopt(const ConfigReader& inner) { if (status_.ok()) status_ = inner.status_; }
+    const Status& status() const { return status_; }
+    const Json& json() const { return object_; }
+    const std::string& where() const { return where_; }
+
+private:
+    const Json& object_;
+    std::string where_;
+    Status status_;
+};
+
+// rope_theta, rope_scaling (old writers: type, factor, ...) or rope_parameters (new writers) of a config, for head_dim
+// columns of which `partial` rotate. Kinds default, linear, dynamic, llama3, yarn, longrope; others are an error.
+RopeParams read_rope(ConfigReader& config, int64_t head_dim, double partial, double default_theta, int64_t max_positions);
+
+class ModelBuilder;    // models/blocks.h
+
+// Names of the submodules that fuse, as transformers' AWQ_FUSED_MAPPINGS has them.
+struct FusionMapping {
+    std::vector<std::string> attention;    // q, k, v, o
+    std::vector<std::string> mlp;          // gate, up, down
+    std::vector<std::string> layernorm;
+    bool use_alibi = false;
+    bool empty() const { return attention.empty(); }
+};
+
+struct Model {
+    const char* model_type;
+    // Other spellings: architectures or model types of old files ("RefinedWeb"); may be empty.
+    std::vector<std::string> aliases;
+    void (*configure)(ConfigReader& reader, ModelConfig& config);
+    void (*tree)(const ModelConfig& config, ModuleTree& tree);
+    void (*graph)(const ModelConfig& config, ModelBuilder& builder);
+    void (*vision)(const ModelConfig& config, ModelBuilder& builder);    // null: no images
+    FusionMapping fusion;          // declared as transformers does for mistral, mixtral, llama, llava; others our own
+    bool fusion_in_transformers;   // do_fuse: true without modules_to_fuse is accepted
+};
+
+std::span<const Model* const> model_table();
+// The model of a config.json and its numbers.
+struct ConfiguredModel {
+    const Model* model = nullptr;
+    ModelConfig config;
+};
+Result<ConfiguredModel> configure_model(const Json& config_json);
+
+}  // namespace awq
