@@ -111,6 +111,12 @@ public:
 // The first row of `table` for this node, or null. What most backends' kernel() does.
 const Kernel* find_kernel(std::span<const Kernel> table, const Graph& graph, const Node& node, int64_t rows);
 
+// What an op moves at least, counted from its tensors: weights (rows looked up only, for embed), inputs, output; for
+// attention also keys and values in float16. Fit for every kernel that reads each operand once.
+int64_t plain_bytes(const Graph& graph, const Node& node, const BatchSize& size, int64_t kv_length);
+// Of a float32 matrix in host memory: an error that names the node, its op and the first row that is not finite.
+Status check_finite(const Node& node, const Tensor& tensor);
+
 // A node's memory in this run: columns of its root for a view, host memory for a batch input, no data for a weight.
 Tensor node_tensor(const RunArgs& args, NodeId id);
 

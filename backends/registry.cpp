@@ -1,5 +1,6 @@
 // The backends there are, and what every backend's executor shares. Adding a backend: a folder, and a row here.
 #include "backends/backend.h"
+#include <cmath>
 
 namespace awq {
 
@@ -40,6 +41,34 @@ const Kernel* find_kernel(std::span<const Kernel> table, const Graph& graph, con
     for (const Kernel& kernel : table)
         if (kernel.op == node.op && rows >= kernel.min_rows && rows <= kernel.max_rows && kernel.can_run(graph, node)) return &kernel;
     return nullptr;
+}
+
+int64_t plain_bytes(const Graph& graph, const Node& node, const BatchSize& size, int64_t kv_length) {
+    auto matrix = [&](const Node& n) { return node_rows(n, size) * n.cols * static_cast<int64_t>(dtype_bytes(n.dtype)); };
+    int64_t bytes = matrix(node);
+    for (NodeId id : node.in) {
+        if (id == no_node) continue;
+        const Node& in = graph.nodes[id];
+        if (in.op != Op::weight) bytes += matrix(in);
+        else if (node.op != Op::embed) bytes += static_cast<int64_t>(in.weight->bytes);
+        else bytes += node_rows(node, size) * in.weight->spec.in * static_cast<int64_t>(dtype_bytes(in.weight->spec.dtype));
+    }
+    const Attrs& attrs = node.attrs;
+    if (node.op == Op::attention) {
+        int64_t keys = attrs.window > 0 ? std::min<int64_t>(kv_length, attrs.window) : kv_length;
+        bytes += int64_t{2} * 2 * size.sequences * keys * attrs.kv_heads * attrs.head_dim;
+    }
+    return bytes;
+}
+
+Status check_finite(const Node& node, const Tensor& tensor) {
+    if (tensor.dtype != DType::f32) return {};
+    for (int64_t r = 0; r < tensor.rows; r++)
+        for (int64_t c = 0; c < tensor.cols; c++)
+            if (!std::isfinite(tensor.row<float>(r)[c]))
+                return Status(Code::non_finite, node.name + " (" + op_name(node.op) + "): row " + std::to_string(r) +
+                                                    " holds a value that is not finite");
+    return {};
 }
 
 Tensor node_tensor(const RunArgs& args, NodeId id) {
