@@ -39,6 +39,7 @@ struct RunArgs {
     int32_t kv_pages = 0;
     BatchSize size;                         // of this run
     const void* inputs[input_count] = {};   // by Input; null where the graph has none
+    int32_t feature_rows = 0;               // rows of Input::features
     float* result = nullptr;                // the graph's output as float32 [rows][cols] is put here
     bool check_finite = false;              // stop at the first node whose output holds a NaN or an infinity
     const std::atomic<bool>* cancel = nullptr;    // looked at between nodes

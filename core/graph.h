@@ -41,7 +41,7 @@ enum class Input : uint8_t {
     output_rows,    // [O] tokens whose logits are wanted
     image_rows,     // [T] row of the image features to put there, or -1
     pixels,         // float32, vision graphs only
-    features,       // [n][hidden] projected image features, in the backend's activation type
+    features,       // float32 [n][hidden] projected image features; no data where the batch has no image
 };
 inline constexpr int input_count = 10;
 

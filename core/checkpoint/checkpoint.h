@@ -33,6 +33,9 @@ public:
     // Opens the directory: config.json must be there; weights may be absent (has_weights() false). Errors name the file.
     static Result<std::shared_ptr<const Checkpoint>> open(const std::string& directory);
 
+    // No directory: just a config.json, for plans and benchmarks of a shape.
+    static Result<std::shared_ptr<const Checkpoint>> from_config(const std::string& config_json);
+
     const std::string& directory() const { return directory_; }
     const Json& config() const { return config_; }                          // config.json, an object
     const Json& generation_config() const { return generation_config_; }    // generation_config.json, null where absent

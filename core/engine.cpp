@@ -1,0 +1,266 @@
+#include "core/engine.h"
+#include <algorithm>
+#include <numeric>
+#include "models/blocks.h"
+
+namespace awq {
+
+// ---- pages
+
+PagePool::PagePool(int32_t count) : free_(count), count_(count) {
+    std::iota(free_.rbegin(), free_.rend(), 0);    // page 0 is taken first
+}
+
+std::optional<int32_t> PagePool::take() {
+    std::lock_guard lock(mutex_);
+    if (free_.empty()) return std::nullopt;
+    int32_t page = free_.back();
+    free_.pop_back();
+    return page;
+}
+
+void PagePool::give_back(std::span<const int32_t> pages) {
+    std::lock_guard lock(mutex_);
+    free_.insert(free_.end(), pages.rbegin(), pages.rend());
+}
+
+// ---- session
+
+Session::~Session() { engine_->pages_->give_back(pages_); }
+
+void Session::truncate(int64_t length) {
+    if (length >= this->length()) return;
+    tokens_.resize(static_cast<size_t>(std::max<int64_t>(length, 0)));
+    size_t keep = (tokens_.size() + page_size - 1) / page_size;
+    engine_->pages_->give_back(std::span(pages_).subspan(keep));
+    pages_.resize(keep);
+}
+
+Status Session::reserve(int64_t length) {
+    if (length > engine_->context_)
+        return Status(Code::context_full, "the context is full: " + std::to_string(length) + " tokens, but the context holds " +
+                                              std::to_string(engine_->context_));
+    while (static_cast<int64_t>(pages_.size()) * page_size < length) {
+        auto page = engine_->pages_->take();
+        if (!page)
+            return Status(Code::context_full, "the KV cache is full: all " + std::to_string(engine_->pages_->count()) +
+                                                  " pages of 64 tokens are in use by this and other sessions");
+        pages_.push_back(*page);
+    }
+    return {};
+}
+
+// ---- loading
+
+Engine::~Engine() = default;
+
+Result<std::shared_ptr<Engine>> Engine::load(const EngineOptions& options) {
+    std::shared_ptr<Engine> engine(new Engine());
+    AWQ_TRY(engine->build(options));
+    return engine;
+}
+
+Status Engine::build(const EngineOptions& options) {
+    check_finite_ = options.check_finite;
+    PlanOptions plan_options = options.plan;
+    if (options.shape_config.empty()) {
+        AWQ_ASSIGN(std::string directory, resolve_model_directory(options.model));
+        AWQ_ASSIGN(checkpoint_, Checkpoint::open(directory));
+        if (!checkpoint_->has_weights())
+            return Status(Code::not_found, directory + ": holds no weights; expected model.safetensors or model.safetensors.index.json");
+    } else {
+        AWQ_ASSIGN(checkpoint_, Checkpoint::from_config(options.shape_config));
+    }
+    AWQ_ASSIGN(model_, configure_model(checkpoint_->config()));
+    if (!model_.model->graph) return Status(Code::unsupported, "config.json: model_type: " + quote(model_.config.model_type) + " has a plan but no graph");
+    context_ = options.context > 0 ? options.context : std::min(model_.config.max_positions, default_context);
+    plan_options.context = context_;
+    AWQ_ASSIGN(backend_, create_backend(options.backend, options.backend_options));
+    AWQ_ASSIGN(plan_, make_plan(*checkpoint_, model_, plan_options, backend_.get()));
+
+    if (options.shape_config.empty()) {
+        AWQ_ASSIGN(weights_, WeightStore::load(*checkpoint_, plan_, *backend_, options.progress));
+    } else {
+        AWQ_ASSIGN(weights_, WeightStore::random(plan_, *backend_, options.progress));
+    }
+    AWQ_TRY(build_graphs(plan_options.fuse));
+
+    // Pages for what the caller says, else for 64 full contexts as far as half of the free memory goes (host memory is
+    // only taken as pages are touched), but for one context at least.
+    kv_ = {model_.config.layers, model_.config.kv_heads, model_.config.head_dim};
+    int64_t per_context = (context_ + page_size - 1) / page_size;
+    size_t page_bytes = backend_->kv_page_bytes(kv_);
+    int64_t wanted = (options.cache_tokens + page_size - 1) / page_size;
+    if (options.cache_tokens <= 0) {
+        DeviceInfo device = backend_->device();
+        int64_t affordable = device.memory_free > 0 ? static_cast<int64_t>(device.memory_free / 2 / page_bytes) : per_context;
+        wanted = std::clamp(64 * per_context, per_context, std::max(per_context, affordable));
+    }
+    if (wanted > INT32_MAX) return Status(Code::invalid_argument, "the KV cache would have " + std::to_string(wanted) + " pages; at most 2147483647 expected");
+    pages_ = std::make_unique<PagePool>(static_cast<int32_t>(wanted));
+    AWQ_ASSIGN(kv_cache_, backend_->allocate(page_bytes * static_cast<size_t>(wanted)));
+    AWQ_ASSIGN(activations_, backend_->allocate(std::max(memory_plan_.peak, vision_plan_.peak)));
+    return {};
+}
+
+Status Engine::build_graphs(bool fuse) {
+    {
+        GraphBuilder graph(graph_, *backend_, fuse);
+        ModelBuilder builder(graph, *weights_, model_.config);
+        model_.model->graph(model_.config, builder);
+        AWQ_TRY(graph.status());
+    }
+    BatchSize capacity;
+    capacity.tokens = chunk_tokens;
+    capacity.sequences = chunk_tokens;
+    capacity.outputs = chunk_outputs;
+    memory_plan_ = plan_memory(graph_, capacity);
+    if (has_vision()) {
+        GraphBuilder graph(vision_graph_, *backend_, fuse);
+        ModelBuilder builder(graph, *weights_, model_.config);
+        model_.model->vision(model_.config, builder);
+        AWQ_TRY(graph.status());
+        vision_plan_ = plan_memory(vision_graph_, capacity);
+    }
+    return {};
+}
+
+Result<std::unique_ptr<Session>> Engine::new_session() {
+    return std::unique_ptr<Session>(new Session(shared_from_this()));
+}
+
+// ---- running
+
+Status Engine::run(std::span<Feed> feeds, const std::atomic<bool>* cancel) {
+    std::vector<int64_t> before;
+    for (Feed& feed : feeds) {
+        for (int32_t token : feed.tokens)
+            if (token < 0 || token >= vocab_size())
+                return Status(Code::invalid_argument, "token id " + std::to_string(token) + " is out of range; expected 0 to " +
+                                                          std::to_string(vocab_size() - 1));
+        if (feed.tokens.empty()) return Status(Code::invalid_argument, "the prompt is empty; expected at least one token");
+        before.push_back(feed.session->length());
+    }
+    auto undo = [&](Status status) {
+        for (size_t i = 0; i < feeds.size(); i++) feeds[i].session->truncate(before[i]);
+        return status;
+    };
+    for (Feed& feed : feeds) {
+        if (Status room = feed.session->reserve(feed.session->length() + static_cast<int64_t>(feed.tokens.size())); !room.ok()) return undo(room);
+        if (feed.logits) feed.logits->clear();
+    }
+
+    // Chunks: as many tokens of each feed, in order, as fit beside the others'.
+    std::vector<size_t> done(feeds.size(), 0), count(feeds.size(), 0);
+    for (;;) {
+        int32_t tokens = 0, outputs = 0;
+        for (size_t i = 0; i < feeds.size(); i++) {
+            size_t left = feeds[i].tokens.size() - done[i];
+            count[i] = std::min<size_t>(left, static_cast<size_t>(chunk_tokens - tokens));
+            if (feeds[i].want == Feed::Logits::all) count[i] = std::min<size_t>(count[i], static_cast<size_t>(chunk_outputs - outputs));
+            bool ends = count[i] == left && count[i] > 0;
+            if (feeds[i].want == Feed::Logits::last && ends && outputs == chunk_outputs) count[i] = 0;
+            else if (feeds[i].want == Feed::Logits::last && ends) outputs++;
+            if (feeds[i].want == Feed::Logits::all) outputs += static_cast<int32_t>(count[i]);
+            tokens += static_cast<int32_t>(count[i]);
+        }
+        if (tokens == 0) return {};
+        if (Status status = run_chunk(feeds, done, count, cancel); !status.ok()) return undo(status);
+        for (size_t i = 0; i < feeds.size(); i++) done[i] += count[i];
+    }
+}
+
+Status Engine::run_chunk(std::span<Feed> feeds, std::span<const size_t> done, std::span<const size_t> count, const std::atomic<bool>* cancel) {
+    std::vector<int32_t> tokens, positions, sequence, seq_begin, rope_len, page_table, output_rows, image_rows, active;
+    BatchSize size;
+    for (size_t i = 0; i < feeds.size(); i++)
+        if (count[i] > 0) {
+            active.push_back(static_cast<int32_t>(i));
+            size.max_pages = std::max(size.max_pages, static_cast<int32_t>(feeds[i].session->pages_.size()));
+        }
+    size.sequences = static_cast<int32_t>(active.size());
+    std::span<const float> features;
+    for (int32_t s = 0; s < size.sequences; s++) {
+        const Feed& feed = feeds[active[s]];
+        const Session& session = *feed.session;
+        size_t begin = done[active[s]], end = begin + count[active[s]];
+        seq_begin.push_back(static_cast<int32_t>(tokens.size()));
+        rope_len.push_back(static_cast<int32_t>(session.length() + static_cast<int64_t>(feed.tokens.size() - begin)));
+        int32_t image_row = static_cast<int32_t>(std::count(feed.tokens.begin(), feed.tokens.begin() + begin, config().vision.image_token));
+        for (size_t t = begin; t < end; t++) {
+            bool image = !feed.features.empty() && feed.tokens[t] == config().vision.image_token;
+            image_rows.push_back(image ? image_row++ : -1);
+            if (feed.want == Feed::Logits::all || (feed.want == Feed::Logits::last && t + 1 == feed.tokens.size()))
+                output_rows.push_back(static_cast<int32_t>(tokens.size()));
+            tokens.push_back(feed.tokens[t]);
+            positions.push_back(static_cast<int32_t>(session.length() + static_cast<int64_t>(t - begin)));
+            sequence.push_back(s);
+        }
+        if (!feed.features.empty()) features = feed.features;
+        page_table.insert(page_table.end(), session.pages_.begin(), session.pages_.end());
+        page_table.resize(static_cast<size_t>(size.max_pages) * (s + 1), 0);
+    }
+    seq_begin.push_back(static_cast<int32_t>(tokens.size()));
+    size.tokens = static_cast<int32_t>(tokens.size());
+    size.outputs = static_cast<int32_t>(output_rows.size());
+    std::vector<float> result(static_cast<size_t>(size.outputs) * static_cast<size_t>(vocab_size()));
+
+    RunArgs args;
+    args.graph = &graph_;
+    args.plan = &memory_plan_;
+    args.activations = activations_.get();
+    args.kv_cache = kv_cache_.get();
+    args.kv = kv_;
+    args.kv_pages = pages_->count();
+    args.size = size;
+    args.result = result.data();
+    args.check_finite = check_finite_;
+    args.cancel = cancel;
+    auto input = [&](Input kind, const auto& values) { args.inputs[static_cast<int>(kind)] = values.data(); };
+    input(Input::tokens, tokens);
+    input(Input::positions, positions);
+    input(Input::sequence, sequence);
+    input(Input::seq_begin, seq_begin);
+    input(Input::rope_len, rope_len);
+    input(Input::page_table, page_table);
+    input(Input::output_rows, output_rows);
+    input(Input::image_rows, image_rows);
+    input(Input::features, features);
+    args.feature_rows = config().hidden_size > 0 ? static_cast<int32_t>(features.size() / static_cast<size_t>(config().hidden_size)) : 0;
+    {
+        std::lock_guard lock(run_mutex_);
+        AWQ_TRY(backend_->run(args));
+    }
+    size_t row = 0;
+    for (int32_t s = 0; s < size.sequences; s++) {
+        Feed& feed = feeds[active[s]];
+        size_t begin = done[active[s]], end = begin + count[active[s]];
+        size_t rows = feed.want == Feed::Logits::all ? end - begin : feed.want == Feed::Logits::last && end == feed.tokens.size() ? 1 : 0;
+        size_t vocab = static_cast<size_t>(vocab_size());
+        if (feed.logits) feed.logits->insert(feed.logits->end(), result.begin() + static_cast<int64_t>(row * vocab), result.begin() + static_cast<int64_t>((row + rows) * vocab));
+        row += rows;
+        feed.session->tokens_.insert(feed.session->tokens_.end(), feed.tokens.begin() + static_cast<int64_t>(begin), feed.tokens.begin() + static_cast<int64_t>(end));
+    }
+    return {};
+}
+
+Result<std::vector<float>> Engine::image_features(std::span<const float> pixels) {
+    if (!has_vision()) return Status(Code::unsupported, "this model takes no images");
+    size_t side = static_cast<size_t>(config().vision.image_size);
+    if (pixels.size() != 3 * side * side)
+        return Status(Code::invalid_argument, "pixel_values: " + std::to_string(pixels.size()) + " numbers; expected 3 x " + std::to_string(side) +
+                                                  " x " + std::to_string(side));
+    std::vector<float> features(static_cast<size_t>(config().rows_per_image() * config().hidden_size));
+    RunArgs args;
+    args.graph = &vision_graph_;
+    args.plan = &vision_plan_;
+    args.activations = activations_.get();
+    args.inputs[static_cast<int>(Input::pixels)] = pixels.data();
+    args.result = features.data();
+    args.check_finite = check_finite_;
+    std::lock_guard lock(run_mutex_);
+    AWQ_TRY(backend_->run(args));
+    return features;
+}
+
+}  // namespace awq

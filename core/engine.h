@@ -1,0 +1,127 @@
+// A loaded model, and what runs on it.
+//
+// Engine: weights, graphs, tokenizer, templates: immutable once loaded, shared by any number of Sessions on any number of
+// threads. What a run needs for itself (activations, the thread pool) is guarded inside: runs take turns.
+// Session: one mutable timeline of tokens with its pages of the KV cache. One thread at a time may use it.
+#pragma once
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+#include "backends/backend.h"
+#include "core/checkpoint/checkpoint.h"
+#include "core/plan.h"
+#include "core/weight_store.h"
+
+namespace awq {
+
+class Tokenizer;
+class Session;
+
+struct EngineOptions {
+    std::string model;                    // directory, or org/name[@revision] in the Hugging Face cache
+    std::string backend = "auto";
+    BackendOptions backend_options;
+    PlanOptions plan;
+    int64_t context = 0;                  // positions of one session; 0: the model's, at most default_context
+    int64_t cache_tokens = 0;             // positions of all sessions together; 0: what memory allows, see engine.cpp
+    bool check_finite = false;
+    std::string shape_config;             // a config.json as text: no checkpoint, random weights
+    LoadProgress progress;
+};
+inline constexpr int64_t default_context = 8192;
+inline constexpr int32_t chunk_tokens = 512;     // most tokens of one run
+inline constexpr int32_t chunk_outputs = 64;     // most rows of logits of one run
+
+// The cache's pages and who has them. Thread-safe.
+class PagePool {
+public:
+    explicit PagePool(int32_t count);
+    std::optional<int32_t> take();        // nothing: all pages are in use
+    void give_back(std::span<const int32_t> pages);
+    int32_t count() const { return count_; }
+
+private:
+    std::mutex mutex_;
+    std::vector<int32_t> free_;
+    int32_t count_;
+};
+
+// Tokens that a session is to be fed in one call of Engine::run.
+struct Feed {
+    Session* session = nullptr;
+    std::span<const int32_t> tokens;
+    enum class Logits : uint8_t { none, last, all } want = Logits::last;
+    std::vector<float>* logits = nullptr;           // receives [1 or tokens][vocab] float32
+    // Images in `tokens`: projected features [n][hidden] put, in order, where the image token stands.
+    std::span<const float> features;
+};
+
+class Engine : public std::enable_shared_from_this<Engine> {
+public:
+    static Result<std::shared_ptr<Engine>> load(const EngineOptions& options);
+    ~Engine();
+
+    const ModelConfig& config() const { return model_.config; }
+    const Model& model() const { return *model_.model; }
+    const Plan& plan() const { return plan_; }
+    const Backend& backend() const { return *backend_; }
+    const Checkpoint* checkpoint() const { return checkpoint_.get(); }    // null for random weights
+    const Graph& graph() const { return graph_; }
+    size_t weight_bytes() const { return weights_->bytes(); }
+    size_t activation_bytes() const { return memory_plan_.peak; }
+    int64_t context() const { return context_; }
+    int64_t vocab_size() const { return model_.config.vocab_size; }
+    bool has_vision() const { return model_.model->vision != nullptr && model_.config.vision.layers > 0; }
+
+    Result<std::unique_ptr<Session>> new_session();
+
+    // Feeds every session its tokens, all sessions' in one batch where they fit, long ones in chunks. On an error the
+    // sessions that were not completed are as they were before. `cancel`, where given, ends the run early.
+    Status run(std::span<Feed> feeds, const std::atomic<bool>* cancel = nullptr);
+    // Pixels [3 * size][size] (channels R, G, B, normalised) of one image to projected features [rows_per_image][hidden].
+    Result<std::vector<float>> image_features(std::span<const float> pixels);
+
+private:
+    friend class Session;
+    Engine() = default;
+    Status build(const EngineOptions& options);
+    Status build_graphs(bool fuse);
+    Status run_chunk(std::span<Feed> feeds, std::span<const size_t> done, std::span<const size_t> count, const std::atomic<bool>* cancel);
+
+    ConfiguredModel model_;
+    std::shared_ptr<const Checkpoint> checkpoint_;
+    Plan plan_;
+    std::unique_ptr<Backend> backend_;
+    std::unique_ptr<WeightStore> weights_;
+    Graph graph_, vision_graph_;
+    MemoryPlan memory_plan_, vision_plan_;
+    std::unique_ptr<Buffer> activations_, kv_cache_;
+    KvShape kv_;
+    std::unique_ptr<PagePool> pages_;
+    int64_t context_ = 0;
+    bool check_finite_ = false;
+    std::mutex run_mutex_;    // the activations and the backend's threads serve one run at a time
+};
+
+class Session {
+public:
+    ~Session();
+    Engine& engine() const { return *engine_; }
+    std::span<const int32_t> tokens() const { return tokens_; }     // what the cache holds
+    int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
+    void truncate(int64_t length);                                  // forgets all tokens from `length` on
+
+private:
+    friend class Engine;
+    explicit Session(std::shared_ptr<Engine> engine) : engine_(std::move(engine)) {}
+    Status reserve(int64_t length);    // pages for so many tokens
+    std::shared_ptr<Engine> engine_;
+    std::vector<int32_t> tokens_, pages_;
+};
+
+}  // namespace awq

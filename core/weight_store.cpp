@@ -1,0 +1,196 @@
+#include "core/weight_store.h"
+#include <cmath>
+
+namespace awq {
+namespace {
+
+// Rows that are no tensor of a file: a bias or a scale the checkpoint lacks, an act-order permutation, random numbers.
+class MadeRows : public WeightRows {
+public:
+    MadeRows(int64_t rows, int64_t cols, std::function<float(int64_t)> element) : element_(std::move(element)) {
+        out = rows;
+        in = cols;
+        dtype = DType::f32;
+    }
+    void read_quantized(int64_t, int64_t, uint8_t*, float*, float*) const override {}
+    void read_dense(int64_t first, int64_t count, float* rows) const override {
+        for (int64_t i = 0; i < count * in; i++) rows[i] = element_(first * in + i);
+    }
+
+private:
+    std::function<float(int64_t)> element_;
+};
+
+uint32_t hash(uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return static_cast<uint32_t>(x >> 32);
+}
+
+// Weights of standard deviation 1 / sqrt(in), so that activations keep their size through the layers.
+class RandomRows : public WeightRows {
+public:
+    RandomRows(const WeightSpec& spec, int64_t rows, uint64_t seed) : seed_(seed) {
+        out = rows;
+        in = spec.in;
+        group_size = spec.group_size;
+        integer_zeros = true;
+        dtype = spec.dtype;
+        size_ = 1.0f / std::sqrt(static_cast<float>(in));
+    }
+    void read_quantized(int64_t first, int64_t count, uint8_t* q, float* scale, float* offset) const override {
+        int64_t groups = in / group_size;
+        for (int64_t r = 0; r < count; r++) {
+            uint64_t row = seed_ + static_cast<uint64_t>(first + r) * 0x9e3779b97f4a7c15u;
+            for (int64_t k = 0; k < in; k += 8) {
+                uint32_t bits = hash(row + static_cast<uint64_t>(k));
+                for (int64_t j = k; j < std::min(k + 8, in); j++, bits >>= 4) q[r * in + j] = bits & 15;
+            }
+            for (int64_t g = 0; g < groups; g++) {
+                uint32_t bits = hash(row + 0x5555u + static_cast<uint64_t>(g));
+                float s = half_to_float(float_to_half(size_ * (0.15f + 0.1f * static_cast<float>(bits & 255) / 256)));
+                scale[r * groups + g] = s;
+                offset[r * groups + g] = -static_cast<float>(6 + (bits >> 8 & 3)) * s;
+            }
+        }
+    }
+    void read_dense(int64_t first, int64_t count, float* rows) const override {
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t k = 0; k < in; k++) {
+                uint32_t bits = hash(seed_ + static_cast<uint64_t>((first + r) * in + k));
+                rows[r * in + k] = (static_cast<float>(bits & 0xffff) / 32768 - 1) * 1.73f * size_;
+            }
+    }
+
+private:
+    uint64_t seed_;
+    float size_;
+};
+
+std::string suffix_of(const std::string& name) { return name.substr(name.rfind('.') + 1); }
+
+// The sources of one planned weight, in pack()'s order.
+Result<std::vector<std::unique_ptr<WeightRows>>> open_sources(const Checkpoint& checkpoint, const Plan& plan, const PlannedWeight& planned) {
+    std::vector<std::unique_ptr<WeightRows>> sources;
+    const WeightSpec& spec = planned.spec;
+    const std::string suffix = suffix_of(spec.name);
+    for (size_t i = 0; i < planned.modules.size(); i++) {
+        const std::string& path = planned.modules[i];
+        const PlanRow* row = plan.find(path);
+        if (!row) return Status(Code::internal, path + ": is not in the plan");
+        const Module& module = row->module;
+        if (spec.kind == WeightKind::vector && suffix == "input_order") {
+            if (i > 0) continue;    // members of a fused weight share the order
+            AWQ_ASSIGN(auto rows, row->format->open({checkpoint, path}, plan.awq, module.out, module.in));
+            auto order = std::move(rows->input_order);
+            sources.push_back(std::make_unique<MadeRows>(1, spec.in, [order](int64_t k) { return static_cast<float>(order[k]); }));
+        } else if (spec.kind == WeightKind::vector) {
+            std::string tensor = module.kind == ModuleKind::parameter ? path : path + "." + suffix;
+            int64_t size = module.kind == ModuleKind::linear ? module.out : module.in;
+            float missing = suffix == "bias" ? 0.0f : 1.0f;
+            bool optional = suffix == "bias" || suffix == "scales";
+            if (optional && !checkpoint.find(tensor)) {
+                sources.push_back(std::make_unique<MadeRows>(1, size, [missing](int64_t) { return missing; }));
+            } else {
+                AWQ_ASSIGN(auto rows, open_plain(checkpoint, tensor, 1, size));
+                sources.push_back(std::move(rows));
+            }
+        } else if (module.kind == ModuleKind::linear && row->format) {
+            AWQ_ASSIGN(auto rows, row->format->open({checkpoint, path}, plan.awq, module.out, module.in));
+            sources.push_back(std::move(rows));
+        } else {
+            AWQ_ASSIGN(auto rows, open_plain(checkpoint, path + ".weight", module.out, module.in));
+            sources.push_back(std::move(rows));
+        }
+    }
+    return sources;
+}
+
+std::vector<std::unique_ptr<WeightRows>> random_sources(const PlannedWeight& planned, uint64_t seed) {
+    std::vector<std::unique_ptr<WeightRows>> sources;
+    const WeightSpec& spec = planned.spec;
+    if (spec.kind == WeightKind::vector) {
+        float value = suffix_of(spec.name) == "bias" ? 0.0f : 1.0f;
+        sources.push_back(std::make_unique<MadeRows>(1, spec.in, [value](int64_t) { return value; }));
+        return sources;
+    }
+    for (int64_t e = 0; e < spec.experts; e++)
+        for (int64_t rows : spec.member_rows)
+            sources.push_back(std::make_unique<RandomRows>(spec, rows, seed + (sources.size() << 40)));
+    return sources;
+}
+
+}  // namespace
+
+Status WeightStore::allocate(const Plan& plan, Backend& backend) {
+    size_t total = 0;
+    weights_.reserve(plan.weights.size());    // graphs point into it
+    for (const PlannedWeight& planned : plan.weights) {
+        Weight weight;
+        weight.spec = planned.spec;
+        backend.lay_out(weight);
+        weight.data = reinterpret_cast<void*>(total);    // the offset, until the buffer is there
+        total += (weight.bytes + memory_alignment - 1) / memory_alignment * memory_alignment;
+        by_name_[weight.spec.name] = weights_.size();
+        weights_.push_back(std::move(weight));
+    }
+    AWQ_ASSIGN(buffer_, backend.allocate(total));
+    for (size_t i = 0; i < weights_.size(); i++) {
+        Weight& weight = weights_[i];
+        weight.data = static_cast<char*>(buffer_->data) + reinterpret_cast<size_t>(weight.data);
+        if (weight.spec.kind == WeightKind::vector) continue;
+        const auto& modules = plan.weights[i].modules;
+        int64_t first = 0;
+        for (size_t m = 0; m < modules.size() && m < weight.spec.member_rows.size(); m++) {
+            by_module_[modules[m]] = {&weight, first, weight.spec.member_rows[m]};
+            first += weight.spec.member_rows[m];
+        }
+    }
+    for (const PlanRow& row : plan.rows)
+        if (!row.module.tied_to.empty())
+            if (auto table = by_module_.find(row.module.tied_to); table != by_module_.end()) by_module_.emplace(row.module.path, table->second);
+    return {};
+}
+
+Result<std::unique_ptr<WeightStore>> WeightStore::load(const Checkpoint& checkpoint, const Plan& plan, Backend& backend,
+                                                       const LoadProgress& progress) {
+    auto store = std::make_unique<WeightStore>();
+    AWQ_TRY(store->allocate(plan, backend));
+    size_t done = 0;
+    for (size_t i = 0; i < plan.weights.size(); i++) {
+        AWQ_ASSIGN(auto sources, open_sources(checkpoint, plan, plan.weights[i]));
+        std::vector<const WeightRows*> pointers;
+        for (const auto& source : sources) pointers.push_back(source.get());
+        AWQ_TRY(backend.pack(store->weights_[i], pointers).in(plan.weights[i].spec.name));
+        done += store->weights_[i].bytes;
+        if (progress && !progress(done, store->bytes())) return Status(Code::cancelled, "loading was cancelled");
+    }
+    return store;
+}
+
+Result<std::unique_ptr<WeightStore>> WeightStore::random(const Plan& plan, Backend& backend, const LoadProgress& progress) {
+    auto store = std::make_unique<WeightStore>();
+    AWQ_TRY(store->allocate(plan, backend));
+    size_t done = 0;
+    for (size_t i = 0; i < plan.weights.size(); i++) {
+        auto sources = random_sources(plan.weights[i], i);
+        std::vector<const WeightRows*> pointers;
+        for (const auto& source : sources) pointers.push_back(source.get());
+        AWQ_TRY(backend.pack(store->weights_[i], pointers));
+        done += store->weights_[i].bytes;
+        if (progress && !progress(done, store->bytes())) return Status(Code::cancelled, "loading was cancelled");
+    }
+    return store;
+}
+
+const Weight* WeightStore::find(const std::string& name) const {
+    auto it = by_name_.find(name);
+    return it == by_name_.end() ? nullptr : &weights_[it->second];
+}
+
+WeightStore::Slice WeightStore::slice(const std::string& module) const {
+    auto it = by_module_.find(module);
+    return it == by_module_.end() ? Slice() : it->second;
+}
+
+}  // namespace awq
