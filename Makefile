@@ -22,7 +22,7 @@ comma := ,
 LDFLAGS_ALL += $(LDFLAGS)
 
 # ---- the rooms
-LIB_SOURCES  := $(wildcard core/*.cpp core/*/*.cpp core/*/*/*.cpp models/*.cpp backends/*.cpp backends/reference/*.cpp backends/cpu/*.cpp)
+LIB_SOURCES  := $(wildcard core/*.cpp core/*/*.cpp core/*/*/*.cpp models/*.cpp backends/*.cpp backends/reference/*.cpp backends/cpu/*.cpp backends/cuda/*.cpp)
 CLI_SOURCES  := $(filter-out examples/embed.cpp,$(wildcard examples/*.cpp))
 TEST_SOURCES := $(wildcard tests/*.cpp)
 # Kernel files are compiled once for each instruction set, each time into a namespace of its own.

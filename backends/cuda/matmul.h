@@ -1,0 +1,102 @@
+// Matrix products of the CUDA backend: y = x W^T for a few rows of x to a few thousand, W int4 (pack_q4.h) or dense.
+//
+// The functions choose a kernel and launch it on context.stream; they never synchronise and allocate nothing, so they can
+// be captured in a graph. Activations are half, accumulation is float, reductions run in a fixed order: the same
+// inputs give the same bits at the same row count.
+//
+//   rows                    kernel                                         file
+//   1..16, int4             ring of bulk copies + mma.sync, sm_90          matmul_decode.cu
+//   17.., int4              wgmma, weights dequantised in registers        matmul_prefill_sm90.cu   (sm_90a only)
+//   any, int4 or dense      mma.sync; also mixtures of experts             matmul_mma.cu            (sm_80 and later)
+//   1..8, dense             plain 16-byte loads and FMA (output heads)     dense.cu
+//
+// Programmatic dependent launch: with context.pdl every kernel is launched with the attribute, triggers its dependents as
+// it starts, and calls griddepcontrol.wait before it touches anything but weights (x, y, residual, scratch). Kernels of
+// other files in the same stream must also wait before they read or write activations; whether they trigger is theirs.
+#pragma once
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include "backends/cuda/pack_q4.h"
+#include "core/graph.h"
+
+namespace awq::cuda {
+
+// What the launch functions know of a device; made once for each by open_matmul (which also raises the kernels' shared
+// memory limits) and copied freely.
+struct MatmulDevice {
+    int ordinal = 0;
+    int sm_count = 0;
+    int arch = 0;                       // 90 for compute capability 9.0
+    void* encode_tensor_map = nullptr;  // the driver's cuTensorMapEncodeTiled, or null
+};
+cudaError_t open_matmul(int ordinal, MatmulDevice* device);
+
+struct MatmulContext {
+    MatmulDevice device;
+    cudaStream_t stream = nullptr;
+    // Device memory for split sums and normalised rows, at least matmul_scratch_bytes() of the largest product. Zeroed once
+    // after allocation, then left alone: kernels leave its counters zero. One scratch serves one stream.
+    void* scratch = nullptr;
+    size_t scratch_bytes = 0;
+    bool pdl = true;
+};
+size_t matmul_scratch_bytes(int64_t max_rows, int64_t max_in);
+
+struct Q4Weight {
+    Q4Layout layout;
+    const void* data = nullptr;  // device, 32-byte aligned; experts one behind the other, layout.bytes() each
+    int experts = 1;
+};
+
+// Row-major [out][pitch], pitch = dense_pitch(in), padding columns zero. `gated`: tile i of 16 rows holds gate rows
+// 8i..8i+7, then up rows 8i..8i+7, out / 2 a multiple of 8 or padded to one with zero rows.
+struct DenseWeight {
+    int64_t out = 0, in = 0;
+    DType dtype = DType::f16;  // or bf16
+    bool gated = false;
+    const void* data = nullptr;  // 16-byte aligned; experts one behind the other, dense_bytes() each
+    int experts = 1;
+};
+inline int64_t dense_pitch(int64_t in) { return (in + 7) / 8 * 8; }
+inline int64_t dense_rows(const DenseWeight& w) { return w.gated ? (w.out / 2 + 7) / 8 * 16 : w.out; }
+inline int64_t dense_bytes(const DenseWeight& w) { return dense_rows(w) * dense_pitch(w.in) * 2; }
+
+// The product and what is fused around it:  y = epilogue(norm(x) W^T).
+struct MatmulArgs {
+    int rows = 0;
+    const half* x = nullptr;  // [rows][in], row r at x + r * ldx
+    int64_t ldx = 0;
+    half* y = nullptr;     // [rows][columns], row r at y + r * ldy; or y32
+    float* y32 = nullptr;  // the same as float (logits); exactly one of y, y32. Dense weights only
+    int64_t ldy = 0;
+    // rms_norm of x before the product: x * rsqrt(mean(x^2) + eps), rounded to half, times the weight. Null: none.
+    const float* norm_weight = nullptr;  // [in]
+    float norm_eps = 0;
+    bool norm_plus_one = false;  // times weight + 1
+    // After it. For a gated weight with `gate_activation` y = act(gate) * up has out / 2 columns; with Activation::none all
+    // out columns are written in source order. bias and residual go with ungated weights.
+    Activation gate_activation = Activation::none;
+    const float* bias = nullptr;     // [out]
+    const half* residual = nullptr;  // [rows][out], row r at residual + r * ld_residual; may be y itself
+    int64_t ld_residual = 0;
+};
+cudaError_t matmul_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);
+cudaError_t matmul_dense(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args);
+
+// Mixture of experts: rows sorted by expert. Row r of y is made from row source[r] of x (source null: r) with the weight of
+// expert[r]. args.rows is the number of sorted rows (tokens * top_k); all arrays are in device memory, written by a
+// kernel before this one in the stream. args' norm, bias and residual must be absent.
+struct ExpertRows {
+    const int32_t* begin = nullptr;   // [experts + 1]: first sorted row of each expert
+    const int32_t* expert = nullptr;  // [rows]
+    const int32_t* source = nullptr;  // [rows] or null
+};
+cudaError_t matmul_q4_experts(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args,
+                              const ExpertRows& rows);
+cudaError_t matmul_dense_experts(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args,
+                                 const ExpertRows& rows);
+
+// The name of the kernel matmul_q4 would choose, for `awq inspect`.
+const char* matmul_q4_name(const MatmulDevice& device, const Q4Weight& weight, int rows);
+
+}  // namespace awq::cuda
