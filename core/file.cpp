@@ -66,6 +66,12 @@ MappedFile::~MappedFile() {
     if (data_) munmap(const_cast<uint8_t*>(data_), size_);
 }
 
+void MappedFile::prefetch(size_t offset, size_t length) const {
+    size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    size_t begin = offset / page * page, end = std::min(offset + length, size_);
+    if (data_ && begin < end) madvise(const_cast<uint8_t*>(data_) + begin, end - begin, MADV_WILLNEED);
+}
+
 void MappedFile::forget(size_t offset, size_t length) const {
     size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     size_t begin = (offset + page - 1) / page * page, end = std::min(offset + length, size_) / page * page;

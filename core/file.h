@@ -18,6 +18,8 @@ public:
     const std::string& path() const { return path_; }
     const uint8_t* data() const { return data_; }
     size_t size() const { return size_; }
+    // Tells the system that these bytes are wanted soon.
+    void prefetch(size_t offset, size_t length) const;
     // Tells the system that these bytes are no longer needed in memory (they can be read from the file again).
     void forget(size_t offset, size_t length) const;
 

@@ -30,7 +30,8 @@ public:
     virtual void read_quantized(int64_t first, int64_t count, uint8_t* q, float* scale, float* offset) const = 0;
     // The same rows as plain floats [count][in], in the column order above; quantised ones dequantised.
     virtual void read_dense(int64_t first, int64_t count, float* rows) const = 0;
-    // The bytes in the file may leave memory: they have been packed.
+    // Hints: the bytes in the file will be read soon; they may leave memory, since they have been packed.
+    virtual void prefetch() const {}
     virtual void forget() const {}
 };
 

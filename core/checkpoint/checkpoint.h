@@ -5,7 +5,6 @@
 #pragma once
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 #include "core/file.h"
 #include "core/json.h"
@@ -25,12 +24,16 @@ struct TensorInfo {
     int shard = 0;                   // index into Checkpoint::shards()
 };
 
-// Opens and validates one safetensors file (loader-rules: header, entries, layout). Tensors in the order of the file.
+std::string tensor_text(const TensorInfo& tensor);    // "I32 [256, 32]", for messages
+
+// Validates one safetensors file: header, entries, layout. Tensors in the order of their bytes; errors name the file.
 Result<std::vector<TensorInfo>> read_safetensors(const MappedFile& file);
+bool is_lfs_pointer(std::string_view content);        // what Git leaves in place of a large file it did not fetch
 
 class Checkpoint {
 public:
-    // Opens the directory: config.json must be there; weights may be absent (has_weights() false). Errors name the file.
+    // Opens the directory: config.json must be there; weights may be absent (has_weights() false). Weights are
+    // model.safetensors or the shards of model.safetensors.index.json, nothing else. Errors name the file.
     static Result<std::shared_ptr<const Checkpoint>> open(const std::string& directory);
 
     // No directory: just a config.json, for plans and benchmarks of a shape.
@@ -44,19 +47,25 @@ public:
     const std::string& quantization_file() const { return quantization_file_; }    // "config.json", "quant_config.json", ...
 
     bool has_weights() const { return !shards_.empty(); }
+    // Why there are none: which files were looked for and what lies there instead. Only for has_weights() false.
+    Status missing_weights() const;
     const std::vector<MappedFile>& shards() const { return shards_; }
     const std::vector<TensorInfo>& tensors() const { return tensors_; }
     const TensorInfo* find(std::string_view name) const;                    // null where there is none
     std::string shard_name(const TensorInfo& tensor) const;                 // file name without the directory
-    // The bytes of a tensor need not stay in memory.
+    // Hints to the system: these bytes are wanted soon (it reads ahead); they need not stay in memory.
+    void prefetch(const TensorInfo& tensor) const;
     void forget(const TensorInfo& tensor) const;
 
 private:
+    Status read_quantization();
+    Status open_weights();
+
     std::string directory_, quantization_file_;
     Json config_, generation_config_, quantization_;
     std::vector<MappedFile> shards_;
     std::vector<TensorInfo> tensors_;
-    std::unordered_map<std::string_view, size_t> index_;    // keys point into tensors_
+    std::vector<size_t> by_name_;    // indices of tensors_, in order of the names
 };
 
 // MODEL of the command line: a directory as it is, or org/name[@revision] in the local Hugging Face cache.

@@ -23,17 +23,19 @@ struct WeightFormat {
     const char* class_name;       // a short description for people: "AutoAWQ GEMM (int32, 0 4 1 5 2 6 3 7)"
     // The suffixes of the tensors it uses, for "unused tensor" warnings: {"qweight", "qzeros", "scales"}.
     std::span<const char* const> suffixes;
-    // Whether the module's tensors are of this format: which are there, their types and how their shapes relate, for a
-    // Linear of out x in. Cheap. Exactly one format says yes for a sound module.
+    // Whether the module's tensors are of this format, for a Linear of out x in: by the packed tensor's type and shape,
+    // so that open() can name what is wrong with the others. Cheap. Exactly one format says yes for a sound module.
     bool (*detect)(const ModuleTensors& tensors, const AwqConfig& config, int64_t out, int64_t in);
-    // Full validation, then a source of rows. Errors name the tensor, what was found and what was expected.
+    // Full validation, then a source of rows, which the checkpoint must outlive. Errors name the tensor, what was found
+    // and what was expected.
     Result<std::unique_ptr<WeightRows>> (*open)(const ModuleTensors& tensors, const AwqConfig& config, int64_t out, int64_t in);
 };
 
 std::span<const WeightFormat* const> weight_formats();
 // The format of a module, or an error that lists the module's tensors as found and the formats that were tried.
 Result<const WeightFormat*> detect_format(const ModuleTensors& tensors, const AwqConfig& config, int64_t out, int64_t in);
-// A floating tensor of exactly this shape as a source of rows (embedding tables, norms, biases).
+// A floating tensor as a source of rows (embedding tables, norms, biases), checked to be finite: of shape [out, in], or
+// [in] where out is 1; a convolution's [out, ...] counts as the matrix it is.
 Result<std::unique_ptr<WeightRows>> open_plain(const Checkpoint& checkpoint, const std::string& tensor, int64_t out, int64_t in);
 
 }  // namespace awq

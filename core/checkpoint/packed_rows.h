@@ -1,0 +1,104 @@
+// What the file formats of int4 Linears share: checks of a module's tensors, and unpacking of nibbles.
+//
+// Names used throughout: out x in is the Linear's size, groups = in / group_size, q a 4-bit value, z a zero point.
+#pragma once
+#include <cstring>
+#include <initializer_list>
+#include "core/checkpoint/weight_format.h"
+
+namespace awq {
+
+// ---- checks; errors name the file, the tensor, what was found and what was expected
+
+// "model.safetensors: model.layers.0.mlp.up_proj.scales: " + what
+Status tensor_error(const Checkpoint& checkpoint, const TensorInfo& tensor, const std::string& what);
+// The module's tensor of exactly this shape and one of these types. `note` is added to what was expected.
+Result<const TensorInfo*> need_tensor(const ModuleTensors& tensors, std::string_view suffix, std::initializer_list<DType> types,
+                                      std::initializer_list<int64_t> shape, const std::string& note = "");
+// Every number of the leading part rows x cols of a two-dimensional tensor is finite; the rest is padding.
+Status need_finite(const Checkpoint& checkpoint, const TensorInfo& tensor, int64_t rows, int64_t cols);
+// The configured group size (-1: `in`) for bits 4, which must divide `in`. Without a configuration: what the tensor of
+// scales [groups][out] says.
+Result<int64_t> need_group_size(const ModuleTensors& tensors, const AwqConfig& config, int64_t in, const TensorInfo* scales);
+std::string group_note(const AwqConfig& config, int64_t group_size);  // " (group_size 128)"
+
+bool has_shape(const TensorInfo* tensor, DType type, std::initializer_list<int64_t> shape);
+// Whether scales lie by output ([out][groups, padded]) rather than by group: decides where out and in make a qweight fit
+// two formats.
+bool scales_by_output(const ModuleTensors& tensors, int64_t out);
+
+// ---- rows
+
+// A source of rows that reads the tensors `used`; the checkpoint must outlive it. Formats add read_quantized().
+class PackedRows : public WeightRows {
+public:
+    PackedRows(const ModuleTensors& tensors, int64_t out, int64_t in, int64_t group_size);
+    void read_dense(int64_t first, int64_t count, float* rows) const override;
+    void prefetch() const override;
+    void forget() const override;
+
+protected:
+    const Checkpoint& checkpoint_;
+    std::vector<const TensorInfo*> used_;
+    int64_t groups_;
+};
+
+// Columns first .. first + count - 1 of a floating matrix [rows][width], as rows: to[count][rows].
+void read_columns(const TensorInfo& matrix, int64_t rows, int64_t width, int64_t first, int64_t count, float* to);
+
+// ---- nibbles
+
+inline uint32_t load_u32(const uint8_t* at) {
+    uint32_t word;
+    std::memcpy(&word, at, 4);
+    return word;
+}
+inline uint64_t load_u64(const uint8_t* at) {
+    uint64_t word;
+    std::memcpy(&word, at, 8);
+    return word;
+}
+inline void store_u64(uint8_t* at, uint64_t word) { std::memcpy(at, &word, 8); }
+
+// The eight nibbles of a word as eight bytes, lowest first.
+inline uint64_t spread_nibbles(uint32_t word) {
+    uint64_t x = word;
+    x = (x | x << 16) & 0x0000ffff0000ffff;
+    x = (x | x << 8) & 0x00ff00ff00ff00ff;
+    return (x | x << 4) & 0x0f0f0f0f0f0f0f0f;
+}
+
+// `count` nibbles in plain order, the low one of each byte first.
+inline void unpack_nibbles(const uint8_t* packed, int64_t count, uint8_t* q) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) store_u64(q + i, spread_nibbles(load_u32(packed + i / 2)));
+    for (; i < count; i++) q[i] = packed[i / 2] >> (i % 2 * 4) & 15;
+}
+
+// Eight words of eight nibbles: byte i of column[n] becomes nibble n of word[i].
+inline void transpose_nibbles(const uint32_t word[8], uint64_t column[8]) {
+    uint64_t even[4], odd[4];
+    for (int i = 0; i < 4; i++) {  // bytes 0..3 from word i, 4..7 from word i + 4; nibbles 0 2 4 6 and 1 3 5 7
+        uint64_t both = word[i] | static_cast<uint64_t>(word[i + 4]) << 32;
+        even[i] = both & 0x0f0f0f0f0f0f0f0f;
+        odd[i] = both >> 4 & 0x0f0f0f0f0f0f0f0f;
+    }
+    for (uint64_t* x : {even, odd}) {  // both halves hold a 4 x 4 matrix of bytes: transpose them together
+        for (int i = 0; i < 4; i += 2) {
+            uint64_t t = (x[i] >> 8 ^ x[i + 1]) & 0x00ff00ff00ff00ff;
+            x[i + 1] ^= t;
+            x[i] ^= t << 8;
+        }
+        for (int i = 0; i < 2; i++) {
+            uint64_t t = (x[i] >> 16 ^ x[i + 2]) & 0x0000ffff0000ffff;
+            x[i + 2] ^= t;
+            x[i] ^= t << 16;
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        column[2 * i] = even[i];
+        column[2 * i + 1] = odd[i];
+    }
+}
+
+}  // namespace awq
