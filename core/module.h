@@ -22,6 +22,7 @@ struct Module {
     int64_t out = 0, in = 0;     // embedding: rows, columns; norm: out = 1
     bool bias = false;
     bool weight = true;          // false: a norm without a weight of its own
+    bool needed = true;          // false: listed, but no graph reads it (vision layers past the one that is used)
     std::string tied_to;         // this Linear has no tensor of its own: it is that embedding
     const std::string& rule_path() const { return class_path.empty() ? path : class_path; }
 };
@@ -31,11 +32,14 @@ struct FusionGroup {
     enum class Kind : uint8_t { attention, mlp, layernorm } kind;
     std::string target;                  // the attention, MLP or norm module
     std::vector<std::string> members;    // paths; attention: q, k, v and then o; mlp: gate, up and then down
+    // Mixture of experts: the block whose experts lie in one stacked weight, this group being one of them, in order.
+    std::string block;
 };
 
 struct ModuleTree {
     std::vector<Module> modules;         // in the order of transformers' named_modules()
     std::vector<FusionGroup> groups;     // everything that could be fused, by the model's own structure
+    std::string head;                    // path of the output head: never converted unless the file says otherwise
 
     Module& add(ModuleKind kind, std::string path, int64_t out, int64_t in, bool bias = false);
     Module& linear(std::string path, int64_t in, int64_t out, bool bias = false) { return add(ModuleKind::linear, std::move(path), out, in, bias); }

@@ -1,0 +1,38 @@
+// Llama 1 to 3 and the many that use its classes.
+#include "core/decoder.h"
+
+namespace awq {
+
+namespace {
+
+void configure(ConfigReader& reader, ModelConfig& config) {
+    read_decoder(reader, {.vocab_size = 32000, .hidden_size = 4096, .intermediate_size = 11008, .layers = 32, .heads = 32,
+                          .max_positions = 2048, .eps = 1e-6}, config);
+    config.attention_bias = config.attention_out_bias = reader.boolean("attention_bias", false);
+    config.mlp_bias = reader.boolean("mlp_bias", false);
+}
+
+void add_layer(ModuleTree& tree, const ModelConfig& config, const std::string& path, int64_t) {
+    add_attention(tree, config, path);
+    add_gated_mlp(tree, path + ".mlp", config.hidden_size, config.intermediate_size, config.mlp_bias);
+    add_rms_norm(tree, path + ".input_layernorm", config.hidden_size);
+    add_rms_norm(tree, path + ".post_attention_layernorm", config.hidden_size);
+}
+
+void tree(const ModelConfig& config, ModuleTree& tree) { add_llama_frame(tree, config, add_layer); }
+
+}  // namespace
+
+extern const Model model_llama;
+const Model model_llama = {
+    .model_type = "llama",
+    .aliases = {},
+    .configure = configure,
+    .tree = tree,
+    .graph = nullptr,
+    .vision = nullptr,
+    .fusion = {{"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"},
+               {"input_layernorm", "post_attention_layernorm", "norm"}, false},
+};
+
+}  // namespace awq
