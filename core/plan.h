@@ -4,6 +4,7 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 #include "core/checkpoint/awq_config.h"
 #include "core/checkpoint/checkpoint.h"
@@ -51,9 +52,12 @@ struct Plan {
     bool replaced = false;                  // anything converted
     std::vector<std::string> warnings;
     std::vector<PlannedWeight> weights;     // in load order
+    // Where modules_to_fuse brings a rope_theta of its own, it counts: the frequencies made from it.
+    std::optional<RopeParams> rope;
     size_t weight_bytes = 0, kv_bytes_per_token = 0, scratch_bytes = 0, total_at_context = 0;
     int64_t context = 0;
 
+    std::unordered_map<std::string, size_t> index;    // of rows, by path
     const PlanRow* find(const std::string& path) const;
 };
 

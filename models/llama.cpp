@@ -1,5 +1,6 @@
 // Llama 1 to 3 and the many that use its classes.
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -21,6 +22,8 @@ void add_layer(ModuleTree& tree, const ModelConfig& config, const std::string& p
 
 void tree(const ModelConfig& config, ModuleTree& tree) { add_llama_frame(tree, config, add_layer); }
 
+void graph(const ModelConfig& config, ModelBuilder& builder) { llama_decoder(config, builder, {}); }
+
 }  // namespace
 
 extern const Model model_llama;
@@ -29,7 +32,7 @@ const Model model_llama = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {{"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"},
                {"input_layernorm", "post_attention_layernorm", "norm"}, false},

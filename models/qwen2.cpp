@@ -1,5 +1,6 @@
 // Qwen2 and Qwen2.5: Llama with biases on q, k and v, and a window that use_sliding_window must switch on.
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -24,6 +25,8 @@ void add_layer(ModuleTree& tree, const ModelConfig& config, const std::string& p
 
 void tree(const ModelConfig& config, ModuleTree& tree) { add_llama_frame(tree, config, add_layer); }
 
+void graph(const ModelConfig& config, ModelBuilder& builder) { llama_decoder(config, builder, {}); }
+
 }  // namespace
 
 extern const Model model_qwen2;
@@ -32,7 +35,7 @@ const Model model_qwen2 = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

@@ -1,5 +1,6 @@
 // Qwen3 (dense): q and k normed head by head before the rotation.
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -27,6 +28,8 @@ void add_layer(ModuleTree& tree, const ModelConfig& config, const std::string& p
 
 void tree(const ModelConfig& config, ModuleTree& tree) { add_llama_frame(tree, config, add_layer); }
 
+void graph(const ModelConfig& config, ModelBuilder& builder) { llama_decoder(config, builder, {.qk_norm = true}); }
+
 }  // namespace
 
 extern const Model model_qwen3;
@@ -35,7 +38,7 @@ const Model model_qwen3 = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

@@ -1,0 +1,23 @@
+#include "core/plan_parts.h"
+
+namespace awq {
+
+const PlanRow* Plan::find(const std::string& path) const {
+    auto at = index.find(path);
+    return at == index.end() ? nullptr : &rows[at->second];
+}
+
+Result<Plan> make_plan(const Checkpoint& checkpoint, const ConfiguredModel& model, const PlanOptions& options, const Backend* backend) {
+    PlanWork work{checkpoint, model, options, {}, {}, {}};
+    AwqOverrides overrides = options.awq;
+    if (!options.fuse) overrides.do_fuse = false;
+    AWQ_ASSIGN(work.plan.awq, read_awq_config(checkpoint.quantization(), checkpoint.quantization_file(), overrides));
+    work.plan.warnings = work.plan.awq.warnings;
+    model.model->tree(model.config, work.tree);
+    AWQ_TRY(plan_rows(work));
+    AWQ_TRY(plan_fusion(work));
+    AWQ_TRY(plan_weights(work, backend));
+    return std::move(work.plan);
+}
+
+}  // namespace awq
