@@ -76,6 +76,34 @@ std::string group_note(const AwqConfig& config, int64_t group_size) {
     return config.quantized() ? " (group_size " + std::to_string(config.group_size == -1 ? -1 : group_size) + ")" : "";
 }
 
+Result<std::vector<int32_t>> need_group_order(const ModuleTensors& tensors, std::string_view suffix, int64_t in,
+                                              int64_t group_size) {
+    AWQ_ASSIGN(const TensorInfo* g_idx, need_tensor(tensors, suffix, {DType::i32}, {in}));
+    const int64_t groups = in / group_size;
+    auto group_of = [&](int64_t k) { return static_cast<int32_t>(load_u32(g_idx->data + 4 * k)); };
+    std::vector<int64_t> members(static_cast<size_t>(groups), 0);
+    bool natural = true;
+    for (int64_t k = 0; k < in; k++) {
+        if (group_of(k) < 0 || group_of(k) >= groups)
+            return tensor_error(tensors.checkpoint, *g_idx,
+                                "[" + std::to_string(k) + "]: " + std::to_string(group_of(k)) + " found; groups of 0 .. " +
+                                    std::to_string(groups - 1) + " expected");
+        natural = natural && group_of(k) == k / group_size;
+        members[group_of(k)]++;
+    }
+    std::vector<int32_t> order;
+    if (natural) return order;
+    for (int64_t g = 0; g < groups; g++)
+        if (members[g] != group_size)
+            return tensor_error(tensors.checkpoint, *g_idx,
+                                "group " + std::to_string(g) + " has " + std::to_string(members[g]) + " inputs; " +
+                                    std::to_string(group_size) + " expected");
+    order.resize(static_cast<size_t>(in));
+    for (int64_t g = 0; g < groups; g++) members[g] = g * group_size;  // from here on: where its next input goes
+    for (int64_t k = 0; k < in; k++) order[members[group_of(k)]++] = static_cast<int32_t>(k);
+    return order;
+}
+
 bool has_shape(const TensorInfo* tensor, DType type, std::initializer_list<int64_t> shape) {
     return tensor && tensor->known && tensor->type == type && same_shape(*tensor, shape);
 }
@@ -120,6 +148,15 @@ void PackedRows::read_dense(int64_t first, int64_t count, float* rows) const {
             const float s = scale[i], o = offset[i];
             for (int64_t k = 0; k < group_size; k++) to[k] = static_cast<float>(from[k]) * s + o;
         }
+    }
+}
+
+void reorder_columns(const std::vector<int32_t>& order, int64_t count, int64_t in, uint8_t* q) {
+    if (order.empty()) return;
+    auto row = std::make_unique<uint8_t[]>(static_cast<size_t>(in));
+    for (int64_t i = 0; i < count; i++) {
+        std::memcpy(row.get(), q + i * in, static_cast<size_t>(in));
+        for (int64_t k = 0; k < in; k++) q[i * in + k] = row[order[k]];
     }
 }
 

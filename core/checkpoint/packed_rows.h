@@ -22,6 +22,11 @@ Status need_finite(const Checkpoint& checkpoint, const TensorInfo& tensor, int64
 Result<int64_t> need_group_size(const ModuleTensors& tensors, const AwqConfig& config, int64_t in, const TensorInfo* scales);
 std::string group_note(const AwqConfig& config, int64_t group_size);  // " (group_size 128)"
 
+// The order of inputs in which those of a group, as the tensor g_idx I32 [in] has them, stand together; empty where they
+// do already. Every group must have group_size inputs.
+Result<std::vector<int32_t>> need_group_order(const ModuleTensors& tensors, std::string_view suffix, int64_t in,
+                                              int64_t group_size);
+
 bool has_shape(const TensorInfo* tensor, DType type, std::initializer_list<int64_t> shape);
 // Whether scales lie by output ([out][groups, padded]) rather than by group: decides where out and in make a qweight fit
 // two formats.
@@ -42,6 +47,9 @@ protected:
     std::vector<const TensorInfo*> used_;
     int64_t groups_;
 };
+
+// The columns of q [count][in], from their order in the file to that of `order` (empty: as it is).
+void reorder_columns(const std::vector<int32_t>& order, int64_t count, int64_t in, uint8_t* q);
 
 // Columns first .. first + count - 1 of a floating matrix [rows][width], as rows: to[count][rows].
 void read_columns(const TensorInfo& matrix, int64_t rows, int64_t width, int64_t first, int64_t count, float* to);
@@ -75,30 +83,29 @@ inline void unpack_nibbles(const uint8_t* packed, int64_t count, uint8_t* q) {
     for (; i < count; i++) q[i] = packed[i / 2] >> (i % 2 * 4) & 15;
 }
 
-// Eight words of eight nibbles: byte i of column[n] becomes nibble n of word[i].
+// Eight words of eight nibbles: byte i of column[n] becomes nibble n of word[i]. In registers, and so without loops.
 inline void transpose_nibbles(const uint32_t word[8], uint64_t column[8]) {
-    uint64_t even[4], odd[4];
-    for (int i = 0; i < 4; i++) {  // bytes 0..3 from word i, 4..7 from word i + 4; nibbles 0 2 4 6 and 1 3 5 7
-        uint64_t both = word[i] | static_cast<uint64_t>(word[i + 4]) << 32;
-        even[i] = both & 0x0f0f0f0f0f0f0f0f;
-        odd[i] = both >> 4 & 0x0f0f0f0f0f0f0f0f;
-    }
-    for (uint64_t* x : {even, odd}) {  // both halves hold a 4 x 4 matrix of bytes: transpose them together
-        for (int i = 0; i < 4; i += 2) {
-            uint64_t t = (x[i] >> 8 ^ x[i + 1]) & 0x00ff00ff00ff00ff;
-            x[i + 1] ^= t;
-            x[i] ^= t << 8;
-        }
-        for (int i = 0; i < 2; i++) {
-            uint64_t t = (x[i] >> 16 ^ x[i + 2]) & 0x0000ffff0000ffff;
-            x[i + 2] ^= t;
-            x[i] ^= t << 16;
-        }
-    }
-    for (int i = 0; i < 4; i++) {
-        column[2 * i] = even[i];
-        column[2 * i + 1] = odd[i];
-    }
+    // both halves of `a` hold 4 x 4 bytes (rows 0..3 and 4..7): transpose them together
+    auto transpose = [](uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t* to) {
+        auto swap = [](uint64_t& low, uint64_t& high, int shift, uint64_t mask) {
+            uint64_t t = (low >> shift ^ high) & mask;
+            high ^= t;
+            low ^= t << shift;
+        };
+        swap(a, b, 8, 0x00ff00ff00ff00ff);
+        swap(c, d, 8, 0x00ff00ff00ff00ff);
+        swap(a, c, 16, 0x0000ffff0000ffff);
+        swap(b, d, 16, 0x0000ffff0000ffff);
+        to[0] = a;
+        to[2] = b;
+        to[4] = c;
+        to[6] = d;
+    };
+    const uint64_t a = word[0] | static_cast<uint64_t>(word[4]) << 32, b = word[1] | static_cast<uint64_t>(word[5]) << 32;
+    const uint64_t c = word[2] | static_cast<uint64_t>(word[6]) << 32, d = word[3] | static_cast<uint64_t>(word[7]) << 32;
+    constexpr uint64_t even = 0x0f0f0f0f0f0f0f0f;
+    transpose(a & even, b & even, c & even, d & even, column);
+    transpose(a >> 4 & even, b >> 4 & even, c >> 4 & even, d >> 4 & even, column + 1);
 }
 
 }  // namespace awq

@@ -28,10 +28,11 @@ public:
             unpack(begin, end, q + (begin - first) * in);
         }
         read_columns(scales_, groups_, out, first, count, scale);
-        for (int64_t i = 0; i < count; i++)
-            for (int64_t g = 0; g < groups_; g++) {
-                uint32_t word = load_u32(qzeros_.data + (g * (out / 8) + (first + i) / 8) * 4);
-                int z = word >> 4 * nibble_of_output[(first + i) % 8] & 15;
+        const uint8_t* zeros = qzeros_.data;
+        for (int64_t g = 0; g < groups_; g++, zeros += out / 8 * 4)
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t n = first + i;
+                const int z = load_u32(zeros + n / 8 * 4) >> 4 * nibble_of_output[n % 8] & 15;
                 offset[i * groups_ + g] = static_cast<float>(-z) * scale[i * groups_ + g];
             }
     }
@@ -43,23 +44,37 @@ private:
 
     void unpack(int64_t begin, int64_t end, uint8_t* q) const {
         const int64_t first_word = begin / 8, words = (end + 7) / 8 - first_word;
-        uint32_t tile[tile_in][tile_words];
+        uint32_t tile[tile_in][tile_words] = {};
         uint8_t line[8][tile_in];
         for (int64_t k = 0; k < in; k += tile_in) {
             const int64_t inputs = std::min(tile_in, in - k);
-            for (int64_t i = 0; i < inputs; i++)
-                std::memcpy(tile[i], qweight_.data + ((k + i) * (out / 8) + first_word) * 4, static_cast<size_t>(words) * 4);
+            for (int64_t i = 0; i < inputs; i++) {
+                const uint8_t* from = qweight_.data + ((k + i) * (out / 8) + first_word) * 4;
+                if (words == tile_words) {
+                    std::memcpy(tile[i], from, sizeof tile[i]);  // of a size known here: worth the branch
+                } else {
+                    std::memcpy(tile[i], from, static_cast<size_t>(words) * 4);
+                }
+            }
             for (int64_t w = 0; w < words; w++) {
-                for (int64_t i = 0; i < inputs; i += 8) {
+                for (int64_t i = 0; i < tile_in; i += 8) {
                     uint32_t word[8];
                     uint64_t column[8];
-                    for (int64_t j = 0; j < 8; j++) word[j] = i + j < inputs ? tile[i + j][w] : 0;
+#pragma GCC unroll 8
+                    for (int64_t j = 0; j < 8; j++) word[j] = tile[i + j][w];
                     transpose_nibbles(word, column);
+#pragma GCC unroll 8
                     for (int n = 0; n < 8; n++) store_u64(&line[n][i], column[nibble_of_output[n]]);
                 }
                 for (int n = 0; n < 8; n++) {
                     const int64_t row = (first_word + w) * 8 + n;
-                    if (row >= begin && row < end) std::memcpy(q + (row - begin) * in + k, line[n], static_cast<size_t>(inputs));
+                    if (row < begin || row >= end) continue;
+                    uint8_t* to = q + (row - begin) * in + k;
+                    if (inputs == tile_in) {
+                        std::memcpy(to, line[n], tile_in);
+                    } else {
+                        std::memcpy(to, line[n], static_cast<size_t>(inputs));
+                    }
                 }
             }
         }
