@@ -9,7 +9,7 @@ AR      ?= ar
 OPT     ?= -O2
 VERSION := 0.1.0
 
-CXXFLAGS_ALL := -std=c++20 $(OPT) -g1 -Wall -Wextra -Wno-missing-field-initializers -fPIC -pthread -I. -I$(BUILD) $(CXXFLAGS)
+CXXFLAGS_ALL := -std=c++20 $(OPT) -g1 -Wall -Wextra -Wno-missing-field-initializers -fPIC -pthread -I. -Icore -I$(BUILD) $(CXXFLAGS)
 LDLIBS_ALL   := -lsimdjson -lpcre2-8 -lutf8proc -lxxhash -pthread $(LDLIBS)
 ifneq ($(SANITIZE),)
 CXXFLAGS_ALL += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all
@@ -19,6 +19,8 @@ BUILD := build-$(subst $(comma),-,$(SANITIZE))
 endif
 endif
 comma := ,
+empty :=
+space := $(empty) $(empty)
 LDFLAGS_ALL += $(LDFLAGS)
 
 # ---- the rooms
@@ -41,14 +43,16 @@ CLI_OBJECTS  := $(CLI_SOURCES:%.cpp=$(BUILD)/%.o)
 TEST_OBJECTS := $(TEST_SOURCES:%.cpp=$(BUILD)/%.o)
 
 .DEFAULT_GOAL := all
-.PHONY: all test clean
-all: $(BUILD)/awq $(BUILD)/libawq.a
+.PHONY: all test install clean
+all: $(BUILD)/awq $(BUILD)/libawq.a $(BUILD)/embed
 
 $(BUILD)/libawq.a: $(LIB_OBJECTS)
 	@rm -f $@
 	$(AR) rcs $@ $^
 $(BUILD)/awq: $(CLI_OBJECTS) $(BUILD)/libawq.a
 	$(CXX) $(LDFLAGS_ALL) $(CLI_OBJECTS) $(BUILD)/libawq.a $(LDLIBS_ALL) -ledit -o $@
+$(BUILD)/embed: $(BUILD)/examples/embed.o $(BUILD)/libawq.a
+	$(CXX) $(LDFLAGS_ALL) $^ $(LDLIBS_ALL) -o $@
 $(BUILD)/tests/run: $(TEST_OBJECTS) $(BUILD)/libawq.a
 	$(CXX) $(LDFLAGS_ALL) $^ $(LDLIBS_ALL) -o $@
 
@@ -74,8 +78,19 @@ $(BUILD)/format_table.inc: $(wildcard core/checkpoint/formats/*.cpp) Makefile
 	@for n in $(FORMAT_NAMES); do echo "AWQ_FORMAT($$n)"; done > $@
 $(LIB_OBJECTS): | $(TABLES)
 
-test: $(BUILD)/tests/run
+test: $(BUILD)/tests/run all
 	$(BUILD)/tests/run
+	LDFLAGS="$(LDFLAGS_ALL)" tests/install.sh $(BUILD)
+
+# ---- install: program, library, headers, CMake package, pkg-config
+LIBRARIES := simdjson pcre2-8 utf8proc xxhash
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/lib/cmake/awq
+	install $(BUILD)/awq $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 $(BUILD)/libawq.a $(DESTDIR)$(PREFIX)/lib/
+	install -m 644 core/awq.h core/awq.hpp $(DESTDIR)$(PREFIX)/include/
+	sed 's/@VERSION@/$(VERSION)/; s/@LIBRARIES@/$(LIBRARIES:%=-l%)/' cmake/awq.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/awq.pc
+	sed 's/@VERSION@/$(VERSION)/; s/@LIBRARIES@/$(subst $(space),;,$(LIBRARIES))/' cmake/awqConfig.cmake.in > $(DESTDIR)$(PREFIX)/lib/cmake/awq/awqConfig.cmake
 
 clean:
 	rm -rf $(BUILD)

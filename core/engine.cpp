@@ -66,14 +66,14 @@ Status Engine::build(const EngineOptions& options) {
     if (options.shape_config.empty()) {
         AWQ_ASSIGN(std::string directory, resolve_model_directory(options.model));
         AWQ_ASSIGN(checkpoint_, Checkpoint::open(directory));
-        if (!checkpoint_->has_weights())
-            return Status(Code::not_found, directory + ": holds no weights; expected model.safetensors or model.safetensors.index.json");
+        if (!checkpoint_->has_weights()) return checkpoint_->missing_weights();
     } else {
         AWQ_ASSIGN(checkpoint_, Checkpoint::from_config(options.shape_config));
     }
     AWQ_ASSIGN(model_, configure_model(checkpoint_->config()));
     if (!model_.model->graph) return Status(Code::unsupported, "config.json: model_type: " + quote(model_.config.model_type) + " has a plan but no graph");
-    context_ = options.context > 0 ? options.context : std::min(model_.config.max_positions, default_context);
+    const bool stretches = model_.config.rope.kind == RopeParams::Kind::dynamic;    // beyond max_positions by design
+    context_ = options.context > 0 ? options.context : stretches ? default_context : std::min(model_.config.max_positions, default_context);
     plan_options.context = context_;
     AWQ_ASSIGN(backend_, create_backend(options.backend, options.backend_options));
     AWQ_ASSIGN(plan_, make_plan(*checkpoint_, model_, plan_options, backend_.get()));
@@ -229,6 +229,7 @@ Status Engine::run_chunk(std::span<Feed> feeds, std::span<const size_t> done, st
     args.feature_rows = config().hidden_size > 0 ? static_cast<int32_t>(features.size() / static_cast<size_t>(config().hidden_size)) : 0;
     {
         std::lock_guard lock(run_mutex_);
+        args.node_seconds = node_seconds_;
         AWQ_TRY(backend_->run(args));
     }
     size_t row = 0;
@@ -242,6 +243,18 @@ Status Engine::run_chunk(std::span<Feed> feeds, std::span<const size_t> done, st
         feed.session->tokens_.insert(feed.session->tokens_.end(), feed.tokens.begin() + static_cast<int64_t>(begin), feed.tokens.begin() + static_cast<int64_t>(end));
     }
     return {};
+}
+
+Status Engine::profile(std::span<Feed> feeds, std::vector<double>& node_seconds) {
+    node_seconds.resize(graph_.nodes.size());
+    auto set = [&](double* to) {
+        std::lock_guard lock(run_mutex_);
+        node_seconds_ = to;
+    };
+    set(node_seconds.data());
+    Status status = run(feeds);
+    set(nullptr);
+    return status;
 }
 
 Result<std::vector<float>> Engine::image_features(std::span<const float> pixels) {

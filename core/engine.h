@@ -83,6 +83,8 @@ public:
     // Feeds every session its tokens, all sessions' in one batch where they fit, long ones in chunks. On an error the
     // sessions that were not completed are as they were before. `cancel`, where given, ends the run early.
     Status run(std::span<Feed> feeds, const std::atomic<bool>* cancel = nullptr);
+    // As run(), with the time of each node of graph() added to node_seconds.
+    Status profile(std::span<Feed> feeds, std::vector<double>& node_seconds);
     // Pixels [3 * size][size] (channels R, G, B, normalised) of one image to projected features [rows_per_image][hidden].
     Result<std::vector<float>> image_features(std::span<const float> pixels);
 
@@ -105,6 +107,7 @@ private:
     std::unique_ptr<PagePool> pages_;
     int64_t context_ = 0;
     bool check_finite_ = false;
+    double* node_seconds_ = nullptr;    // while profile() runs; guarded by run_mutex_
     std::mutex run_mutex_;    // the activations and the backend's threads serve one run at a time
 };
 

@@ -1,6 +1,6 @@
 // The reference backend: table, memory and executor.
 #include <sys/mman.h>
-#include <cmath>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -92,7 +92,9 @@ public:
             for (NodeId source : node.in) in.push_back(source == no_node ? Tensor() : node_tensor(args, source));
             KernelCall call{&args, &node, in, node_tensor(args, id), nullptr};
             if (call.out.rows == 0) continue;
+            auto begin = std::chrono::steady_clock::now();
             AWQ_TRY(kernel(graph, node, call.out.rows)->run(call));
+            if (args.node_seconds) args.node_seconds[id] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
             if (args.check_finite) AWQ_TRY(check_finite(node, call.out));
         }
         Tensor result = node_tensor(args, graph.output);

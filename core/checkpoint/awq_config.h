@@ -46,6 +46,9 @@ struct AwqOverrides {
     Json modules_to_fuse;                           // null: not given
 };
 
+// AwqConfig's keys, only those that are to change; unknown ones are an error.
+Result<AwqOverrides> read_awq_overrides(const Json& json);
+
 // `json`: quantization_config or the content of quant_config.json, null for none; `file` names it in errors.
 // A quantization_config inside config.json must have a quant_method; the files of its own need none.
 Result<AwqConfig> read_awq_config(const Json& json, const std::string& file, const AwqOverrides& overrides);

@@ -73,6 +73,14 @@ Result<std::shared_ptr<const Checkpoint>> Checkpoint::open(const std::string& di
     return std::shared_ptr<const Checkpoint>(std::move(checkpoint));
 }
 
+Result<std::shared_ptr<const Checkpoint>> Checkpoint::from_config(const std::string& config_json) {
+    auto checkpoint = std::make_shared<Checkpoint>();
+    AWQ_ASSIGN(checkpoint->config_, parse_json(config_json));
+    if (!checkpoint->config_.is_object()) return Status(Code::bad_file, "config.json: " + std::string(checkpoint->config_.type_name()) + " found; an object expected");
+    AWQ_TRY(checkpoint->read_quantization());
+    return std::shared_ptr<const Checkpoint>(std::move(checkpoint));
+}
+
 Status Checkpoint::read_quantization() {
     const Json* inside = config_.find("quantization_config");
     if (inside && !inside->is_null()) {

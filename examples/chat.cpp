@@ -1,0 +1,286 @@
+// awq chat: a conversation on the terminal, one answer with -p, or a filter where stdin is no terminal.
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <fcntl.h>
+#include <histedit.h>
+#include <nlohmann/json.hpp>
+#include <unistd.h>
+#include "examples/command.h"
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+const char* help_text =
+    "/clear          forget the conversation\n"
+    "/regen          answer the last message again\n"
+    "/system TEXT    set the system prompt (forgets the conversation); without TEXT: show it\n"
+    "/read FILE      send the content of a file as a message\n"
+    "/save FILE      save the conversation as JSON\n"
+    "/stats          what the last answer took, and how full the context is\n"
+    "/help           this text\n"
+    "/exit           end (also Ctrl-D)\n"
+    "A line that ends in \\ goes on in the next one; \"\"\" begins and ends a text of several lines.\n"
+    "Ctrl-C stops an answer; at the prompt it ends the program.\n";
+
+// Message text must be UTF-8 for JSON; anything else is replaced, as everywhere.
+std::string to_json(const Json& value) { return value.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+class Chat {
+public:
+    Chat(awq::Engine& engine, const awq_generation& generation, const std::string& system)
+        : engine_(engine), session_(engine), generation_(generation), system_(system), color_(command::is_terminal(1)) {
+        clear();
+    }
+
+    void clear() {
+        messages_ = Json::array();
+        if (!system_.empty()) messages_.push_back({{"role", "system"}, {"content", system_}});
+    }
+    void set_system(const std::string& text) {
+        system_ = text;
+        clear();
+    }
+    const std::string& system() const { return system_; }
+
+    // Sends a message and streams the answer to stdout. On an error the message is taken back, so that the
+    // conversation can go on.
+    void say(const std::string& text) {
+        messages_.push_back({{"role", "user"}, {"content", text}});
+        answer();
+    }
+
+    bool regenerate() {
+        if (!messages_.empty() && messages_.back()["role"] == "assistant") messages_.erase(messages_.size() - 1);
+        if (messages_.empty() || messages_.back()["role"] != "user") return false;
+        generation_.sampling.seed = generation_.sampling.seed * 6364136223846793005u + 1442695040888963407u;
+        answer();
+        return true;
+    }
+
+    void save(const std::string& path) const {
+        std::string temporary = path + ".tmp";
+        std::FILE* file = std::fopen(temporary.c_str(), "wb");
+        if (!file) throw std::runtime_error(path + ": " + std::strerror(errno));
+        std::string text = messages_.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+        bool good = std::fwrite(text.data(), 1, text.size(), file) == text.size() && std::fflush(file) == 0 && fsync(fileno(file)) == 0;
+        int error = errno;
+        good = std::fclose(file) == 0 && good;
+        if (good && std::rename(temporary.c_str(), path.c_str()) == 0) return;
+        if (good) error = errno;
+        std::remove(temporary.c_str());
+        throw std::runtime_error(path + ": cannot be written: " + std::strerror(error));
+    }
+
+    std::string stats_line() const {
+        char line[256];
+        auto rate = [](int64_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0; };
+        std::snprintf(line, sizeof line, "prompt %lld tokens (%lld of them cached), %.1f tokens/s; answer %lld tokens, %.1f tokens/s",
+                      static_cast<long long>(stats_.prompt_tokens), static_cast<long long>(stats_.cached_tokens),
+                      rate(stats_.prompt_tokens - stats_.cached_tokens, stats_.prompt_seconds), static_cast<long long>(stats_.new_tokens),
+                      rate(stats_.new_tokens, stats_.generate_seconds));
+        return line;
+    }
+    std::string context_line() const {
+        auto info = Json::parse(engine_.info());
+        return "context: " + std::to_string(awq_session_length(session_.get())) + " of " + std::to_string(info["context"].get<int64_t>()) + " tokens";
+    }
+    awq_session* session() const { return session_.get(); }
+    bool cancelled() const { return stats_.finish == AWQ_FINISH_CANCELLED; }
+    bool context_full() const { return stats_.finish == AWQ_FINISH_CONTEXT; }
+    bool color() const { return color_; }
+
+private:
+    void answer() {
+        std::string text;
+        bool written = true;
+        try {
+            stats_ = session_.chat(to_json(messages_), generation_, [&](std::string_view piece, int32_t) {
+                text += piece;
+                written = std::fwrite(piece.data(), 1, piece.size(), stdout) == piece.size() && std::fflush(stdout) == 0;
+                return written;
+            });
+        } catch (const awq::Error&) {
+            messages_.erase(messages_.size() - 1);
+            throw;
+        }
+        if (!written) throw std::runtime_error("standard output: could not be written");
+        messages_.push_back({{"role", "assistant"}, {"content", text}});
+    }
+
+    awq::Engine& engine_;
+    awq::Session session_;
+    awq_generation generation_;
+    std::string system_;
+    Json messages_;
+    awq_stats stats_ = {};
+    bool color_;
+};
+
+const char* context_advice = "the context is full: the answer ends here. /clear starts anew; -c N makes the context larger";
+
+// ---- the terminal
+
+const char* prompt_text = "> ";
+const char* current_prompt(EditLine*) { return prompt_text; }
+
+class Terminal {
+public:
+    Terminal() : edit_(el_init("awq", stdin, stdout, stderr)), history_(history_init()) {
+        HistEvent event;
+        history(history_, &event, H_SETSIZE, 1000);
+        el_set(edit_, EL_PROMPT, current_prompt);
+        el_set(edit_, EL_EDITOR, "emacs");
+        el_set(edit_, EL_SIGNAL, 0);
+        el_set(edit_, EL_HIST, history, history_);
+        el_source(edit_, nullptr);
+    }
+    ~Terminal() {
+        history_end(history_);
+        el_end(edit_);
+    }
+    // A line without its newline; false at the end of input.
+    bool line(const char* prompt, std::string& out) {
+        prompt_text = prompt;
+        int count = 0;
+        const char* text = el_gets(edit_, &count);
+        if (!text || count <= 0) return false;
+        out.assign(text, static_cast<size_t>(count));
+        while (!out.empty() && (out.back() == '\n' || out.back() == '\r')) out.pop_back();
+        HistEvent event;
+        if (!out.empty()) history(history_, &event, H_ENTER, out.c_str());
+        return true;
+    }
+    // A message: lines joined by a trailing backslash, or all between two lines of """.
+    bool message(std::string& out) {
+        out.clear();
+        std::string text;
+        if (!line("> ", text)) return false;
+        if (text.rfind("\"\"\"", 0) == 0) {
+            out = text.substr(3);
+            for (;;) {
+                if (size_t end = out.find("\"\"\""); end != out.npos) {
+                    out.resize(end);
+                    while (!out.empty() && out.back() == '\n') out.pop_back();
+                    return true;
+                }
+                if (!line(". ", text)) return false;
+                if (!out.empty()) out += '\n';
+                out += text;
+            }
+        }
+        while (!text.empty() && text.back() == '\\') {
+            text.back() = '\n';
+            out += text;
+            if (!line(". ", text)) return false;
+        }
+        out += text;
+        return true;
+    }
+
+private:
+    EditLine* edit_;
+    History* history_;
+};
+
+std::string argument(const std::string& line) {
+    size_t at = line.find(' ');
+    return at == line.npos ? "" : line.substr(line.find_first_not_of(' ', at) == line.npos ? line.size() : line.find_first_not_of(' ', at));
+}
+
+// One answer with Ctrl-C stopping just it; what went wrong is said, and the conversation goes on.
+void converse(Chat& chat, const std::function<void()>& speak) {
+    command::set_interruptible(chat.session());
+    try {
+        speak();
+        command::set_interruptible(nullptr);
+        std::printf("\n%s[%s]%s\n", chat.color() ? "\033[2m" : "", chat.stats_line().c_str(), chat.color() ? "\033[0m" : "");
+        if (chat.context_full()) std::fprintf(stderr, "%s\n", context_advice);
+    } catch (const awq::Error& error) {
+        command::set_interruptible(nullptr);
+        std::printf("\n");
+        command::fail(error.what());
+        if (error.status == AWQ_CONTEXT_FULL) std::fprintf(stderr, "/clear starts anew; -c N makes the context larger\n");
+    }
+}
+
+int interactive(Chat& chat) {
+    Terminal terminal;
+    std::fprintf(stderr, "/help lists the commands; Ctrl-D ends.\n");
+    for (std::string text; terminal.message(text);) {
+        std::string name = text.substr(0, text.find_first_of(" \n"));
+        try {
+            if (text.empty()) continue;
+            if (name == "/exit" || name == "/quit") return 0;
+            if (name == "/help") {
+                std::fputs(help_text, stdout);
+            } else if (name == "/clear") {
+                chat.clear();
+            } else if (name == "/system") {
+                if (argument(text).empty()) std::printf("%s\n", chat.system().c_str());
+                else chat.set_system(argument(text));
+            } else if (name == "/stats") {
+                std::printf("%s\n%s\n", chat.stats_line().c_str(), chat.context_line().c_str());
+            } else if (name == "/save" || name == "/read") {
+                std::string path = argument(text);
+                if (path.empty()) throw std::runtime_error(name + ": a file's name is missing");
+                if (name == "/save") chat.save(path);
+                else {
+                    std::string content = command::read_file(path);
+                    converse(chat, [&] { chat.say(content); });
+                }
+            } else if (name == "/regen") {
+                converse(chat, [&] {
+                    if (!chat.regenerate()) throw std::runtime_error("there is no answer yet");
+                });
+            } else if (name[0] == '/' && name.find('/', 1) == name.npos && name.size() > 1) {
+                throw std::runtime_error(name + ": is no command; /help lists them");
+            } else {
+                converse(chat, [&] { chat.say(text); });
+            }
+        } catch (const std::runtime_error& error) {
+            command::set_interruptible(nullptr);
+            command::fail(error.what());
+            if (std::ferror(stdout)) return 1;
+        }
+    }
+    std::printf("\n");
+    return 0;
+}
+
+}  // namespace
+
+void add_chat(CLI::App& app, Run& run) {
+    CLI::App* command = app.add_subcommand("chat", "talk to a model");
+    struct Options {
+        command::ModelOptions model;
+        command::SamplingOptions sampling;
+        std::string prompt, system;
+        CLI::Option* given = nullptr;
+    };
+    auto o = std::make_shared<Options>();
+    o->model.add(*command);
+    o->sampling.add(*command);
+    o->given = command->add_option("-p,--prompt", o->prompt, "answer this and end");
+    command->add_option("--system", o->system, "system prompt (also spelled -sys)");
+    command->callback([o, &run] {
+        run = [o] {
+            bool talk = !o->given->count() && command::is_terminal(0) && command::is_terminal(1);
+            std::string question = o->given->count() ? o->prompt : talk ? "" : command::read_all(0);
+            awq::Engine engine(o->model.get());
+            auto info = Json::parse(engine.info());
+            if (!info["has_chat_template"].get<bool>())
+                throw std::runtime_error(o->model.model + ": has no chat template (chat_template.jinja, or chat_template in "
+                                                          "tokenizer_config.json); awq run continues plain text");
+            Chat chat(engine, o->sampling.get(engine), o->system);
+            if (talk) return interactive(chat);
+            while (!question.empty() && (question.back() == '\n' || question.back() == '\r')) question.pop_back();
+            chat.say(question);
+            std::fputc('\n', stdout);
+            if (command::is_terminal(2)) std::fprintf(stderr, "[%s]\n", chat.stats_line().c_str());
+            if (chat.context_full()) std::fprintf(stderr, "the context is full: the answer is cut off (-c N makes it larger)\n");
+            return 0;
+        };
+    });
+}

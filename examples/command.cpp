@@ -1,0 +1,198 @@
+#include "examples/command.h"
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <pthread.h>
+#include <random>
+#include <sstream>
+#include <sys/stat.h>
+#include <termios.h>
+#include <thread>
+#include <unistd.h>
+
+namespace command {
+
+void ModelOptions::add(CLI::App& app, bool model_required) {
+    auto* m = app.add_option("-m,--model", model, "model directory, or org/name[@revision] in the Hugging Face cache");
+    if (model_required) m->required();
+    app.add_option("--backend", backend, "auto, cuda, cpu or reference")->capture_default_str();
+    app.add_option("--device", device, "CUDA device")->check(CLI::NonNegativeNumber)->capture_default_str();
+    app.add_option("-t,--threads", threads, "CPU threads (default: one for each physical core)")->check(CLI::PositiveNumber);
+    app.add_option("-c,--context", context, "positions the context holds (default: the model's, at most 8192)")->check(CLI::PositiveNumber);
+    app.add_flag("--check-finite", check_finite, "stop at the first op whose output is not finite, and name it (slow)");
+    const char* awq = "AWQ options (override the checkpoint's quantization_config)";
+    app.add_option("--version", version, "gemm, gemv, gemv_fast, exllama or marlin")->group(awq);
+    auto* fuse = app.add_flag("--do-fuse", do_fuse, "fuse, by transformers' rules")->group(awq);
+    app.add_flag("--no-fuse", no_fuse, "run every module by itself")->group(awq)->excludes(fuse);
+    app.add_option("--fuse-max-seq-len", fuse_max_seq_len, "longest sequence of fused attention")->group(awq)->check(CLI::PositiveNumber);
+    app.add_option("--modules-to-fuse", modules_to_fuse, "JSON file with a fusion mapping")->group(awq);
+    app.add_option("--modules-to-not-convert", modules_to_not_convert, "names to leave alone, separated by commas")->group(awq);
+    app.add_option("--exllama-version", exllama_version, "1 or 2")->group(awq)->check(CLI::IsMember({1, 2}));
+    app.add_option("--max-input-len", max_input_len, "exllama: longest input")->group(awq)->check(CLI::PositiveNumber);
+    app.add_option("--max-batch-size", max_batch_size, "exllama: largest batch")->group(awq)->check(CLI::PositiveNumber);
+    app.add_option("--skip-rule", skip_rule, "how modules_to_not_convert is read: 4 (transformers 4.57) or 5 (5.23)")
+        ->group(awq)->check(CLI::IsMember({4, 5}))->capture_default_str();
+}
+
+awq_options ModelOptions::get() {
+    nlohmann::ordered_json json = nlohmann::ordered_json::object();
+    if (version) json["version"] = *version;
+    if (do_fuse) json["do_fuse"] = true;
+    if (no_fuse) json["do_fuse"] = false;
+    if (fuse_max_seq_len) json["fuse_max_seq_len"] = *fuse_max_seq_len;
+    if (modules_to_fuse) {
+        std::string text = read_file(*modules_to_fuse);
+        auto mapping = nlohmann::ordered_json::parse(text, nullptr, false);
+        if (mapping.is_discarded()) throw std::runtime_error(*modules_to_fuse + ": is not valid JSON; expected a fusion mapping");
+        json["modules_to_fuse"] = std::move(mapping);
+    }
+    if (modules_to_not_convert) {
+        auto names = nlohmann::ordered_json::array();
+        std::stringstream list(*modules_to_not_convert);
+        for (std::string name; std::getline(list, name, ',');) names.push_back(name);
+        json["modules_to_not_convert"] = std::move(names);
+    }
+    if (exllama_version || max_input_len || max_batch_size) {
+        auto& config = json["exllama_config"];
+        if (exllama_version) config["version"] = *exllama_version;
+        if (max_input_len) config["max_input_len"] = *max_input_len;
+        if (max_batch_size) config["max_batch_size"] = *max_batch_size;
+    }
+    awq_json_ = json.empty() ? "" : json.dump();
+    awq_options options = awq_default_options();
+    options.model = model.c_str();
+    options.backend = backend.c_str();
+    options.device = device;
+    options.threads = threads;
+    options.context = context;
+    options.skip_rule = skip_rule;
+    options.no_fuse = no_fuse;
+    options.check_finite = check_finite;
+    options.awq_config = awq_json_.c_str();
+    options.progress = show_progress;
+    return options;
+}
+
+void SamplingOptions::add(CLI::App& app) {
+    const char* group = "Sampling (defaults: the model's generation_config.json; greedy where it says nothing)";
+    app.add_option("-n,--predict", max_tokens, "new tokens at most (default: what the context holds)")->check(CLI::NonNegativeNumber);
+    app.add_option("--stop", stop, "text that ends the answer; may be given several times")->allow_extra_args(false);
+    app.add_option("-s,--seed", seed, "seed of the random numbers (default: a new one each time)")->group(group);
+    app.add_option("--temp", temperature, "temperature; 0: greedy")->group(group);
+    app.add_option("--top-k", top_k, "draw from the k likeliest tokens; 0: off")->group(group);
+    app.add_option("--top-p", top_p, "draw from the likeliest tokens that hold this probability; 1: off")->group(group);
+    app.add_option("--min-p", min_p, "drop tokens less likely than this share of the likeliest; 0: off")->group(group);
+    app.add_option("--repeat-penalty", repeat_penalty, "1: off")->group(group);
+    app.add_option("--presence-penalty", presence_penalty, "0: off")->group(group);
+    app.add_option("--frequency-penalty", frequency_penalty, "0: off")->group(group);
+}
+
+awq_generation SamplingOptions::get(const awq::Engine& engine) {
+    awq_generation generation = engine.generation();
+    awq_sampling& s = generation.sampling;
+    if (temperature || top_k || top_p || min_p) s.sample = true;
+    if (temperature) s.temperature = *temperature;
+    if (temperature && *temperature == 0) s.sample = false;
+    if (top_k) s.top_k = *top_k;
+    if (top_p) s.top_p = *top_p;
+    if (min_p) s.min_p = *min_p;
+    if (repeat_penalty) s.repeat_penalty = *repeat_penalty;
+    if (presence_penalty) s.presence_penalty = *presence_penalty;
+    if (frequency_penalty) s.frequency_penalty = *frequency_penalty;
+    s.seed = seed ? *seed : (static_cast<uint64_t>(std::random_device()()) << 32 | std::random_device()());
+    generation.max_tokens = max_tokens;
+    stop_pointers_.clear();
+    for (const std::string& text : stop) stop_pointers_.push_back(text.c_str());
+    generation.stop = stop_pointers_.data();
+    generation.stop_count = stop_pointers_.size();
+    return generation;
+}
+
+int fail(const std::string& message) {
+    if (is_terminal(2)) std::fputs("\r\033[K", stderr);    // over a progress line
+    std::fprintf(stderr, "error: %s\n", message.c_str());
+    return 1;
+}
+
+int guarded(const std::function<int()>& body) {
+    try {
+        return body();
+    } catch (const awq::Error& error) {
+        return error.status == AWQ_CANCELLED ? 130 : fail(error.what());
+    } catch (const std::exception& error) {
+        return fail(error.what());
+    }
+}
+
+bool show_progress(double fraction, const char* what, void*) {
+    static int shown = -1;
+    int percent = static_cast<int>(fraction * 100);
+    if (!is_terminal(2) || percent == shown) return true;
+    shown = percent;
+    if (fraction >= 1) std::fputs("\r\033[K", stderr);
+    else std::fprintf(stderr, "\r%s %d %%\033[K", what, percent);
+    return true;
+}
+
+// ---- Ctrl-C: one thread waits for it, so that nothing has to be done in a handler and no moment is missed
+
+namespace {
+std::atomic<awq_session*> interruptible{nullptr};
+termios saved_terminal;
+bool terminal_saved = false;
+}  // namespace
+
+void set_interruptible(awq_session* session) { interruptible.store(session); }
+
+void watch_interrupts() {
+    terminal_saved = tcgetattr(0, &saved_terminal) == 0;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &set, nullptr);    // threads made from here on inherit it
+    std::thread([set] {
+        for (int signal; sigwait(&set, &signal) == 0;) {
+            if (awq_session* session = interruptible.exchange(nullptr)) {
+                awq_cancel(session);
+                continue;
+            }
+            if (terminal_saved) tcsetattr(0, TCSANOW, &saved_terminal);
+            if (is_terminal(1) && write(1, "\n", 1) < 0) _exit(130);
+            _exit(130);
+        }
+    }).detach();
+}
+
+// ---- files
+
+std::string read_all(int fd) {
+    std::string all;
+    char block[65536];
+    for (ssize_t n; (n = read(fd, block, sizeof block)) != 0;) {
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) throw std::runtime_error(std::string("standard input: ") + std::strerror(errno));
+        all.append(block, static_cast<size_t>(n));
+        if (all.size() > (size_t{64} << 20)) throw std::runtime_error("standard input: more than 64 MiB; expected a prompt");
+    }
+    return all;
+}
+
+std::string read_file(const std::string& path) {
+    struct stat info;
+    if (stat(path.c_str(), &info) != 0) throw std::runtime_error(path + ": " + std::strerror(errno));
+    if (!S_ISREG(info.st_mode)) throw std::runtime_error(path + ": is no regular file");
+    if (info.st_size > (64 << 20)) throw std::runtime_error(path + ": has more than 64 MiB");
+    std::ifstream file(path, std::ios::binary);
+    std::stringstream content;
+    content << file.rdbuf();
+    if (!file) throw std::runtime_error(path + ": cannot be read");
+    return content.str();
+}
+
+bool is_terminal(int fd) { return isatty(fd) == 1; }
+
+}  // namespace command

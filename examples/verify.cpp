@@ -1,0 +1,34 @@
+// awq verify: are a checkpoint's tensors what they were, and are they sound?
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include "examples/command.h"
+
+void add_verify(CLI::App& app, Run& run) {
+    CLI::App* command = app.add_subcommand("verify", "fingerprint every tensor, look for damage");
+    struct Options {
+        std::string model;
+        bool write = false, json = false;
+    };
+    auto o = std::make_shared<Options>();
+    command->add_option("-m,--model", o->model, "model directory, or org/name[@revision] in the Hugging Face cache")->required();
+    command->add_flag("--write", o->write, "store the fingerprints beside the weights, for later runs to compare with");
+    command->add_flag("--json", o->json, "as JSON");
+    command->callback([o, &run] {
+        run = [o] {
+            char* text = nullptr;
+            awq::check(awq_verify(o->model.c_str(), o->write, command::show_progress, nullptr, &text));
+            std::string report = awq::take(text);
+            auto json = nlohmann::ordered_json::parse(report);
+            bool sound = json.value("sound", false);
+            if (o->json) {
+                std::printf("%s\n", report.c_str());
+            } else {
+                for (const auto& tensor : json["tensors"])
+                    std::printf("%s  %s\n", tensor["hash"].get<std::string>().c_str(), tensor["name"].get<std::string>().c_str());
+                for (const auto& finding : json["findings"]) std::printf("%s\n", finding.get<std::string>().c_str());
+            }
+            if (!sound) return command::fail(o->model + ": is not sound; see the findings");
+            return 0;
+        };
+    });
+}
