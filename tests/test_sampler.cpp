@@ -1,0 +1,115 @@
+#include <cmath>
+#include <doctest/doctest.h>
+#include <limits>
+#include <map>
+#include "core/text/sampler.h"
+
+using namespace awq;
+
+namespace {
+
+std::map<int32_t, int> draw(SamplingOptions options, std::vector<float> logits, int count) {
+    std::map<int32_t, int> seen;
+    options.sample = true;
+    for (int i = 0; i < count; i++) {
+        options.seed = static_cast<uint64_t>(i);
+        auto copy = logits;
+        seen[*Sampler(options).next(copy)]++;
+    }
+    return seen;
+}
+
+const std::vector<float> four = {std::log(0.1f), std::log(0.4f), std::log(0.3f), std::log(0.2f)};
+
+}  // namespace
+
+TEST_CASE("sampler: greedy takes the best, among equals the first") {
+    std::vector<float> logits = {1, 3, 3, 2};
+    CHECK(*Sampler(SamplingOptions()).next(logits) == 1);
+}
+
+TEST_CASE("sampler: draws follow the probabilities; temperature sharpens them") {
+    SamplingOptions o;
+    o.top_k = 0;
+    auto seen = draw(o, four, 20000);
+    CHECK(seen[0] == doctest::Approx(2000).epsilon(0.1));
+    CHECK(seen[1] == doctest::Approx(8000).epsilon(0.05));
+    o.temperature = 0.5f;    // squares: 1 16 9 4 of 30
+    seen = draw(o, four, 20000);
+    CHECK(seen[1] == doctest::Approx(20000 * 16 / 30.0).epsilon(0.05));
+    CHECK(seen[0] == doctest::Approx(20000 / 30.0).epsilon(0.2));
+}
+
+TEST_CASE("sampler: top-k, top-p and min-p cut the tail") {
+    SamplingOptions o;
+    o.top_k = 2;
+    CHECK(draw(o, four, 500).size() == 2);
+    o.top_k = 0;
+    o.top_p = 0.69f;    // 0.4 + 0.3 hold it
+    CHECK(draw(o, four, 500).size() == 2);
+    o.top_p = 0.71f;
+    CHECK(draw(o, four, 500).size() == 3);
+    o.top_p = 1;
+    o.min_p = 0.6f;     // of 0.4: 0.24
+    CHECK(draw(o, four, 500).size() == 2);
+    o.temperature = 0;
+    CHECK(draw(o, four, 50).size() == 1);
+}
+
+TEST_CASE("sampler: penalties") {
+    SamplingOptions o;
+    o.repeat_penalty = 2;
+    Sampler repeat(o);
+    std::vector<int32_t> prompt = {1};
+    repeat.prompt(prompt);
+    std::vector<float> logits = {1.5f, 2.0f, -1.0f};
+    CHECK(*repeat.next(logits) == 0);
+    CHECK(logits[1] == 1.0f);
+    std::vector<float> again = {1.5f, 2.0f, -1.0f};    // 0 is in the answer now
+    CHECK(*repeat.next(again) == 1);
+    SamplingOptions p;
+    p.presence_penalty = 0.5f;
+    p.frequency_penalty = 0.25f;
+    Sampler presence(p);
+    presence.prompt(prompt);                           // the prompt does not count here
+    std::vector<float> first = {1, 2}, second = {1, 2}, third = {1, 2};
+    CHECK(*presence.next(first) == 1);
+    CHECK(*presence.next(second) == 1);
+    CHECK(second[1] == 1.25f);
+    CHECK(*presence.next(third) == 0);
+    CHECK(third[1] == 1.0f);
+}
+
+TEST_CASE("sampler: what is not finite is an error, not a token") {
+    for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+        std::vector<float> logits = {1, bad, 2};
+        auto next = Sampler(SamplingOptions()).next(logits);
+        REQUIRE(!next.ok());
+        CHECK(next.status().code() == Code::non_finite);
+    }
+}
+
+TEST_CASE("sampler: ranges are checked by name") {
+    SamplingOptions o;
+    o.top_p = 0;
+    CHECK(check_sampling(o).message() == "top_p: 0.0; expected more than 0, at most 1");
+    o = {};
+    o.temperature = std::nanf("");
+    CHECK(check_sampling(o).message() == "temperature: not finite; expected 0 to 100");
+}
+
+TEST_CASE("generation_config: sampling only where it says so, eos from either file") {
+    auto read = [](const char* generation, const char* config) { return read_generation_config(*parse_json(generation), *parse_json(config)); };
+    auto none = read("null", "{\"eos_token_id\": 2}");
+    REQUIRE(none.ok());
+    CHECK(!none->sampling.sample);
+    CHECK(none->eos_ids == std::vector<int32_t>{2});
+    auto both = read("{\"do_sample\": true, \"temperature\": 0.6, \"top_p\": 0.9, \"eos_token_id\": [5, 7]}", "{\"eos_token_id\": 2}");
+    REQUIRE(both.ok());
+    CHECK(both->sampling.sample);
+    CHECK(both->sampling.temperature == 0.6f);
+    CHECK(both->sampling.top_k == 50);
+    CHECK(both->eos_ids == std::vector<int32_t>{5, 7});
+    CHECK(read("{\"top_p\": 2}", "{}").status().message() == "generation_config.json: top_p: 2.0; expected more than 0, at most 1");
+    CHECK(read("{\"eos_token_id\": \"2\"}", "{}").status().message() == "generation_config.json: eos_token_id: found \"2\"; expected token ids");
+}
