@@ -17,9 +17,9 @@ void read_decoder(ConfigReader& reader, const DecoderDefaults& defaults, ModelCo
     config.activation = reader.activation(defaults.activation_key, defaults.activation);
     config.tied = reader.boolean("tie_word_embeddings", defaults.tied);
     check_heads(reader, config, "hidden_size", "num_attention_heads");
-    if (reader.ok())
+    if (reader.ok() && !defaults.own_rope)
         config.rope = read_rope(reader, config.head_dim, reader.real("partial_rotary_factor", defaults.partial_rotary, 0, 1),
-                                defaults.theta, config.max_positions);
+                                defaults.theta, config.max_positions, defaults.trained_positions);
 }
 
 void check_heads(ConfigReader& reader, ModelConfig& config, const char* hidden_key, const char* heads_key) {
@@ -76,6 +76,30 @@ void add_gated_mlp(ModuleTree& tree, const std::string& path, int64_t hidden, in
     tree.groups.push_back(std::move(group));
 }
 
+void add_mlp(ModuleTree& tree, const std::string& path, const MlpNames& names, int64_t hidden, int64_t intermediate, bool bias) {
+    tree.linear(path + "." + names.up, hidden, intermediate, bias);
+    if (names.act) tree.add(ModuleKind::activation, path + "." + names.act, 1, intermediate);
+    tree.linear(path + "." + names.down, intermediate, hidden, bias);
+}
+
+void check_experts(ConfigReader& reader, const ModelConfig& config, const char* experts_key, const char* chosen_key) {
+    if (config.experts_per_token > config.experts)
+        reader.unexpected(chosen_key, "at most " + std::string(experts_key) + " (" + std::to_string(config.experts) + ")");
+    if (int64_t{config.layers} * config.experts > max_experts)
+        reader.unexpected(experts_key, "at most " + std::to_string(max_experts) + " experts in all layers together");
+}
+
+void add_experts(ModuleTree& tree, const ModelConfig& config, const std::string& block, const ExpertNames& names) {
+    for (int32_t e = 0; e < config.experts; e++) {
+        std::string path = block + ".experts." + std::to_string(e);
+        FusionGroup group{FusionGroup::Kind::mlp, path, {path + "." + names.gate, path + "." + names.up, path + "." + names.down}, block};
+        tree.linear(group.members[0], config.hidden_size, config.expert_size);
+        tree.linear(group.members[1], config.hidden_size, config.expert_size);
+        tree.linear(group.members[2], config.expert_size, config.hidden_size);
+        tree.groups.push_back(std::move(group));
+    }
+}
+
 void add_rms_norm(ModuleTree& tree, const std::string& path, int64_t size) {
     tree.norm(path, size);
     tree.groups.push_back({FusionGroup::Kind::layernorm, path, {}, ""});
@@ -93,6 +117,24 @@ void add_llama_frame(ModuleTree& tree, const ModelConfig& config,
     for (int64_t i = 0; i < config.layers; i++) layer(tree, config, "model.layers." + std::to_string(i), i);
     add_rms_norm(tree, "model.norm", config.hidden_size);
     add_head(tree, config, "lm_head", "model.embed_tokens");
+}
+
+void add_text_model(ModuleTree& tree, const ModelConfig& config, const std::string& prefix) {
+    ModuleTree text;
+    config.text->tree(config, text);
+    for (Module& module : text.modules) {
+        module.class_path = module.path.starts_with("model.") ? "model.language_model." + module.path.substr(6) : module.path;
+        module.path = prefix + module.path;
+        if (!module.tied_to.empty()) module.tied_to = prefix + module.tied_to;
+        tree.modules.push_back(std::move(module));
+    }
+    for (FusionGroup& group : text.groups) {
+        group.target = prefix + group.target;
+        for (std::string& member : group.members) member = prefix + member;
+        if (!group.block.empty()) group.block = prefix + group.block;
+        tree.groups.push_back(std::move(group));
+    }
+    tree.head = prefix + text.head;
 }
 
 }  // namespace awq

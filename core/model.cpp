@@ -36,7 +36,7 @@ Result<ConfiguredModel> configure_model(const Json& config_json) {
     result.model = find_model(model_type);
     if (!result.model)
         return Status(Code::unsupported, "config.json: model_type: \"" + quote(model_type) + "\" is not a model known here; expected one of " + known);
-    result.config.model_type = result.model->model_type;
+    result.config.model_type = model_type;
     result.model->configure(reader, result.config);
     AWQ_TRY(reader.status());
     result.config.window.resize(result.config.layers, 0);

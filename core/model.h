@@ -103,10 +103,11 @@ private:
 
 // rope_theta, rope_scaling (old writers: type, factor, ...) or rope_parameters (new writers) of a config, for head_dim
 // columns of which `partial` rotate. Kinds default, linear, dynamic, llama3, yarn, longrope; others are an error.
-RopeParams read_rope(ConfigReader& config, int64_t head_dim, double partial, double default_theta, int64_t max_positions);
+// `trained`: the class's default for original_max_position_embeddings, which counts for longrope; 0: it has none.
+RopeParams read_rope(ConfigReader& config, int64_t head_dim, double partial, double default_theta, int64_t max_positions, int64_t trained = 0);
 // The same where `scaling` holds the rope parameters, whatever the config calls them.
 RopeParams read_rope(ConfigReader& config, ConfigReader scaling, int64_t head_dim, double partial, double default_theta,
-                     int64_t max_positions);
+                     int64_t max_positions, int64_t trained = 0);
 
 class ModelBuilder;    // models/blocks.h
 

@@ -22,6 +22,9 @@ struct Module {
     int64_t out = 0, in = 0;     // embedding: rows, columns; norm: out = 1
     bool bias = false;
     bool weight = true;          // false: a norm without a weight of its own
+    // A class of the model's own in place of nn.Linear (FalconLinear): converted like any other, but where the list leaves
+    // it out, transformers' record of skipped Linears does not count it, so the plan says `keep`.
+    bool own_class = false;
     bool needed = true;          // false: listed, but no graph reads it (vision layers past the one that is used)
     std::string tied_to;         // this Linear has no tensor of its own: it is that embedding
     const std::string& rule_path() const { return class_path.empty() ? path : class_path; }

@@ -69,6 +69,7 @@ public:
         if (listed.empty() && module.path != module.rule_path() && awq.quant_method == "compressed-tensors") {
             AWQ_ASSIGN(listed, list_.match(module.path));
         }
+        if (!listed.empty() && module.own_class) return Verdict{Action::keep, listed + "; of a class of its own, no nn.Linear"};
         if (!listed.empty()) return Verdict{Action::skip, listed};
         if (!module.tied_to.empty()) return Verdict{Action::skip, "default: shares the weights of " + module.tied_to};
         bool head = module.path == work_.tree.head;

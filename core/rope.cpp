@@ -94,13 +94,14 @@ void longrope(ConfigReader& scaling, RopeParams& rope, double stretch) {
 
 }  // namespace
 
-RopeParams read_rope(ConfigReader& config, int64_t head_dim, double partial, double default_theta, int64_t max_positions) {
+RopeParams read_rope(ConfigReader& config, int64_t head_dim, double partial, double default_theta, int64_t max_positions,
+                     int64_t trained) {
     return read_rope(config, config.object(config.has("rope_parameters") ? "rope_parameters" : "rope_scaling"), head_dim, partial,
-                     default_theta, max_positions);
+                     default_theta, max_positions, trained);
 }
 
 RopeParams read_rope(ConfigReader& config, ConfigReader scaling, int64_t head_dim, double partial, double default_theta,
-                     int64_t max_positions) {
+                     int64_t max_positions, int64_t trained) {
     RopeParams rope;
     // newer writers keep the base and the share of rotating columns with the scaling
     ConfigReader& base = scaling.has("rope_theta") ? scaling : config;
@@ -116,10 +117,11 @@ RopeParams read_rope(ConfigReader& config, ConfigReader scaling, int64_t head_di
     std::string_view type_key = scaling.any({"rope_type", "type"});
     std::string type = scaling.string(type_key, "default");
     constexpr int64_t longest = int64_t{1} << 31;
-    int64_t trained = config.integer("original_max_position_embeddings", 0, 0, longest);
+    trained = config.integer("original_max_position_embeddings", trained, 0, longest);
     int64_t original = scaling.integer("original_max_position_embeddings", 0, 0, longest);
     rope.factor = scaling.real("factor", 1, 1e-3, 1e6);
     rope.original_length = original ? original : max_positions;
+    if (type == "yarn" && scaling.has("short_factor")) type = "longrope";    // the first Phi-3 files, again
     if (type == "linear") {
         for (float& frequency : rope.inv_freq) frequency /= static_cast<float>(rope.factor);
     } else if (type == "dynamic") {
