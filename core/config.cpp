@@ -109,11 +109,16 @@ std::vector<int64_t> ConfigReader::integers(std::string_view key, int64_t low, i
 Activation ConfigReader::activation(std::string_view key, const std::string& fallback) {
     // transformers' names; gelu_new, gelu_fast and gelu_pytorch_tanh are one formula written three ways
     static const std::pair<const char*, Activation> names[] = {
-        {"silu", Activation::silu},           {"swish", Activation::silu},
-        {"gelu", Activation::gelu},           {"gelu_python", Activation::gelu},
-        {"gelu_new", Activation::gelu_tanh},  {"gelu_fast", Activation::gelu_tanh},
-        {"gelu_pytorch_tanh", Activation::gelu_tanh}, {"gelu_accurate", Activation::gelu_tanh},
-        {"quick_gelu", Activation::quick_gelu}, {"relu", Activation::relu},
+        {"silu", Activation::silu},
+        {"swish", Activation::silu},
+        {"gelu", Activation::gelu},
+        {"gelu_python", Activation::gelu},
+        {"gelu_new", Activation::gelu_tanh},
+        {"gelu_fast", Activation::gelu_tanh},
+        {"gelu_pytorch_tanh", Activation::gelu_tanh},
+        {"gelu_accurate", Activation::gelu_tanh},
+        {"quick_gelu", Activation::quick_gelu},
+        {"relu", Activation::relu},
     };
     std::string name = string(key, fallback), known;
     for (const auto& [known_name, activation] : names) {

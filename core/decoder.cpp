@@ -32,8 +32,8 @@ void check_heads(ConfigReader& reader, ModelConfig& config, const char* hidden_k
         return reader.fail(heads_key, std::to_string(config.heads) + "; expected a multiple of the key/value heads (" +
                                           std::to_string(config.kv_heads) + ")");
     if (int64_t{config.heads} * config.head_dim > max_width)
-        reader.fail("head_dim", std::to_string(config.head_dim) + " x " + std::to_string(config.heads) + " heads; expected at most " +
-                                    std::to_string(max_width) + " columns");
+        reader.fail("head_dim", std::to_string(config.head_dim) + " x " + std::to_string(config.heads) +
+                                    " heads; expected at most " + std::to_string(max_width) + " columns");
 }
 
 void read_windows(ConfigReader& reader, ModelConfig& config, int64_t window, bool (*slides)(int64_t layer, int64_t period),
@@ -48,7 +48,8 @@ void read_windows(ConfigReader& reader, ModelConfig& config, int64_t window, boo
         if (types) {
             const Json& type = types->items()[i];
             if (!type.is_string() || (type.string() != "full_attention" && type.string() != "sliding_attention"))
-                return reader.fail("layer_types", quote(dump_json(type)) + "; expected \"full_attention\" or \"sliding_attention\"");
+                return reader.fail("layer_types",
+                                   quote(dump_json(type)) + "; expected \"full_attention\" or \"sliding_attention\"");
             slide = type.string() == "sliding_attention";
         }
         if (slide) config.window[i] = static_cast<int32_t>(window);
@@ -58,8 +59,10 @@ void read_windows(ConfigReader& reader, ModelConfig& config, int64_t window, boo
 std::string add_attention(ModuleTree& tree, const ModelConfig& config, const std::string& layer, const DecoderNames& names) {
     std::string path = layer + "." + names.attention;
     int64_t q = int64_t{config.heads} * config.head_dim, kv = int64_t{config.kv_heads} * config.head_dim;
-    FusionGroup group{FusionGroup::Kind::attention, path,
-                      {path + "." + names.q, path + "." + names.k, path + "." + names.v, path + "." + names.o}, ""};
+    FusionGroup group{FusionGroup::Kind::attention,
+                      path,
+                      {path + "." + names.q, path + "." + names.k, path + "." + names.v, path + "." + names.o},
+                      ""};
     tree.linear(group.members[0], config.hidden_size, q, config.attention_bias);
     tree.linear(group.members[1], config.hidden_size, kv, config.attention_bias);
     tree.linear(group.members[2], config.hidden_size, kv, config.attention_bias);
@@ -92,7 +95,8 @@ void check_experts(ConfigReader& reader, const ModelConfig& config, const char* 
 void add_experts(ModuleTree& tree, const ModelConfig& config, const std::string& block, const ExpertNames& names) {
     for (int32_t e = 0; e < config.experts; e++) {
         std::string path = block + ".experts." + std::to_string(e);
-        FusionGroup group{FusionGroup::Kind::mlp, path, {path + "." + names.gate, path + "." + names.up, path + "." + names.down}, block};
+        FusionGroup group{
+            FusionGroup::Kind::mlp, path, {path + "." + names.gate, path + "." + names.up, path + "." + names.down}, block};
         tree.linear(group.members[0], config.hidden_size, config.expert_size);
         tree.linear(group.members[1], config.hidden_size, config.expert_size);
         tree.linear(group.members[2], config.expert_size, config.hidden_size);
@@ -106,7 +110,8 @@ void add_rms_norm(ModuleTree& tree, const std::string& path, int64_t size) {
 }
 
 void add_head(ModuleTree& tree, const ModelConfig& config, const std::string& path, const std::string& embedding) {
-    Module& head = tree.linear(path, config.embed_size ? config.embed_size : config.hidden_size, config.vocab_size, config.head_bias);
+    Module& head =
+        tree.linear(path, config.embed_size ? config.embed_size : config.hidden_size, config.vocab_size, config.head_bias);
     if (config.tied) head.tied_to = embedding;
     tree.head = path;
 }

@@ -8,23 +8,23 @@ namespace awq {
 
 // Largest sizes taken from a config.json: far above any model there is, low enough that a hostile file costs little.
 inline constexpr int64_t max_layers = 1024, max_width = int64_t{1} << 20, max_vocabulary = int64_t{1} << 24;
-inline constexpr int64_t max_experts = int64_t{1} << 16;    // in all layers together
+inline constexpr int64_t max_experts = int64_t{1} << 16;  // in all layers together
 inline constexpr int64_t max_context = (int64_t{1} << 31) - 1;
 
 // Defaults of transformers' config class for a model type.
 struct DecoderDefaults {
     int64_t vocab_size, hidden_size, intermediate_size;
     int64_t layers, heads;
-    int64_t kv_heads = 0;                   // 0: as many as heads
-    int64_t head_dim = 0;                   // 0: hidden size / heads
+    int64_t kv_heads = 0;  // 0: as many as heads
+    int64_t head_dim = 0;  // 0: hidden size / heads
     int64_t max_positions;
     const char* activation = "silu";
     const char* activation_key = "hidden_act";
     const char* eps_key = "rms_norm_eps";
     double eps, theta = 10000, partial_rotary = 1;
-    int64_t trained_positions = 0;          // original_max_position_embeddings; 0: the class has none
+    int64_t trained_positions = 0;  // original_max_position_embeddings; 0: the class has none
     bool tied = false;
-    bool own_rope = false;                  // the caller reads the rope parameters itself
+    bool own_rope = false;  // the caller reads the rope parameters itself
 };
 // Reads the fields that go by their common names: sizes, heads, activation, eps, tying and rope.
 void read_decoder(ConfigReader& reader, const DecoderDefaults& defaults, ModelConfig& config);

@@ -19,7 +19,8 @@ std::span<const Model* const> model_table() {
 
 const Model* find_model(std::string_view model_type) {
     for (const Model* model : model_table())
-        if (model_type == model->model_type || std::ranges::find(model->aliases, model_type) != model->aliases.end()) return model;
+        if (model_type == model->model_type || std::ranges::find(model->aliases, model_type) != model->aliases.end())
+            return model;
     return nullptr;
 }
 
@@ -35,7 +36,8 @@ Result<ConfiguredModel> configure_model(const Json& config_json) {
     ConfiguredModel result;
     result.model = find_model(model_type);
     if (!result.model)
-        return Status(Code::unsupported, "config.json: model_type: \"" + quote(model_type) + "\" is not a model known here; expected one of " + known);
+        return Status(Code::unsupported, "config.json: model_type: \"" + quote(model_type) +
+                                             "\" is not a model known here; expected one of " + known);
     result.config.model_type = model_type;
     result.model->configure(reader, result.config);
     AWQ_TRY(reader.status());

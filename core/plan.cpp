@@ -7,7 +7,8 @@ const PlanRow* Plan::find(const std::string& path) const {
     return at == index.end() ? nullptr : &rows[at->second];
 }
 
-Result<Plan> make_plan(const Checkpoint& checkpoint, const ConfiguredModel& model, const PlanOptions& options, const Backend* backend) {
+Result<Plan> make_plan(const Checkpoint& checkpoint, const ConfiguredModel& model, const PlanOptions& options,
+                       const Backend* backend) {
     PlanWork work{checkpoint, model, options, {}, {}, {}};
     AwqOverrides overrides = options.awq;
     if (!options.fuse) overrides.do_fuse = false;

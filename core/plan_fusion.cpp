@@ -23,7 +23,8 @@ size_t stacked_count(const FusionGroup& group) {
 }
 
 std::string described(const PlanRow& row) {
-    return leaf_of(row.module.path) + " is " + row.format_name + (row.group_size ? " of group " + std::to_string(row.group_size) : "");
+    return leaf_of(row.module.path) + " is " + row.format_name +
+           (row.group_size ? " of group " + std::to_string(row.group_size) : "");
 }
 
 // Why the members of a group cannot lie in one weight; empty: they can.
@@ -34,9 +35,12 @@ std::string obstacle(PlanWork& work, const FusionGroup& group) {
         const LinearFacts &a = work.facts_of(*first), &b = work.facts_of(*row);
         if (row->action != first->action || row->format_name != first->format_name || row->group_size != first->group_size)
             return "members differ: " + described(*first) + ", " + described(*row);
-        if (a.dtype != b.dtype) return "members differ: the scales of " + leaf_of(first->module.path) + " and " + leaf_of(row->module.path) + " have different types";
+        if (a.dtype != b.dtype)
+            return "members differ: the scales of " + leaf_of(first->module.path) + " and " + leaf_of(row->module.path) +
+                   " have different types";
         if (a.input_order != b.input_order)
-            return "members differ: " + leaf_of(first->module.path) + " and " + leaf_of(row->module.path) + " order their inputs differently";
+            return "members differ: " + leaf_of(first->module.path) + " and " + leaf_of(row->module.path) +
+                   " order their inputs differently";
     }
     return "";
 }
@@ -44,7 +48,7 @@ std::string obstacle(PlanWork& work, const FusionGroup& group) {
 // The mapping that is in force where the configuration asks for fusing.
 struct Mapping {
     FusionMapping names;
-    const char* origin = "";    // for reasons
+    const char* origin = "";  // for reasons
 };
 
 std::vector<std::string> names_of(const Json& list) {
@@ -59,10 +63,12 @@ Result<Mapping> find_mapping(const PlanWork& work) {
     const Json& given = awq.modules_to_fuse;
     if (given.is_object())
         return Mapping{{names_of(*given.find("attention")), names_of(*given.find("mlp")), names_of(*given.find("layernorm")),
-                        given.find("use_alibi")->boolean()}, "modules_to_fuse"};
+                        given.find("use_alibi")->boolean()},
+                       "modules_to_fuse"};
     if (!work.model.model->fusion.empty()) return Mapping{work.model.model->fusion, "do_fuse"};
-    return Status(Code::unsupported, "quantization_config.do_fuse: there is no fusing mapping for model type " + work.model.config.model_type +
-                                         "; expected modules_to_fuse to bring one, or do_fuse false (what is alike is fused without it)");
+    return Status(Code::unsupported,
+                  "quantization_config.do_fuse: there is no fusing mapping for model type " + work.model.config.model_type +
+                      "; expected modules_to_fuse to bring one, or do_fuse false (what is alike is fused without it)");
 }
 
 Json mapping_json(const PlanWork& work, const Mapping& mapping) {
@@ -93,7 +99,9 @@ void warn_mapping(PlanWork& work, const Json& mapping) {
     compare("num_attention_heads", config.heads);
     compare("num_key_value_heads", config.kv_heads);
     if (mapping.find("use_alibi")->boolean() != config.alibi) clash += std::string(clash.empty() ? "" : ", ") + "use_alibi";
-    if (!clash.empty()) work.plan.warnings.push_back("modules_to_fuse: " + clash + " not as in the model's own configuration: the model's counts");
+    if (!clash.empty())
+        work.plan.warnings.push_back("modules_to_fuse: " + clash +
+                                     " not as in the model's own configuration: the model's counts");
 }
 
 // transformers 4.57's walk over the modules: a parent whose path contains an entry of modules_to_not_convert is passed by
@@ -116,7 +124,9 @@ public:
             if (fused_.contains(group.target)) {
                 row.fused = true;
                 row.reason = mapping_.origin;
-            } else if (auto why = passed_.find(group.kind == FusionGroup::Kind::layernorm ? parent_of(group.target) : group.target); why != passed_.end()) {
+            } else if (auto why =
+                           passed_.find(group.kind == FusionGroup::Kind::layernorm ? parent_of(group.target) : group.target);
+                       why != passed_.end()) {
                 row.reason = why->second;
             }
             work_.plan.fusion.push_back(std::move(row));
@@ -129,7 +139,9 @@ private:
         return Status(Code::unsupported, "quantization_config." + std::string(mapping_.origin) + ": " + path + ": " + what);
     }
 
-    const PlanRow* child(const std::string& parent, const std::string& name) { return work_.row(parent.empty() ? name : parent + "." + name); }
+    const PlanRow* child(const std::string& parent, const std::string& name) {
+        return work_.row(parent.empty() ? name : parent + "." + name);
+    }
 
     Status visit(const std::string& parent, const std::string& class_parent) {
         for (const std::string& entry : work_.plan.awq.modules_to_not_convert.value_or(std::vector<std::string>()))
@@ -145,7 +157,8 @@ private:
     Status norm(const std::string& parent, const std::string& name) {
         const PlanRow* row = child(parent, name);
         if (!row || row->module.kind != ModuleKind::norm) return {};
-        if (!groups_.contains(row->module.path)) return refuse(row->module.path, "is not a plain RMS norm; expected an empty \"layernorm\" for this model type");
+        if (!groups_.contains(row->module.path))
+            return refuse(row->module.path, "is not a plain RMS norm; expected an empty \"layernorm\" for this model type");
         fused_.insert(row->module.path);
         return {};
     }
@@ -154,15 +167,20 @@ private:
         if (names.empty() || off || !child(parent, names[0])) return {};
         for (size_t i = 0; i < names.size(); i++) {
             const PlanRow* row = child(parent, names[i]);
-            if (!row) return refuse(parent, "has " + names[0] + " but no " + names[i] + "; expected all of the mapping's names, or the module in modules_to_not_convert");
-            bool last = i + 1 == names.size();    // o_proj, down_proj: may be plain
+            if (!row)
+                return refuse(parent, "has " + names[0] + " but no " + names[i] +
+                                          "; expected all of the mapping's names, or the module in modules_to_not_convert");
+            bool last = i + 1 == names.size();  // o_proj, down_proj: may be plain
             if (!last && row->action != Action::convert)
-                return refuse(row->module.path, "is not converted (" + row->rule + "); expected int4 weights, as it is to be fused");
+                return refuse(row->module.path,
+                              "is not converted (" + row->rule + "); expected int4 weights, as it is to be fused");
         }
         auto group = groups_.find(parent);
         bool same = group != groups_.end() && group->second->kind == kind && group->second->members.size() == names.size();
         for (size_t i = 0; same && i < names.size(); i++) same = leaf_of(group->second->members[i]) == names[i];
-        if (!same) return refuse(parent, "cannot be fused by these names; expected the projections of one attention or gated MLP, in their order");
+        if (!same)
+            return refuse(
+                parent, "cannot be fused by these names; expected the projections of one attention or gated MLP, in their order");
         fused_.insert(parent);
         return {};
     }
@@ -178,11 +196,15 @@ Status fuse_by_configuration(PlanWork& work) {
     const AwqConfig& awq = work.plan.awq;
     AWQ_ASSIGN(Mapping mapping, find_mapping(work));
     if (awq.backend == "llm-awq" || awq.version == "llm-awq")
-        return Status(Code::unsupported, "quantization_config.do_fuse: true with backend llm-awq; expected backend autoawq for fused modules");
+        return Status(Code::unsupported,
+                      "quantization_config.do_fuse: true with backend llm-awq; expected backend autoawq for fused modules");
     if (awq.version == "exllama")
-        return Status(Code::unsupported, "quantization_config.do_fuse: true with version exllama; expected another version for fused modules");
+        return Status(Code::unsupported,
+                      "quantization_config.do_fuse: true with version exllama; expected another version for fused modules");
     AWQ_TRY(ReferenceFusion(work, mapping).run());
-    if (std::ranges::none_of(work.plan.fusion, [](const FusionRow& row) { return row.fused && row.kind == FusionGroup::Kind::attention; })) return {};
+    if (std::ranges::none_of(work.plan.fusion,
+                             [](const FusionRow& row) { return row.fused && row.kind == FusionGroup::Kind::attention; }))
+        return {};
     work.plan.fusion_mapping = mapping_json(work, mapping);
     warn_mapping(work, work.plan.fusion_mapping);
     if (awq.modules_to_fuse.has("rope_theta") && work.model.config.rope.rot_dim) {
@@ -197,7 +219,8 @@ Status fuse_by_configuration(PlanWork& work) {
 
 void fuse_by_default(PlanWork& work) {
     for (const FusionGroup& group : work.tree.groups) {
-        FusionRow row{group.kind, group.target, group.members, work.options.fuse, work.options.fuse ? "default: members are alike" : "--no-fuse"};
+        FusionRow row{group.kind, group.target, group.members, work.options.fuse,
+                      work.options.fuse ? "default: members are alike" : "--no-fuse"};
         if (group.kind == FusionGroup::Kind::layernorm && row.fused) row.reason = "default: one kernel";
         work.plan.fusion.push_back(std::move(row));
     }

@@ -8,9 +8,9 @@ namespace awq {
 
 // What is known of a Linear's numbers, beside its row: from its tensors, or without any what the configuration promises.
 struct LinearFacts {
-    DType dtype = DType::f16;            // dense: of the weight; quantised: of the scales
+    DType dtype = DType::f16;  // dense: of the weight; quantised: of the scales
     bool integer_zeros = false;
-    std::vector<int32_t> input_order;    // act-order files
+    std::vector<int32_t> input_order;  // act-order files
 };
 
 // A plan in the making.
@@ -20,7 +20,7 @@ struct PlanWork {
     const PlanOptions& options;
     Plan plan;
     ModuleTree tree;
-    std::vector<LinearFacts> facts;      // one a row
+    std::vector<LinearFacts> facts;  // one a row
     bool has_weights() const { return checkpoint.has_weights(); }
     PlanRow* row(const std::string& path) {
         auto at = plan.index.find(path);

@@ -9,7 +9,8 @@ namespace awq {
 namespace {
 
 std::string lower(std::string text) {
-    std::ranges::transform(text, text.begin(), [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+    std::ranges::transform(text, text.begin(),
+                           [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
     return text;
 }
 
@@ -52,7 +53,8 @@ public:
         const AwqConfig& awq = work.plan.awq;
         std::string field = "modules_to_not_convert";
         std::vector<std::string> entries = awq.modules_to_not_convert.value_or(std::vector<std::string>());
-        SkipRule::Reading reading = work.options.skip_rule == 5 ? SkipRule::Reading::boundary_pattern : SkipRule::Reading::substring;
+        SkipRule::Reading reading =
+            work.options.skip_rule == 5 ? SkipRule::Reading::boundary_pattern : SkipRule::Reading::substring;
         if (awq.quant_method == "compressed-tensors") {
             field = "ignore";
             entries = awq.ignore;
@@ -74,7 +76,8 @@ public:
         if (!module.tied_to.empty()) return Verdict{Action::skip, "default: shares the weights of " + module.tied_to};
         bool head = module.path == work_.tree.head;
         if (head && awq.quant_method == "awq") return Verdict{Action::skip, "default: the output head"};
-        if (head && awq.quant_method == "gptq" && !awq.quantized_head) return Verdict{Action::skip, "default: the output head, as lm_head is not true"};
+        if (head && awq.quant_method == "gptq" && !awq.quantized_head)
+            return Verdict{Action::skip, "default: the output head, as lm_head is not true"};
         return Verdict{Action::convert, awq.quant_method + ": every Linear not left out"};
     }
 
@@ -91,7 +94,8 @@ Status check_alignment(const AwqConfig& awq, const Module& module, int64_t group
     if (module.in % group != 0)
         return refuse(std::to_string(group) + " does not divide the " + size + "; expected a divisor of it, or -1 for one group");
     if (module.out % 8 != 0)
-        return Status(Code::bad_file, module.path + ": " + std::to_string(module.out) + " outputs; expected a multiple of 8, as int4 packing needs");
+        return Status(Code::bad_file, module.path + ": " + std::to_string(module.out) +
+                                          " outputs; expected a multiple of 8, as int4 packing needs");
     bool padded = awq.backend == "llm-awq" || awq.version == "gemv" || awq.version == "llm-awq";
     if (awq.quant_method == "awq" && padded && group != 32 && group != 64 && group < 128)
         return refuse(std::to_string(group) + " with version gemv or backend llm-awq; expected 32, 64 or at least 128");
@@ -106,14 +110,17 @@ struct Tally {
         if (count++ == 0) first = path;
     }
     std::string text(const std::string& what) const {
-        return std::to_string(count) + (count == 1 ? " Linear " : " Linears ") + what + " (" + (count == 1 ? "" : "first ") + first + ")";
+        return std::to_string(count) + (count == 1 ? " Linear " : " Linears ") + what + " (" + (count == 1 ? "" : "first ") +
+               first + ")";
     }
 };
 
 class RowPlanner {
 public:
-    RowPlanner(PlanWork& work, const Rules& rules) : work_(work), rules_(rules), dense_type_(configured_dtype(work.checkpoint.config())) {
-        if (const Json* text = work.checkpoint.config().find("text_config"); text && dense_type_ == DType::f16) dense_type_ = configured_dtype(*text);
+    RowPlanner(PlanWork& work, const Rules& rules)
+        : work_(work), rules_(rules), dense_type_(configured_dtype(work.checkpoint.config())) {
+        if (const Json* text = work.checkpoint.config().find("text_config"); text && dense_type_ == DType::f16)
+            dense_type_ = configured_dtype(*text);
     }
 
     Status linear(PlanRow& row, LinearFacts& facts) {
@@ -130,7 +137,8 @@ public:
         row.rule = kind_reason(module.kind);
         if (module.kind == ModuleKind::activation) {
             row.rule = "scales of an activation";
-            if (work_.has_weights() && !work_.checkpoint.find(module.path + ".scales")) row.rule += ": not in the file, taken as ones";
+            if (work_.has_weights() && !work_.checkpoint.find(module.path + ".scales"))
+                row.rule += ": not in the file, taken as ones";
             return {};
         }
         if (!module.weight) return {};
@@ -141,18 +149,25 @@ public:
         if (!tensor && !module.needed) return {};
         if (!tensor) return missing(name, module);
         if (tensor->known) row.format_name = dense_name(tensor->type);
-        if (module.bias && !work_.checkpoint.find(module.path + ".bias") && module.needed) return missing(module.path + ".bias", module);
+        if (module.bias && !work_.checkpoint.find(module.path + ".bias") && module.needed)
+            return missing(module.path + ".bias", module);
         return {};
     }
 
     void warn() {
         auto& warnings = work_.plan.warnings;
         std::string method = work_.plan.awq.quant_method;
-        if (kept_.count) warnings.push_back(kept_.text("would be converted by the configuration, but the file holds plain weights: left as they are"));
-        if (converted_.count) warnings.push_back(converted_.text("would be left out by the configuration, but the file holds int4 weights: they count"));
+        if (kept_.count)
+            warnings.push_back(
+                kept_.text("would be converted by the configuration, but the file holds plain weights: left as they are"));
+        if (converted_.count)
+            warnings.push_back(
+                converted_.text("would be left out by the configuration, but the file holds int4 weights: they count"));
         if (other_format_.count)
-            warnings.push_back(other_format_.text("packed as " + other_name_ + ", not as the configuration says (" + configured_format(work_.plan.awq) + "): the tensors count"));
-        if (foreign_bias_.count) warnings.push_back(foreign_bias_.text("with a bias in the file that this model has not: ignored"));
+            warnings.push_back(other_format_.text("packed as " + other_name_ + ", not as the configuration says (" +
+                                                  configured_format(work_.plan.awq) + "): the tensors count"));
+        if (foreign_bias_.count)
+            warnings.push_back(foreign_bias_.text("with a bias in the file that this model has not: ignored"));
         if (!work_.plan.replaced && work_.plan.awq.quantized())
             warnings.push_back("nothing is converted: every Linear is left out; is this checkpoint quantised at all?");
     }
@@ -171,7 +186,9 @@ private:
 
     Status missing(const std::string& name, const Module& module) const {
         const auto& shards = work_.checkpoint.shards();
-        std::string where = shards.size() == 1 ? shards[0].path() : "the " + std::to_string(shards.size()) + " files of " + work_.checkpoint.directory();
+        std::string where = shards.size() == 1
+                                ? shards[0].path()
+                                : "the " + std::to_string(shards.size()) + " files of " + work_.checkpoint.directory();
         return Status(Code::not_found, where + ": " + name + " is missing; expected a tensor for " + shape_text(module));
     }
 
@@ -202,7 +219,8 @@ private:
             row.format_name = dense_name(facts.dtype);
         } else {
             if (!awq.quantized())
-                return Status(Code::bad_file, "config.json: quantization_config: no method known here, but " + module.path + " is packed as " + row.format->name +
+                return Status(Code::bad_file, "config.json: quantization_config: no method known here, but " + module.path +
+                                                  " is packed as " + row.format->name +
                                                   "; expected plain weights, or quant_method awq, gptq or compressed-tensors");
             AWQ_ASSIGN(auto rows, row.format->open(tensors, awq, module.out, module.in));
             facts = {rows->dtype, rows->integer_zeros, std::move(rows->input_order)};
@@ -239,15 +257,22 @@ private:
 
 // Tensors that no module asks for: one warning. Left over by every writer of their time, these are no news.
 void warn_unused(PlanWork& work) {
-    static constexpr std::string_view known[] = {"rotary_emb.inv_freq", "attn.masked_bias", "attention.masked_bias", "attn.bias", "attention.bias",
-                                                 "position_ids", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attention.rotary_emb.inv_freq"};
+    static constexpr std::string_view known[] = {"rotary_emb.inv_freq",
+                                                 "attn.masked_bias",
+                                                 "attention.masked_bias",
+                                                 "attn.bias",
+                                                 "attention.bias",
+                                                 "position_ids",
+                                                 "rotary_emb.cos_cached",
+                                                 "rotary_emb.sin_cached",
+                                                 "attention.rotary_emb.inv_freq"};
     Tally unused;
     for (const TensorInfo& tensor : work.checkpoint.tensors()) {
         std::string_view name = tensor.name;
         size_t dot = name.rfind('.');
         const PlanRow* row = dot == name.npos ? nullptr : work.plan.find(std::string(name.substr(0, dot)));
         std::string_view suffix = name.substr(dot + 1);
-        if (!row) row = work.plan.find(tensor.name);    // a bare parameter
+        if (!row) row = work.plan.find(tensor.name);  // a bare parameter
         bool used = row != nullptr;
         if (row && row->module.kind == ModuleKind::linear && row->format && suffix != "bias" && suffix != "weight")
             used = std::ranges::any_of(row->format->suffixes, [&](const char* wanted) { return suffix == wanted; });
@@ -255,8 +280,8 @@ void warn_unused(PlanWork& work) {
         unused.add(quote(tensor.name));
     }
     if (unused.count)
-        work.plan.warnings.push_back(std::to_string(unused.count) + " tensors of the checkpoint are not used (" + (unused.count == 1 ? "" : "first ") +
-                                     unused.first + ")");
+        work.plan.warnings.push_back(std::to_string(unused.count) + " tensors of the checkpoint are not used (" +
+                                     (unused.count == 1 ? "" : "first ") + unused.first + ")");
 }
 
 }  // namespace

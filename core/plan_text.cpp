@@ -21,7 +21,9 @@ const char* kind_name(ModuleKind kind) {
     return "";
 }
 
-const char* action_name(Action action) { return action == Action::convert ? "convert" : action == Action::skip ? "skip" : "keep"; }
+const char* action_name(Action action) {
+    return action == Action::convert ? "convert" : action == Action::skip ? "skip" : "keep";
+}
 
 const char* group_name(FusionGroup::Kind kind) {
     return kind == FusionGroup::Kind::attention ? "attention" : kind == FusionGroup::Kind::mlp ? "mlp" : "layernorm";
@@ -70,7 +72,7 @@ std::string pattern_of(const std::string& path, std::vector<int64_t>& numbers) {
 // Rows that differ only by the numbers in their paths, as one line of the table.
 struct Line {
     std::string pattern;
-    std::vector<std::vector<int64_t>> numbers;    // for each # its values, sorted and unique
+    std::vector<std::vector<int64_t>> numbers;  // for each # its values, sorted and unique
     int64_t count = 0;
     size_t bytes = 0;
     const PlanRow* row = nullptr;
@@ -78,8 +80,10 @@ struct Line {
         std::string text;
         size_t at = 0;
         for (char c : pattern) {
-            if (c != '#') text += c;
-            else text += numbers[at].size() > 1 ? "{" + ranges(numbers[at]) + "}" : std::to_string(numbers[at][0]), at++;
+            if (c != '#')
+                text += c;
+            else
+                text += numbers[at].size() > 1 ? "{" + ranges(numbers[at]) + "}" : std::to_string(numbers[at][0]), at++;
         }
         return text;
     }
@@ -92,8 +96,9 @@ std::vector<Line> lines_of(const Plan& plan) {
         std::vector<int64_t> numbers;
         std::string pattern = pattern_of(row.module.path, numbers), key = pattern;
         std::vector<int64_t> ignored;
-        for (const std::string& part : {std::string(action_name(row.action)), row.rule, row.format_name, row.layout, row.kernels, std::to_string(row.group_size),
-                                        std::to_string(row.module.in), std::to_string(row.module.out), pattern_of(row.fused_into, ignored)})
+        for (const std::string& part : {std::string(action_name(row.action)), row.rule, row.format_name, row.layout, row.kernels,
+                                        std::to_string(row.group_size), std::to_string(row.module.in),
+                                        std::to_string(row.module.out), pattern_of(row.fused_into, ignored)})
             key += "\n" + part;
         auto [found, fresh] = at.try_emplace(key, lines.size());
         if (fresh) lines.push_back({pattern, std::vector<std::vector<int64_t>>(numbers.size()), 0, 0, &row});
@@ -136,7 +141,8 @@ std::string columns(const std::vector<std::vector<std::string>>& cells) {
 }  // namespace
 
 Json plan_to_json(const Plan& plan, const ConfiguredModel& model) {
-    Json json = Json::object(), modules = Json::array(), fusion = Json::array(), warnings = Json::array(), memory = Json::object();
+    Json json = Json::object(), modules = Json::array(), fusion = Json::array(), warnings = Json::array(),
+         memory = Json::object();
     for (const PlanRow& row : plan.rows) {
         Json module = Json::object();
         module.set("path", row.module.path);
@@ -183,32 +189,39 @@ Json plan_to_json(const Plan& plan, const ConfiguredModel& model) {
 
 std::string plan_to_table(const Plan& plan, const ConfiguredModel& model) {
     std::string text = "model type " + model.config.model_type;
-    if (plan.awq.quantized()) text += ", " + plan.awq.quant_method + " int4" + (plan.awq.version.empty() ? "" : " " + plan.awq.version);
-    else text += ", not quantised";
+    if (plan.awq.quantized())
+        text += ", " + plan.awq.quant_method + " int4" + (plan.awq.version.empty() ? "" : " " + plan.awq.version);
+    else
+        text += ", not quantised";
     text += ", " + std::to_string(model.config.layers) + " layers\n\n";
 
-    std::vector<std::vector<std::string>> cells = {{"module", "count", "action", "format", "in", "out", "group", "fused into", "layout", "kernels", "size", "rule"}};
+    std::vector<std::vector<std::string>> cells = {
+        {"module", "count", "action", "format", "in", "out", "group", "fused into", "layout", "kernels", "size", "rule"}};
     for (const Line& line : lines_of(plan)) {
         const PlanRow& row = *line.row;
-        cells.push_back({line.path(), line.count > 1 ? "x" + std::to_string(line.count) : "", action_name(row.action), row.format_name,
-                         std::to_string(row.module.in), std::to_string(row.module.out), row.group_size ? std::to_string(row.group_size) : "",
-                         leaf_of(row.fused_into), row.layout, row.kernels, line.bytes ? bytes_text(line.bytes) : "", row.rule});
+        cells.push_back({line.path(), line.count > 1 ? "x" + std::to_string(line.count) : "", action_name(row.action),
+                         row.format_name, std::to_string(row.module.in), std::to_string(row.module.out),
+                         row.group_size ? std::to_string(row.group_size) : "", leaf_of(row.fused_into), row.layout, row.kernels,
+                         line.bytes ? bytes_text(line.bytes) : "", row.rule});
     }
     text += columns(cells);
 
     int64_t converted = 0, skipped = 0;
     for (const PlanRow& row : plan.rows) converted += row.action == Action::convert, skipped += row.action == Action::skip;
-    std::map<std::string, int64_t> fused;    // "attention fused: default" -> how often
-    for (const FusionRow& row : plan.fusion) fused[std::string(group_name(row.kind)) + (row.fused ? " fused: " : " not fused: ") + row.reason]++;
+    std::map<std::string, int64_t> fused;  // "attention fused: default" -> how often
+    for (const FusionRow& row : plan.fusion)
+        fused[std::string(group_name(row.kind)) + (row.fused ? " fused: " : " not fused: ") + row.reason]++;
     text += "\n" + std::to_string(converted) + " Linears converted, " + std::to_string(skipped) + " left as they are\n";
     for (const auto& [what, count] : fused) text += std::to_string(count) + " " + what + "\n";
-    text += "memory: weights " + bytes_text(plan.weight_bytes) + ", KV cache " + bytes_text(plan.kv_bytes_per_token) + " a token, scratch " +
-            bytes_text(plan.scratch_bytes) + ", in all " + bytes_text(plan.total_at_context) + " at a context of " + std::to_string(plan.context) + "\n";
+    text += "memory: weights " + bytes_text(plan.weight_bytes) + ", KV cache " + bytes_text(plan.kv_bytes_per_token) +
+            " a token, scratch " + bytes_text(plan.scratch_bytes) + ", in all " + bytes_text(plan.total_at_context) +
+            " at a context of " + std::to_string(plan.context) + "\n";
     for (const std::string& warning : plan.warnings) text += "warning: " + warning + "\n";
     return text;
 }
 
-Result<std::string> explain_module(const Plan& plan, const Checkpoint& checkpoint, const Backend* backend, const std::string& path) {
+Result<std::string> explain_module(const Plan& plan, const Checkpoint& checkpoint, const Backend* backend,
+                                   const std::string& path) {
     const PlanRow* row = plan.find(path);
     if (!row) {
         std::string near;
@@ -220,28 +233,34 @@ Result<std::string> explain_module(const Plan& plan, const Checkpoint& checkpoin
         return Status(Code::not_found, "--explain: no module \"" + quote(path) + "\" in this model" + near);
     }
     const Module& module = row->module;
-    std::string text = module.path + ": " + kind_name(module.kind) + ", " + std::to_string(module.in) + " in, " + std::to_string(module.out) + " out" +
-                       (module.bias ? ", with bias" : "") + "\n";
+    std::string text = module.path + ": " + kind_name(module.kind) + ", " + std::to_string(module.in) + " in, " +
+                       std::to_string(module.out) + " out" + (module.bias ? ", with bias" : "") + "\n";
     if (module.rule_path() != module.path) text += "  rules read it as    " + module.rule_path() + "\n";
     text += std::string("  action              ") + action_name(row->action) + " (" + row->rule + ")\n";
     if (!row->format_name.empty())
-        text += "  format              " + row->format_name + (row->format ? std::string(": ") + row->format->class_name : "") + "\n";
-    if (row->group_size) text += "  group size          " + std::to_string(row->group_size) + " (" + std::to_string(module.in / row->group_size) + " groups a row)\n";
+        text +=
+            "  format              " + row->format_name + (row->format ? std::string(": ") + row->format->class_name : "") + "\n";
+    if (row->group_size)
+        text += "  group size          " + std::to_string(row->group_size) + " (" + std::to_string(module.in / row->group_size) +
+                " groups a row)\n";
     bool any = false;
     for (const TensorInfo& tensor : checkpoint.tensors()) {
-        bool own = tensor.name == path || (tensor.name.starts_with(path + ".") && tensor.name.find('.', path.size() + 1) == tensor.name.npos);
+        bool own = tensor.name == path ||
+                   (tensor.name.starts_with(path + ".") && tensor.name.find('.', path.size() + 1) == tensor.name.npos);
         if (!own) continue;
         std::string shape;
         for (uint64_t n : tensor.shape) shape += (shape.empty() ? "" : ", ") + std::to_string(n);
-        text += std::string(any ? "                      " : "  tensors             ") + tensor.name.substr(std::min(tensor.name.size(), path.size() + 1)) + " " +
-                tensor.dtype + " [" + shape + "] in " + checkpoint.shard_name(tensor) + "\n";
+        text += std::string(any ? "                      " : "  tensors             ") +
+                tensor.name.substr(std::min(tensor.name.size(), path.size() + 1)) + " " + tensor.dtype + " [" + shape + "] in " +
+                checkpoint.shard_name(tensor) + "\n";
         any = true;
     }
     if (!module.tied_to.empty()) text += "  weights             those of " + module.tied_to + "\n";
     for (const FusionRow& group : plan.fusion) {
         auto at = std::ranges::find(group.members, path);
         if (at == group.members.end() && group.target != path) continue;
-        text += std::string("  fusing              ") + group_name(group.kind) + " " + group.target + ": " + (group.fused ? "fused" : "not fused") + " (" + group.reason + ")\n";
+        text += std::string("  fusing              ") + group_name(group.kind) + " " + group.target + ": " +
+                (group.fused ? "fused" : "not fused") + " (" + group.reason + ")\n";
     }
     if (!row->fused_into.empty()) {
         text += "  lies in             " + row->fused_into;
@@ -255,7 +274,8 @@ Result<std::string> explain_module(const Plan& plan, const Checkpoint& checkpoin
     double bandwidth = backend && row->bytes ? backend->device().bandwidth : 0;
     if (bandwidth > 0) {
         char time[96];
-        snprintf(time, sizeof time, "%.2f us to read once at %.1f GB/s", static_cast<double>(row->bytes) / bandwidth * 1e6, bandwidth / 1e9);
+        snprintf(time, sizeof time, "%.2f us to read once at %.1f GB/s", static_cast<double>(row->bytes) / bandwidth * 1e6,
+                 bandwidth / 1e9);
         text += std::string("  predicted time      ") + time + "\n";
     }
     return text;

@@ -44,8 +44,9 @@ public:
                     if (module.weight) vector(module.path + ".weight", {module.path}, {module.out * module.in});
                     if (module.bias) vector(module.path + ".bias", {module.path}, {module.out * module.in});
                     break;
-                case ModuleKind::activation:    // without scales the activation is just itself
-                    if (work_.has_weights() ? work_.checkpoint.find(module.path + ".scales") != nullptr : work_.plan.awq.quant_method == "awq")
+                case ModuleKind::activation:  // without scales the activation is just itself
+                    if (work_.has_weights() ? work_.checkpoint.find(module.path + ".scales") != nullptr
+                                            : work_.plan.awq.quant_method == "awq")
                         vector(module.path + ".scales", {module.path}, {module.in});
                     break;
             }
@@ -60,15 +61,21 @@ private:
     void plain(WeightKind kind, const std::string& name, const std::string& module, int64_t out, int64_t in) {
         const std::string& format = row(module).format_name;
         DType dtype = format == "dense bf16" ? DType::bf16 : format == "dense f32" ? DType::f32 : DType::f16;
-        work_.plan.weights.push_back({{.name = name, .kind = kind, .out = out, .in = in, .dtype = dtype, .member_rows = {out}}, {module}});
+        work_.plan.weights.push_back(
+            {{.name = name, .kind = kind, .out = out, .in = in, .dtype = dtype, .member_rows = {out}}, {module}});
     }
 
     // `rows`: elements of each member.
     void vector(std::string name, std::vector<std::string> modules, std::vector<int64_t> rows) {
         int64_t total = 0;
         for (int64_t n : rows) total += n;
-        WeightSpec spec{.name = std::move(name), .kind = WeightKind::vector, .out = 1, .in = total, .dtype = DType::f32,
-                        .stack = rows.size() > 1 ? Stack::concat : Stack::single, .member_rows = std::move(rows)};
+        WeightSpec spec{.name = std::move(name),
+                        .kind = WeightKind::vector,
+                        .out = 1,
+                        .in = total,
+                        .dtype = DType::f32,
+                        .stack = rows.size() > 1 ? Stack::concat : Stack::single,
+                        .member_rows = std::move(rows)};
         work_.plan.weights.push_back({std::move(spec), std::move(modules)});
     }
 
@@ -102,8 +109,14 @@ private:
     void stack(const std::string& name, const std::vector<std::string>& members, const std::vector<int64_t>& rows, Stack kind) {
         const PlanRow& first = row(members[0]);
         const LinearFacts& facts = work_.facts_of(first);
-        WeightSpec spec{.name = name, .kind = WeightKind::linear, .in = first.module.in, .group_size = first.group_size, .integer_zeros = true,
-                        .dtype = facts.dtype, .stack = kind, .member_rows = rows};
+        WeightSpec spec{.name = name,
+                        .kind = WeightKind::linear,
+                        .in = first.module.in,
+                        .group_size = first.group_size,
+                        .integer_zeros = true,
+                        .dtype = facts.dtype,
+                        .stack = kind,
+                        .member_rows = rows};
         bool bias = false;
         for (const std::string& member : members) {
             spec.out += row(member).module.out;
@@ -129,25 +142,37 @@ private:
 
     Status expert_stack(const std::string& name, const std::vector<std::string>& members, Stack kind, size_t each) {
         const PlanRow& first = row(members[0]);
-        WeightSpec spec{.name = name, .kind = WeightKind::linear, .out = first.module.out * static_cast<int64_t>(each), .in = first.module.in,
-                        .group_size = first.group_size, .integer_zeros = true, .dtype = work_.facts_of(first).dtype, .stack = kind,
-                        .member_rows = std::vector<int64_t>(each, first.module.out), .experts = static_cast<int64_t>(members.size() / each)};
+        WeightSpec spec{.name = name,
+                        .kind = WeightKind::linear,
+                        .out = first.module.out * static_cast<int64_t>(each),
+                        .in = first.module.in,
+                        .group_size = first.group_size,
+                        .integer_zeros = true,
+                        .dtype = work_.facts_of(first).dtype,
+                        .stack = kind,
+                        .member_rows = std::vector<int64_t>(each, first.module.out),
+                        .experts = static_cast<int64_t>(members.size() / each)};
         const PlanRow* other = nullptr;
         for (const std::string& member : members) {
             const PlanRow& row = this->row(member);
             const LinearFacts& facts = work_.facts_of(row);
             if (!facts.input_order.empty())
-                return Status(Code::unsupported, member + ": an expert with its inputs in act-order; expected desc_act false for a mixture of experts");
+                return Status(
+                    Code::unsupported,
+                    member + ": an expert with its inputs in act-order; expected desc_act false for a mixture of experts");
             spec.integer_zeros = spec.integer_zeros && facts.integer_zeros;
-            if (row.format_name != first.format_name || row.group_size != first.group_size || facts.dtype != spec.dtype) other = &row;
+            if (row.format_name != first.format_name || row.group_size != first.group_size || facts.dtype != spec.dtype)
+                other = &row;
         }
         if (other) {
             spec.group_size = 0;
             spec.integer_zeros = false;
             spec.dtype = first.group_size ? work_.facts_of(*other).dtype : spec.dtype;
             if (mixed_++ == 0)
-                work_.plan.warnings.push_back(name + ": the experts differ in format (" + first.module.path + " is " + first.format_name + ", " + other->module.path +
-                                              " " + other->format_name + "): stacked as plain " + dtype_name(spec.dtype) + ", four times the memory of int4");
+                work_.plan.warnings.push_back(name + ": the experts differ in format (" + first.module.path + " is " +
+                                              first.format_name + ", " + other->module.path + " " + other->format_name +
+                                              "): stacked as plain " + dtype_name(spec.dtype) +
+                                              ", four times the memory of int4");
         }
         work_.plan.weights.push_back({std::move(spec), members});
         return {};
@@ -186,8 +211,9 @@ private:
     // "name (1-8), name (9+)": the kernel at each number of rows, found by asking the backend about a graph of one node.
     std::string kernel_text(const Weight& weight) {
         const WeightSpec& spec = weight.spec;
-        std::string key = std::to_string(static_cast<int>(spec.kind)) + " " + std::to_string(spec.out) + " " + std::to_string(spec.in) + " " +
-                          std::to_string(spec.group_size) + " " + std::to_string(spec.integer_zeros) + " " + std::to_string(static_cast<int>(spec.dtype)) + " " +
+        std::string key = std::to_string(static_cast<int>(spec.kind)) + " " + std::to_string(spec.out) + " " +
+                          std::to_string(spec.in) + " " + std::to_string(spec.group_size) + " " +
+                          std::to_string(spec.integer_zeros) + " " + std::to_string(static_cast<int>(spec.dtype)) + " " +
                           std::to_string(static_cast<int>(spec.stack)) + " " + std::to_string(spec.experts) + " " + weight.layout;
         auto [at, fresh] = kernels_.try_emplace(key);
         if (!fresh) return at->second;
@@ -208,7 +234,7 @@ private:
                 if (kernel.min_rows > 1) starts.insert(kernel.min_rows);
                 if (kernel.max_rows < INT32_MAX) starts.insert(int64_t{kernel.max_rows} + 1);
             }
-        std::vector<std::pair<int64_t, std::string>> ranges;    // first row count, kernel
+        std::vector<std::pair<int64_t, std::string>> ranges;  // first row count, kernel
         for (int64_t rows : starts) {
             const Kernel* kernel = backend_->kernel(graph, graph.nodes[node], rows);
             std::string name = kernel ? kernel->name : "none";
@@ -216,8 +242,11 @@ private:
         }
         for (size_t i = 0; i < ranges.size(); i++) {
             at->second += (i ? ", " : "") + ranges[i].second + " (" + std::to_string(ranges[i].first);
-            if (i + 1 == ranges.size()) at->second += "+)";
-            else at->second += (ranges[i + 1].first - 1 > ranges[i].first ? "-" + std::to_string(ranges[i + 1].first - 1) : "") + ")";
+            if (i + 1 == ranges.size())
+                at->second += "+)";
+            else
+                at->second +=
+                    (ranges[i + 1].first - 1 > ranges[i].first ? "-" + std::to_string(ranges[i + 1].first - 1) : "") + ")";
         }
         return at->second;
     }
@@ -252,7 +281,8 @@ Status plan_weights(PlanWork& work, const Backend* backend) {
     const ModelConfig& config = work.model.config;
     KvShape shape{config.layers, config.kv_heads, config.head_dim};
     plan.kv_bytes_per_token = backend ? backend->kv_page_bytes(shape) / page_size
-                                      : size_t{2} * 2 * static_cast<size_t>(shape.layers) * static_cast<size_t>(shape.kv_heads) * static_cast<size_t>(shape.head_dim);
+                                      : size_t{2} * 2 * static_cast<size_t>(shape.layers) * static_cast<size_t>(shape.kv_heads) *
+                                            static_cast<size_t>(shape.head_dim);
     plan.context = work.options.context > 0 ? work.options.context : config.max_positions;
     if (plan.awq.exllama_version == 2) plan.scratch_bytes = exllama_scratch(plan);
     plan.total_at_context = plan.weight_bytes + plan.kv_bytes_per_token * static_cast<size_t>(plan.context) + plan.scratch_bytes;

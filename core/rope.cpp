@@ -58,7 +58,9 @@ void yarn(ConfigReader& scaling, RopeParams& rope) {
     if (rope.theta == 1) scaling.fail("rope_theta", "1; expected another base for rope type yarn");
     if (!scaling.ok()) return;
     // the column pair that makes this many turns within the original context
-    auto column = [&](double turns) { return dim * std::log(context / (turns * 2 * std::numbers::pi)) / (2 * std::log(rope.theta)); };
+    auto column = [&](double turns) {
+        return dim * std::log(context / (turns * 2 * std::numbers::pi)) / (2 * std::log(rope.theta));
+    };
     double low = column(beta_fast), high = column(beta_slow);
     if (truncate) low = std::floor(low), high = std::ceil(high);
     low = std::max(low, 0.0);
@@ -88,7 +90,8 @@ void longrope(ConfigReader& scaling, RopeParams& rope, double stretch) {
     rope.inv_freq = divided("short_factor");
     rope.long_inv_freq = divided("long_factor");
     double attention = 1;
-    if (stretch > 1 && rope.original_length > 1) attention = std::sqrt(1 + std::log(stretch) / std::log(static_cast<double>(rope.original_length)));
+    if (stretch > 1 && rope.original_length > 1)
+        attention = std::sqrt(1 + std::log(stretch) / std::log(static_cast<double>(rope.original_length)));
     rope.attention_factor = static_cast<float>(scaling.real("attention_factor", attention, 1e-6, 1e6));
 }
 
@@ -121,7 +124,7 @@ RopeParams read_rope(ConfigReader& config, ConfigReader scaling, int64_t head_di
     int64_t original = scaling.integer("original_max_position_embeddings", 0, 0, longest);
     rope.factor = scaling.real("factor", 1, 1e-3, 1e6);
     rope.original_length = original ? original : max_positions;
-    if (type == "yarn" && scaling.has("short_factor")) type = "longrope";    // the first Phi-3 files, again
+    if (type == "yarn" && scaling.has("short_factor")) type = "longrope";  // the first Phi-3 files, again
     if (type == "linear") {
         for (float& frequency : rope.inv_freq) frequency /= static_cast<float>(rope.factor);
     } else if (type == "dynamic") {
@@ -132,13 +135,17 @@ RopeParams read_rope(ConfigReader& config, ConfigReader scaling, int64_t head_di
         llama3(scaling, rope);
     } else if (type == "yarn") {
         yarn(scaling, rope);
-    } else if (type == "longrope" || type == "su") {    // su: its name in the first Phi-3 files
+    } else if (type == "longrope" || type == "su") {  // su: its name in the first Phi-3 files
         if (trained || original) rope.original_length = trained ? trained : original;
-        double stretch = trained || original ? static_cast<double>(max_positions) / static_cast<double>(rope.original_length) : rope.factor;
+        double stretch =
+            trained || original ? static_cast<double>(max_positions) / static_cast<double>(rope.original_length) : rope.factor;
         longrope(scaling, rope, stretch);
     } else if (type != "default") {
-        scaling.fail(type_key, "\"" + quote(type) + "\" is not a rope type known here; expected one of default, linear, dynamic, "
-                               "llama3, yarn, longrope", Code::unsupported);
+        scaling.fail(type_key,
+                     "\"" + quote(type) +
+                         "\" is not a rope type known here; expected one of default, linear, dynamic, "
+                         "llama3, yarn, longrope",
+                     Code::unsupported);
     }
     if ((type == "linear" || type == "dynamic" || type == "yarn") && !scaling.has("factor"))
         scaling.fail("factor", "nothing; expected a number, which rope type " + type + " needs");

@@ -36,7 +36,8 @@ Result<SkipRule> SkipRule::create(std::vector<std::string> entries, Reading read
     rule.reading_ = reading;
     rule.field_ = std::move(field);
     if (entries.size() > entry_limit)
-        return Status(Code::bad_file, rule.field_ + ": " + std::to_string(entries.size()) + " entries; expected at most " + std::to_string(entry_limit));
+        return Status(Code::bad_file, rule.field_ + ": " + std::to_string(entries.size()) + " entries; expected at most " +
+                                          std::to_string(entry_limit));
     for (const std::string& entry : entries) {
         std::string text;
         if (reading == Reading::boundary_pattern) text = "(?:" + entry + ")(?:(?<=\\.)|(?=\\.)|\\z)";
@@ -51,10 +52,11 @@ Result<SkipRule> SkipRule::create(std::vector<std::string> entries, Reading read
         // (*VERBS) and (?C) callouts are PCRE2's own; in Python both are errors
         bool foreign = entry.find("(*") != entry.npos || entry.find("(?C") != entry.npos || entry.size() > entry_length;
         if (!foreign)
-            pattern->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), PCRE2_ANCHORED | PCRE2_UTF | PCRE2_UCP,
-                                          &error, &at, nullptr);
+            pattern->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
+                                          PCRE2_ANCHORED | PCRE2_UTF | PCRE2_UCP, &error, &at, nullptr);
         if (!pattern->code)
-            return Status(Code::bad_file, rule.field_ + ": \"" + quote(entry) + "\": " + (foreign ? "has parts that no pattern here may have" : pcre2_text(error)) +
+            return Status(Code::bad_file, rule.field_ + ": \"" + quote(entry) +
+                                              "\": " + (foreign ? "has parts that no pattern here may have" : pcre2_text(error)) +
                                               "; expected a regular expression");
         pattern->limits = pcre2_match_context_create(nullptr);
         if (!pattern->limits) return Status(Code::out_of_memory, "no memory to compile a pattern");
@@ -68,7 +70,7 @@ Result<SkipRule> SkipRule::create(std::vector<std::string> entries, Reading read
 }
 
 Result<std::string> SkipRule::match(std::string_view path) const {
-    std::string_view leaf = path.substr(path.rfind('.') + 1);    // npos + 1 is 0
+    std::string_view leaf = path.substr(path.rfind('.') + 1);  // npos + 1 is 0
     std::unique_ptr<pcre2_match_data, decltype(&pcre2_match_data_free)> data(nullptr, pcre2_match_data_free);
     for (size_t i = 0; i < entries_.size(); i++) {
         const std::string& entry = entries_[i];
@@ -76,14 +78,18 @@ Result<std::string> SkipRule::match(std::string_view path) const {
         if (patterns_[i]) {
             if (!data) data.reset(pcre2_match_data_create(1, nullptr));
             if (!data) return Status(Code::out_of_memory, "no memory to match a pattern");
-            int found = pcre2_match(patterns_[i]->code, reinterpret_cast<PCRE2_SPTR>(path.data()), path.size(), 0, 0, data.get(), patterns_[i]->limits);
+            int found = pcre2_match(patterns_[i]->code, reinterpret_cast<PCRE2_SPTR>(path.data()), path.size(), 0, 0, data.get(),
+                                    patterns_[i]->limits);
             if (found < 0 && found != PCRE2_ERROR_NOMATCH)
-                return Status(Code::bad_file, field_ + ": \"" + quote(entry) + "\": gave up on " + quote(path) + ": " + pcre2_text(found));
+                return Status(Code::bad_file,
+                              field_ + ": \"" + quote(entry) + "\": gave up on " + quote(path) + ": " + pcre2_text(found));
             if (found >= 0) how = "pattern";
         }
         if (!how && reading_ == Reading::ignore_list && path == entry) how = "the path";
-        if (!how && reading_ == Reading::boundary_pattern && path.ends_with(entry)) how = leaf == entry ? "leaf name" : "end of the path";
-        if (!how && reading_ == Reading::substring && path.find(entry) != path.npos) how = leaf == entry ? "leaf name" : "part of the path";
+        if (!how && reading_ == Reading::boundary_pattern && path.ends_with(entry))
+            how = leaf == entry ? "leaf name" : "end of the path";
+        if (!how && reading_ == Reading::substring && path.find(entry) != path.npos)
+            how = leaf == entry ? "leaf name" : "part of the path";
         if (how) return field_ + ": \"" + quote(entry) + "\" (" + how + ")";
     }
     return std::string();

@@ -12,9 +12,9 @@ namespace awq {
 class SkipRule {
 public:
     enum class Reading : uint8_t {
-        substring,           // transformers 4.57: an entry that occurs anywhere in the path
-        boundary_pattern,    // transformers 5.23: a pattern from the path's start to a module's border, or the path's end
-        ignore_list,         // compressed-tensors: the path itself, or "re:" + a pattern from its start
+        substring,         // transformers 4.57: an entry that occurs anywhere in the path
+        boundary_pattern,  // transformers 5.23: a pattern from the path's start to a module's border, or the path's end
+        ignore_list,       // compressed-tensors: the path itself, or "re:" + a pattern from its start
     };
     // `field` names the list in errors and reasons. Patterns are Python's, run by PCRE2 with limits on work and depth.
     static Result<SkipRule> create(std::vector<std::string> entries, Reading reading, std::string field);
@@ -24,7 +24,7 @@ public:
 private:
     struct Pattern;
     std::vector<std::string> entries_;
-    std::vector<std::shared_ptr<const Pattern>> patterns_;    // one an entry, null where it is plain text
+    std::vector<std::shared_ptr<const Pattern>> patterns_;  // one an entry, null where it is plain text
     Reading reading_ = Reading::substring;
     std::string field_;
 };

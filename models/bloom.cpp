@@ -10,7 +10,8 @@ void configure(ConfigReader& reader, ModelConfig& config) {
     const char* hidden_key = reader.has("n_embed") ? "n_embed" : "hidden_size";
     config.hidden_size = reader.integer(hidden_key, 64, 1, max_width);
     config.layers = static_cast<int32_t>(reader.integer(reader.any({"n_layer", "num_hidden_layers"}), 2, 1, max_layers));
-    config.heads = config.kv_heads = static_cast<int32_t>(reader.integer(reader.any({"n_head", "num_attention_heads"}), 8, 1, max_width));
+    config.heads = config.kv_heads =
+        static_cast<int32_t>(reader.integer(reader.any({"n_head", "num_attention_heads"}), 8, 1, max_width));
     config.intermediate_size = 4 * config.hidden_size;
     config.max_positions = reader.integer("seq_length", 2048, 1, max_context);
     config.norm_eps = static_cast<float>(reader.real("layer_norm_epsilon", 1e-5, 0, 1));

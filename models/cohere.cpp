@@ -7,8 +7,17 @@ namespace awq {
 namespace {
 
 void configure(ConfigReader& reader, ModelConfig& config) {
-    read_decoder(reader, {.vocab_size = 256000, .hidden_size = 8192, .intermediate_size = 22528, .layers = 40, .heads = 64,
-                          .max_positions = 8192, .eps_key = "layer_norm_eps", .eps = 1e-5, .tied = true}, config);
+    read_decoder(reader,
+                 {.vocab_size = 256000,
+                  .hidden_size = 8192,
+                  .intermediate_size = 22528,
+                  .layers = 40,
+                  .heads = 64,
+                  .max_positions = 8192,
+                  .eps_key = "layer_norm_eps",
+                  .eps = 1e-5,
+                  .tied = true},
+                 config);
     config.rope.interleaved = true;
     config.attention_bias = config.attention_out_bias = reader.boolean("attention_bias", false);
     config.qk_norm = reader.boolean("use_qk_norm", false);
@@ -21,7 +30,7 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
     tree.embedding("model.embed_tokens", config.vocab_size, config.hidden_size);
     for (int64_t i = 0; i < config.layers; i++) {
         std::string path = "model.layers." + std::to_string(i), attention = add_attention(tree, config, path);
-        if (config.qk_norm) {    // a weight for each column of each head
+        if (config.qk_norm) {  // a weight for each column of each head
             tree.add(ModuleKind::norm, attention + ".q_norm", config.heads, config.head_dim);
             tree.add(ModuleKind::norm, attention + ".k_norm", config.kv_heads, config.head_dim);
         }

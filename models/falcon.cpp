@@ -8,7 +8,8 @@ namespace {
 
 void configure(ConfigReader& reader, ModelConfig& config) {
     const char* hidden_key = reader.has("hidden_size") ? "hidden_size" : "n_embed";
-    std::string_view layers_key = reader.any({"num_hidden_layers", "n_layer"}), heads_key = reader.any({"num_attention_heads", "n_head"});
+    std::string_view layers_key = reader.any({"num_hidden_layers", "n_layer"}),
+                     heads_key = reader.any({"num_attention_heads", "n_head"});
     config.vocab_size = reader.integer("vocab_size", 65024, 1, max_vocabulary);
     config.hidden_size = reader.integer(hidden_key, 4544, 1, max_width);
     config.layers = static_cast<int32_t>(reader.integer(layers_key, 32, 1, max_layers));
@@ -41,8 +42,10 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
         int64_t qkv = int64_t{config.heads + 2 * config.kv_heads} * config.head_dim;
         tree.linear(path + ".self_attention.query_key_value", hidden, qkv, config.attention_bias);
         tree.linear(path + ".self_attention.dense", hidden, hidden, config.attention_out_bias);
-        add_mlp(tree, path + ".mlp", {"dense_h_to_4h", "act", "dense_4h_to_h"}, hidden, config.intermediate_size, config.mlp_bias);
-        for (size_t m = first; m < tree.modules.size(); m++) tree.modules[m].own_class = tree.modules[m].kind == ModuleKind::linear;
+        add_mlp(tree, path + ".mlp", {"dense_h_to_4h", "act", "dense_4h_to_h"}, hidden, config.intermediate_size,
+                config.mlp_bias);
+        for (size_t m = first; m < tree.modules.size(); m++)
+            tree.modules[m].own_class = tree.modules[m].kind == ModuleKind::linear;
         if (config.two_norms) {
             tree.norm(path + ".ln_attn", hidden, true);
             tree.norm(path + ".ln_mlp", hidden, true);

@@ -33,7 +33,8 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
         tree.norm(path + ".post_attention_layernorm", hidden, true);
         tree.linear(path + ".attention.query_key_value", hidden, 3 * hidden, config.attention_bias);
         tree.linear(path + ".attention.dense", hidden, hidden, config.attention_out_bias);
-        add_mlp(tree, path + ".mlp", {"dense_h_to_4h", "act", "dense_4h_to_h"}, hidden, config.intermediate_size, config.mlp_bias);
+        add_mlp(tree, path + ".mlp", {"dense_h_to_4h", "act", "dense_4h_to_h"}, hidden, config.intermediate_size,
+                config.mlp_bias);
     }
     tree.norm("gpt_neox.final_layer_norm", hidden, true);
     add_head(tree, config, "embed_out", "gpt_neox.embed_in");

@@ -9,7 +9,8 @@ void configure(ConfigReader& reader, ModelConfig& config) {
     config.vocab_size = reader.integer("vocab_size", 50400, 1, max_vocabulary);
     config.hidden_size = reader.integer(reader.any({"n_embd", "hidden_size"}), 4096, 1, max_width);
     config.layers = static_cast<int32_t>(reader.integer(reader.any({"n_layer", "num_hidden_layers"}), 28, 1, max_layers));
-    config.heads = config.kv_heads = static_cast<int32_t>(reader.integer(reader.any({"n_head", "num_attention_heads"}), 16, 1, max_width));
+    config.heads = config.kv_heads =
+        static_cast<int32_t>(reader.integer(reader.any({"n_head", "num_attention_heads"}), 16, 1, max_width));
     config.intermediate_size = reader.integer("n_inner", 4 * config.hidden_size, 1, 4 * max_width);
     config.max_positions = reader.integer(reader.any({"n_positions", "max_position_embeddings"}), 2048, 1, max_context);
     config.norm_eps = static_cast<float>(reader.real("layer_norm_epsilon", 1e-5, 0, 1));
@@ -20,7 +21,8 @@ void configure(ConfigReader& reader, ModelConfig& config) {
     check_heads(reader, config, "n_embd", "n_head");
     if (reader.is_null("rotary_dim")) reader.unexpected("rotary_dim", "a number of columns");
     int64_t columns = reader.integer("rotary_dim", 64, 2, max_width);
-    if (columns > config.head_dim) reader.unexpected("rotary_dim", "at most the width of a head (" + std::to_string(config.head_dim) + ")");
+    if (columns > config.head_dim)
+        reader.unexpected("rotary_dim", "at most the width of a head (" + std::to_string(config.head_dim) + ")");
     if (reader.ok()) config.rope = read_rope(reader, columns, 1, 10000, config.max_positions);
     config.rope.interleaved = true;
 }

@@ -7,8 +7,15 @@ namespace awq {
 namespace {
 
 void configure(ConfigReader& reader, ModelConfig& config) {
-    read_decoder(reader, {.vocab_size = 32000, .hidden_size = 4096, .intermediate_size = 11008, .layers = 32, .heads = 32,
-                          .max_positions = 2048, .eps = 1e-6}, config);
+    read_decoder(reader,
+                 {.vocab_size = 32000,
+                  .hidden_size = 4096,
+                  .intermediate_size = 11008,
+                  .layers = 32,
+                  .heads = 32,
+                  .max_positions = 2048,
+                  .eps = 1e-6},
+                 config);
     config.attention_bias = config.attention_out_bias = reader.boolean("attention_bias", false);
     config.mlp_bias = reader.boolean("mlp_bias", false);
 }
@@ -34,8 +41,10 @@ const Model model_llama = {
     .tree = tree,
     .graph = graph,
     .vision = nullptr,
-    .fusion = {{"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"},
-               {"input_layernorm", "post_attention_layernorm", "norm"}, false},
+    .fusion = {{"q_proj", "k_proj", "v_proj", "o_proj"},
+               {"gate_proj", "up_proj", "down_proj"},
+               {"input_layernorm", "post_attention_layernorm", "norm"},
+               false},
 };
 
 }  // namespace awq

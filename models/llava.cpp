@@ -10,7 +10,8 @@ void configure_vision(ConfigReader& reader, ModelConfig& config) {
     // a config without vision_config means CLIP ViT-L/14 at 336 pixels; one with it, CLIPVisionConfig's own defaults
     bool given = reader.has("vision_config");
     ConfigReader tower = reader.object("vision_config");
-    if (tower.string("model_type", "clip_vision_model") != "clip_vision_model") tower.unexpected("model_type", "\"clip_vision_model\"");
+    if (tower.string("model_type", "clip_vision_model") != "clip_vision_model")
+        tower.unexpected("model_type", "\"clip_vision_model\"");
     vision.hidden_size = tower.integer("hidden_size", given ? 768 : 1024, 1, max_width);
     vision.intermediate_size = tower.integer("intermediate_size", given ? 3072 : 4096, 1, max_width);
     vision.layers = static_cast<int32_t>(tower.integer("num_hidden_layers", given ? 12 : 24, 1, max_layers));
@@ -20,17 +21,21 @@ void configure_vision(ConfigReader& reader, ModelConfig& config) {
     vision.norm_eps = static_cast<float>(tower.real("layer_norm_eps", 1e-5, 0, 1));
     vision.activation = tower.activation("hidden_act", "quick_gelu");
     if (tower.integer("num_channels", 3, 1, 1024) != 3) tower.unexpected("num_channels", "3");
-    if (vision.hidden_size % vision.heads != 0) tower.unexpected("hidden_size", "a multiple of num_attention_heads (" + std::to_string(vision.heads) + ")");
-    if (vision.patch_size > vision.image_size) tower.unexpected("patch_size", "at most image_size (" + std::to_string(vision.image_size) + ")");
+    if (vision.hidden_size % vision.heads != 0)
+        tower.unexpected("hidden_size", "a multiple of num_attention_heads (" + std::to_string(vision.heads) + ")");
+    if (vision.patch_size > vision.image_size)
+        tower.unexpected("patch_size", "at most image_size (" + std::to_string(vision.image_size) + ")");
     reader.adopt(tower);
 
-    vision.feature_layer = static_cast<int32_t>(reader.integer("vision_feature_layer", -2, -int64_t{vision.layers} - 1, vision.layers));
+    vision.feature_layer =
+        static_cast<int32_t>(reader.integer("vision_feature_layer", -2, -int64_t{vision.layers} - 1, vision.layers));
     std::string select = reader.string("vision_feature_select_strategy", "default");
     if (select != "default" && select != "full") reader.unexpected("vision_feature_select_strategy", "\"default\" or \"full\"");
     vision.drop_class_token = select == "default";
     vision.projector_activation = reader.activation("projector_hidden_act", "gelu");
     vision.projector_bias = reader.boolean("multimodal_projector_bias", true);
-    vision.image_token = static_cast<int32_t>(reader.integer(reader.any({"image_token_index", "image_token_id"}), 32000, 0, max_vocabulary));
+    vision.image_token =
+        static_cast<int32_t>(reader.integer(reader.any({"image_token_index", "image_token_id"}), 32000, 0, max_vocabulary));
 }
 
 void configure(ConfigReader& reader, ModelConfig& config) {
@@ -54,13 +59,16 @@ void add_tower(ModuleTree& tree, const ModelConfig::Vision& vision) {
     tree.add(ModuleKind::parameter, tower + ".embeddings.class_embedding", 1, hidden);
     tree.add(ModuleKind::conv, tower + ".embeddings.patch_embedding", hidden, 3 * int64_t{vision.patch_size} * vision.patch_size);
     tree.embedding(tower + ".embeddings.position_embedding", side * side + 1, hidden);
-    tree.norm(tower + ".pre_layrnorm", hidden, true);    // transformers spells it so
+    tree.norm(tower + ".pre_layrnorm", hidden, true);  // transformers spells it so
     for (int32_t i = 0; i < vision.layers; i++) {
         size_t first = tree.modules.size();
         std::string path = tower + ".encoder.layers." + std::to_string(i), attention = path + ".self_attn";
-        for (const char* name : {".k_proj", ".v_proj", ".q_proj", ".out_proj"}) tree.linear(attention + name, hidden, hidden, true);
-        tree.groups.push_back({FusionGroup::Kind::attention, attention,
-                               {attention + ".q_proj", attention + ".k_proj", attention + ".v_proj", attention + ".out_proj"}, ""});
+        for (const char* name : {".k_proj", ".v_proj", ".q_proj", ".out_proj"})
+            tree.linear(attention + name, hidden, hidden, true);
+        tree.groups.push_back({FusionGroup::Kind::attention,
+                               attention,
+                               {attention + ".q_proj", attention + ".k_proj", attention + ".v_proj", attention + ".out_proj"},
+                               ""});
         tree.norm(path + ".layer_norm1", hidden, true);
         add_mlp(tree, path + ".mlp", {"fc1", nullptr, "fc2"}, hidden, vision.intermediate_size, true);
         tree.norm(path + ".layer_norm2", hidden, true);
@@ -87,7 +95,10 @@ const Model model_llava = {
     .tree = tree,
     .graph = nullptr,
     .vision = nullptr,
-    .fusion = {{"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}, {"input_layernorm", "post_attention_layernorm", "norm"}, false},
+    .fusion = {{"q_proj", "k_proj", "v_proj", "o_proj"},
+               {"gate_proj", "up_proj", "down_proj"},
+               {"input_layernorm", "post_attention_layernorm", "norm"},
+               false},
 };
 
 }  // namespace awq

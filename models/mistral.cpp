@@ -7,8 +7,16 @@ namespace awq {
 namespace {
 
 void configure(ConfigReader& reader, ModelConfig& config) {
-    read_decoder(reader, {.vocab_size = 32000, .hidden_size = 4096, .intermediate_size = 14336, .layers = 32, .heads = 32,
-                          .kv_heads = 8, .max_positions = 131072, .eps = 1e-6}, config);
+    read_decoder(reader,
+                 {.vocab_size = 32000,
+                  .hidden_size = 4096,
+                  .intermediate_size = 14336,
+                  .layers = 32,
+                  .heads = 32,
+                  .kv_heads = 8,
+                  .max_positions = 131072,
+                  .eps = 1e-6},
+                 config);
     int64_t window = reader.integer("sliding_window", reader.is_null("sliding_window") ? 0 : 4096, 1, max_context);
     config.window.assign(config.layers, static_cast<int32_t>(window));
 }
@@ -34,8 +42,10 @@ const Model model_mistral = {
     .tree = tree,
     .graph = graph,
     .vision = nullptr,
-    .fusion = {{"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"},
-               {"input_layernorm", "post_attention_layernorm", "norm"}, false},
+    .fusion = {{"q_proj", "k_proj", "v_proj", "o_proj"},
+               {"gate_proj", "up_proj", "down_proj"},
+               {"input_layernorm", "post_attention_layernorm", "norm"},
+               false},
 };
 
 }  // namespace awq

@@ -6,8 +6,17 @@ namespace awq {
 namespace {
 
 void configure(ConfigReader& reader, ModelConfig& config) {
-    read_decoder(reader, {.vocab_size = 32000, .hidden_size = 4096, .intermediate_size = 14336, .layers = 32, .heads = 32,
-                          .kv_heads = 8, .max_positions = 131072, .eps = 1e-5, .theta = 1e6}, config);
+    read_decoder(reader,
+                 {.vocab_size = 32000,
+                  .hidden_size = 4096,
+                  .intermediate_size = 14336,
+                  .layers = 32,
+                  .heads = 32,
+                  .kv_heads = 8,
+                  .max_positions = 131072,
+                  .eps = 1e-5,
+                  .theta = 1e6},
+                 config);
     config.window.assign(config.layers, static_cast<int32_t>(reader.integer("sliding_window", 0, 1, max_context)));
     config.experts = static_cast<int32_t>(reader.integer("num_local_experts", 8, 1, max_experts));
     config.experts_per_token = static_cast<int32_t>(reader.integer("num_experts_per_tok", 2, 1, max_experts));
@@ -35,7 +44,10 @@ const Model model_mixtral = {
     .tree = tree,
     .graph = nullptr,
     .vision = nullptr,
-    .fusion = {{"q_proj", "k_proj", "v_proj", "o_proj"}, {"w1", "w3", "w2"}, {"input_layernorm", "post_attention_layernorm", "norm"}, false},
+    .fusion = {{"q_proj", "k_proj", "v_proj", "o_proj"},
+               {"w1", "w3", "w2"},
+               {"input_layernorm", "post_attention_layernorm", "norm"},
+               false},
 };
 
 }  // namespace awq

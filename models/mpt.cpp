@@ -10,7 +10,8 @@ void configure(ConfigReader& reader, ModelConfig& config) {
     config.vocab_size = reader.integer("vocab_size", 50368, 1, max_vocabulary);
     config.hidden_size = reader.integer(reader.any({"d_model", "hidden_size"}), 2048, 1, max_width);
     config.layers = static_cast<int32_t>(reader.integer(reader.any({"n_layers", "num_hidden_layers"}), 24, 1, max_layers));
-    config.heads = config.kv_heads = static_cast<int32_t>(reader.integer(reader.any({"n_heads", "num_attention_heads"}), 16, 1, max_width));
+    config.heads = config.kv_heads =
+        static_cast<int32_t>(reader.integer(reader.any({"n_heads", "num_attention_heads"}), 16, 1, max_width));
     config.intermediate_size = 4 * config.hidden_size;
     config.max_positions = reader.integer("max_seq_len", 2048, 1, max_context);
     config.norm_eps = static_cast<float>(reader.real("layer_norm_epsilon", 1e-5, 0, 1));
@@ -22,7 +23,8 @@ void configure(ConfigReader& reader, ModelConfig& config) {
     if (!reader.boolean("no_bias", true)) reader.unexpected("no_bias", "true");
     if (reader.has("logit_scale")) reader.unexpected("logit_scale", "null");
     ConfigReader attention = reader.object("attn_config");
-    if (attention.string("attn_type", "multihead_attention") != "multihead_attention") attention.unexpected("attn_type", "\"multihead_attention\"");
+    if (attention.string("attn_type", "multihead_attention") != "multihead_attention")
+        attention.unexpected("attn_type", "\"multihead_attention\"");
     if (!attention.boolean("alibi", true)) attention.unexpected("alibi", "true");
     if (attention.boolean("qk_ln", false)) attention.unexpected("qk_ln", "false");
     if (attention.boolean("prefix_lm", false)) attention.unexpected("prefix_lm", "false");

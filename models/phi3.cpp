@@ -6,8 +6,16 @@ namespace awq {
 namespace {
 
 void configure(ConfigReader& reader, ModelConfig& config) {
-    read_decoder(reader, {.vocab_size = 32064, .hidden_size = 3072, .intermediate_size = 8192, .layers = 32, .heads = 32,
-                          .max_positions = 4096, .eps = 1e-5, .trained_positions = 4096}, config);
+    read_decoder(reader,
+                 {.vocab_size = 32064,
+                  .hidden_size = 3072,
+                  .intermediate_size = 8192,
+                  .layers = 32,
+                  .heads = 32,
+                  .max_positions = 4096,
+                  .eps = 1e-5,
+                  .trained_positions = 4096},
+                 config);
     config.window.assign(config.layers, static_cast<int32_t>(reader.integer("sliding_window", 0, 1, max_context)));
 }
 

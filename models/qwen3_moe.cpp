@@ -7,8 +7,16 @@ namespace awq {
 namespace {
 
 void configure(ConfigReader& reader, ModelConfig& config) {
-    read_decoder(reader, {.vocab_size = 151936, .hidden_size = 2048, .intermediate_size = 6144, .layers = 24, .heads = 32,
-                          .kv_heads = 4, .max_positions = 32768, .eps = 1e-6}, config);
+    read_decoder(reader,
+                 {.vocab_size = 151936,
+                  .hidden_size = 2048,
+                  .intermediate_size = 6144,
+                  .layers = 24,
+                  .heads = 32,
+                  .kv_heads = 4,
+                  .max_positions = 32768,
+                  .eps = 1e-6},
+                 config);
     config.attention_bias = config.attention_out_bias = reader.boolean("attention_bias", false);
     config.qk_norm = true;
     bool slides = reader.boolean("use_sliding_window", false);

@@ -6,9 +6,19 @@ namespace awq {
 namespace {
 
 void configure(ConfigReader& reader, ModelConfig& config) {
-    read_decoder(reader, {.vocab_size = 49152, .hidden_size = 3072, .intermediate_size = 12288, .layers = 30, .heads = 24,
-                          .kv_heads = 2, .max_positions = 4096, .activation = "gelu_pytorch_tanh", .eps_key = "norm_epsilon",
-                          .eps = 1e-5, .tied = true}, config);
+    read_decoder(reader,
+                 {.vocab_size = 49152,
+                  .hidden_size = 3072,
+                  .intermediate_size = 12288,
+                  .layers = 30,
+                  .heads = 24,
+                  .kv_heads = 2,
+                  .max_positions = 4096,
+                  .activation = "gelu_pytorch_tanh",
+                  .eps_key = "norm_epsilon",
+                  .eps = 1e-5,
+                  .tied = true},
+                 config);
     config.attention_bias = config.attention_out_bias = config.mlp_bias = reader.boolean("use_bias", true);
     config.window.assign(config.layers, static_cast<int32_t>(reader.integer("sliding_window", 0, 1, max_context)));
 }

@@ -19,7 +19,8 @@ std::string read_name(ConfigReader& reader, std::string_view key, const char* fa
     for (const char* name : known) list += std::string(list.empty() ? "" : ", ") + name;
     std::string name = reader.string(key, fallback);
     if (any_case)
-        std::ranges::transform(name, name.begin(), [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+        std::ranges::transform(name, name.begin(),
+                               [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
     if (reader.is_null(key) || !std::ranges::any_of(known, [&](const char* k) { return name == k; }))
         reader.unexpected(key, "one of " + list);
     return name;
@@ -77,10 +78,13 @@ void read_exllama(ConfigReader& reader, AwqConfig& config) {
 void check_modules_to_fuse(ConfigReader& reader) {
     ConfigReader fuse = reader.object("modules_to_fuse");
     std::string missing;
-    for (const char* key : {"hidden_size", "num_attention_heads", "num_key_value_heads", "mlp", "attention", "layernorm", "use_alibi"})
+    for (const char* key :
+         {"hidden_size", "num_attention_heads", "num_key_value_heads", "mlp", "attention", "layernorm", "use_alibi"})
         if (!fuse.has(key)) missing += std::string(missing.empty() ? "" : ", ") + key;
-    if (!missing.empty()) reader.fail("modules_to_fuse", "lacks " + missing + "; expected all of hidden_size, num_attention_heads, "
-                                                         "num_key_value_heads, mlp, attention, layernorm, use_alibi");
+    if (!missing.empty())
+        reader.fail("modules_to_fuse", "lacks " + missing +
+                                           "; expected all of hidden_size, num_attention_heads, "
+                                           "num_key_value_heads, mlp, attention, layernorm, use_alibi");
     for (const char* key : {"hidden_size", "num_attention_heads", "num_key_value_heads"}) fuse.integer(key, 1, 1, longest);
     for (auto [key, count] : {std::pair<const char*, size_t>{"attention", 4}, {"mlp", 3}, {"layernorm", 0}}) {
         const Json* names = fuse.find(key);
@@ -102,14 +106,16 @@ void read_fusing(ConfigReader& reader, AwqConfig& config) {
     if (reader.has("fuse_max_seq_len")) config.fuse_max_seq_len = reader.integer("fuse_max_seq_len", 0, 0, longest);
     if (!config.do_fuse) return;
     if (!config.fuse_max_seq_len)
-        reader.fail("fuse_max_seq_len", "nothing; expected a number of positions, as do_fuse or modules_to_fuse ask for fused modules");
+        reader.fail("fuse_max_seq_len",
+                    "nothing; expected a number of positions, as do_fuse or modules_to_fuse ask for fused modules");
     if (reader.has("modules_to_fuse")) check_modules_to_fuse(reader);
 }
 
 void read_awq(ConfigReader& reader, AwqConfig& config) {
     config.backend = read_name(reader, "backend", "autoawq", {"autoawq", "llm-awq", "auto"}, false);
-    if (config.backend == "auto") config.backend = "autoawq";    // transformers 5's spelling
-    config.version = read_name(reader, "version", "gemm", {"gemm", "gemv", "gemv_fast", "exllama", "marlin", "ipex", "llm-awq"}, true);
+    if (config.backend == "auto") config.backend = "autoawq";  // transformers 5's spelling
+    config.version =
+        read_name(reader, "version", "gemm", {"gemm", "gemv", "gemv_fast", "exllama", "marlin", "ipex", "llm-awq"}, true);
     read_bits(reader, config);
     if (reader.is_null("zero_point")) reader.unexpected("zero_point", "true or false");
     config.zero_point = reader.boolean("zero_point", true);
@@ -137,7 +143,8 @@ void read_compressed_tensors(ConfigReader& reader, AwqConfig& config) {
     ConfigReader weights = group.object("weights");
     std::string format = reader.string("format", "pack-quantized");
     format = group.string("format", format);
-    if (format != "pack-quantized") group.fail("format", "\"" + quote(format) + "\"; expected \"pack-quantized\"", Code::unsupported);
+    if (format != "pack-quantized")
+        group.fail("format", "\"" + quote(format) + "\"; expected \"pack-quantized\"", Code::unsupported);
     if (group.has("input_activations")) group.unexpected("input_activations", "null: only weights quantised");
     std::vector<std::string> targets = read_strings(group, "targets");
     if (std::ranges::find(targets, "Linear") == targets.end()) group.fail("targets", "does not name it; expected \"Linear\"");
@@ -208,7 +215,8 @@ Result<AwqConfig> read_awq_config(const Json& json, const std::string& file, con
     ConfigReader reader(merged, given ? file + " with the options given" : file, inside ? path + "." : "");
 
     // files of their own were written by AutoAWQ or AutoGPTQ, which did not say so
-    bool gptq_file = !inside && has_key(json, {"desc_act", "checkpoint_format"}) && !has_key(json, {"w_bit", "zero_point", "version"});
+    bool gptq_file =
+        !inside && has_key(json, {"desc_act", "checkpoint_format"}) && !has_key(json, {"w_bit", "zero_point", "version"});
     if (inside && !reader.has("quant_method"))
         reader.fail("quant_method", "nothing; expected \"awq\", \"gptq\" or \"compressed-tensors\"");
     config.quant_method = reader.string("quant_method", gptq_file ? "gptq" : "awq");
@@ -220,8 +228,9 @@ Result<AwqConfig> read_awq_config(const Json& json, const std::string& file, con
     } else if (config.quant_method == "compressed-tensors") {
         read_compressed_tensors(reader, config);
     } else {
-        config.warnings.push_back(file + ": quant_method \"" + quote(config.quant_method) +
-                                  "\" is not known here (known: awq, gptq, compressed-tensors); the weights are taken as not quantised");
+        config.warnings.push_back(
+            file + ": quant_method \"" + quote(config.quant_method) +
+            "\" is not known here (known: awq, gptq, compressed-tensors); the weights are taken as not quantised");
         config.quant_method.clear();
     }
     AWQ_TRY(reader.status());
@@ -236,7 +245,8 @@ Json AwqConfig::to_json() const {
     Json json = Json::object();
     if (!quantized()) return nullptr;
     Json strings = Json::array();
-    for (const std::string& entry : quant_method == "awq" ? modules_to_not_convert.value_or(std::vector<std::string>()) : ignore) strings.push(entry);
+    for (const std::string& entry : quant_method == "awq" ? modules_to_not_convert.value_or(std::vector<std::string>()) : ignore)
+        strings.push(entry);
     if (quant_method == "awq") {
         json.set("backend", backend);
         json.set("bits", bits);
