@@ -1,0 +1,158 @@
+// The KV cache as device code sees it, and what the attention kernels share.
+//
+// A page of the cache holds 64 positions of every layer: [layer][keys, values][kv_head]. Keys lie as [64][head_dim],
+// values transposed, [head_dim][64]: 16 bytes of either are then what one lane holds of two tensor core B operands, so
+// both go from memory to mma.sync without a detour.
+#pragma once
+#include "backends/cuda/cuda.h"
+
+namespace awq::cuda {
+
+// One layer of the paged cache. Without a page table: a cache of the rows themselves, row r at position r (attention_full).
+struct KvCache {
+    __half* data;                 // of this layer in page 0
+    int64_t page_stride;          // elements from a page to the next: all layers, keys and values
+    int kv_heads, head_dim;
+    const int32_t* page_table;    // [sequences][max_pages], or null
+    const int32_t *positions, *sequence;
+    int max_pages;
+
+#ifdef __CUDACC__
+    __device__ int position(int64_t row) const { return page_table ? positions[row] : static_cast<int>(row); }
+    // The page of a position of one of the batch's sequences.
+    __device__ int64_t page_of(int sequence, int position) const {
+        return page_table ? page_table[static_cast<int64_t>(sequence) * max_pages + position / page_size] : position / page_size;
+    }
+    __device__ int64_t page(int64_t row, int position) const { return page_of(page_table ? sequence[row] : 0, position); }
+    __device__ __half* keys(int64_t page, int head) const {
+        return data + page * page_stride + static_cast<int64_t>(head) * (page_size * head_dim);
+    }
+    __device__ __half* values(int64_t page, int head) const { return keys(page, kv_heads + head); }
+#endif
+};
+KvCache paged_cache(const KernelCall& call);
+// Puts keys and values into a cache without a page table (rope.cu).
+Status append_plain(Context& context, const Tensor& k, const Tensor& v, const KvCache& cache);
+
+// A sequence with n tokens in the batch has n * group rows for each kv head: row r is query head r % group of its group, of
+// token r / group. So the heads that share keys share a tile, and a tile is read once for all of them.
+struct AttentionCall {
+    const __half* q;
+    __half* out;
+    int64_t q_stride, out_stride;
+    KvCache cache;
+    const int32_t* seq_begin;    // null: one sequence of all `tokens`
+    int tokens, heads, group;
+    int full_keys;               // > 0: no mask, every row sees these many keys
+    int window;                  // 0: all
+    float scale, softcap;        // softcap 0: none
+    const float* alibi;          // slope of each head, or null
+    // Each kernel takes the sequences with min_rows .. max_rows rows.
+    int min_rows, max_rows;
+    // Keys split over `splits` blocks: each leaves its unnormalised sums here, the last to arrive joins them.
+    int splits, row_tiles;
+    float* partial;
+    unsigned* counters;          // of each tile
+};
+
+inline constexpr int decode_tile = 16;    // rows of a decode tile
+
+// Sequences whose rows fit decode tiles: one token each, or a few with few heads to a kv head.
+inline int decode_rows(int group) { return group > decode_tile ? group : decode_tile; }
+inline int head_blocks(int head_dim) { return (head_dim + 31) / 32; }
+inline int prefill_rows(int head_dim) { return head_dim <= 128 ? 128 : 64; }
+
+Status attention_decode(Context& context, const AttentionCall& call, int sequences);
+Status attention_prefill(Context& context, const AttentionCall& call, int sequences);
+
+// Floats of one split of a tile: sums, maximum and denominator of each row.
+inline int64_t partial_floats(int rows, int head_dim) { return static_cast<int64_t>(rows) * (head_blocks(head_dim) * 32 + 2); }
+
+#ifdef __CUDACC__
+constexpr float log2_e = 1.44269504f;
+
+__device__ __forceinline__ void mma_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// A score in units of log2: scaled, capped, biased.
+__device__ __forceinline__ float finish_score(const AttentionCall& call, float dot, float slope, int key, int position) {
+    float score = dot * call.scale;
+    if (call.softcap > 0) score = call.softcap * tanhf(score / call.softcap);
+    if (call.alibi) score += slope * static_cast<float>(key - position);
+    return score * log2_e;
+}
+__device__ __forceinline__ bool sees(const AttentionCall& call, int key, int position) {
+    return key <= position && (call.window == 0 || key > position - call.window);
+}
+
+// A tile of rows of one sequence and kv head.
+struct Tile {
+    int sequence, kv_head, first_token, first_row, rows;    // rows: of this tile
+    int id;
+
+    __device__ int token(const AttentionCall& call, int row) const { return first_token + (first_row + row) / call.group; }
+    __device__ int head(const AttentionCall& call, int row) const { return kv_head * call.group + (first_row + row) % call.group; }
+    __device__ int position(const AttentionCall& call, int row) const {
+        return call.full_keys > 0 ? call.full_keys - 1 : call.cache.positions[token(call, row)];
+    }
+};
+// false: nothing to do for this tile
+__device__ __forceinline__ bool find_tile(const AttentionCall& call, int sequence, int kv_head, int row_tile, int tile_rows, Tile& tile) {
+    int begin = call.seq_begin ? call.seq_begin[sequence] : 0, end = call.seq_begin ? call.seq_begin[sequence + 1] : call.tokens;
+    int rows = (end - begin) * call.group;
+    tile = {sequence, kv_head, begin, row_tile * tile_rows, min(rows - row_tile * tile_rows, tile_rows),
+            (sequence * call.cache.kv_heads + kv_head) * call.row_tiles + row_tile};
+    return rows >= call.min_rows && rows <= call.max_rows && tile.rows > 0;
+}
+
+// Lowest and highest position of a tile's rows, the same in every thread of a warp. Positions of a sequence ascend.
+__device__ __forceinline__ void position_range(const AttentionCall& call, const Tile& tile, int& low, int& high) {
+    low = tile.position(call, 0);
+    high = tile.position(call, tile.rows - 1);
+}
+
+// Counts the blocks of a tile; true in all threads of the last one, which then sees what the others wrote.
+__device__ __forceinline__ bool last_to_arrive(unsigned* counter, int count) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(counter, 1) == static_cast<unsigned>(count) - 1;
+        if (last) *counter = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
+// Joins the splits of a tile, in their order. partial: [splits][sums [tile_rows][width], maxima [tile_rows], sums of exponentials].
+template <int width>
+__device__ void join_splits(const AttentionCall& call, const Tile& tile, const float* partial, int splits, int tile_rows) {
+    const int64_t stride = static_cast<int64_t>(tile_rows) * (width + 2);
+    const int dim = call.cache.head_dim;
+    for (int e = threadIdx.x * 2; e < tile.rows * width; e += blockDim.x * 2) {
+        int row = e / width, d = e % width;
+        if (d >= dim) continue;
+        const float* at = partial + static_cast<int64_t>(tile_rows) * width + row;
+        float top = -INFINITY;
+        for (int i = 0; i < splits; i++) top = fmaxf(top, __ldcg(at + i * stride));
+        float sum = 0, x = 0, y = 0;
+#pragma unroll 4
+        for (int i = 0; i < splits; i++) {
+            float share = exp2f(__ldcg(at + i * stride) - top);
+            float2 value = __ldcg(reinterpret_cast<const float2*>(partial + i * stride + e));
+            sum += share * __ldcg(at + i * stride + tile_rows);
+            x += share * value.x;
+            y += share * value.y;
+        }
+        __half* out = call.out + tile.token(call, row) * call.out_stride + static_cast<int64_t>(tile.head(call, row)) * dim + d;
+        *reinterpret_cast<__half2*>(out) = __floats2half2_rn(x / sum, y / sum);
+    }
+}
+#endif
+
+}  // namespace awq::cuda

@@ -1,0 +1,164 @@
+// What the files of the CUDA backend share: errors as Status, launching with programmatic dependence, device helpers.
+//
+// Activations are float16, accumulation is float32. A kernel starts with wait_for_previous(): launches of one run overlap
+// (each may begin while the one before it drains), so nothing a previous kernel wrote may be read, and nothing it reads
+// may be overwritten, before that call. Batch inputs are the exception: they are copied before the first launch.
+#pragma once
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <span>
+#include <utility>
+#include "backends/backend.h"
+
+namespace awq::cuda {
+
+// cudaErrorMemoryAllocation becomes out_of_memory, all others internal; clears the sticky "last error".
+Status cuda_error(cudaError_t error, const char* what);
+
+#define AWQ_CUDA(call)                                                                             \
+    do {                                                                                           \
+        if (cudaError_t awq_error_ = (call); awq_error_ != cudaSuccess) return cuda_error(awq_error_, #call); \
+    } while (0)
+
+// One run on its way through the device: KernelCall::context of every kernel.
+struct Context {
+    cudaStream_t stream = nullptr;
+    int multiprocessors = 0;
+    int compute_major = 0;          // 9: Hopper
+    bool chained = false;           // the stream's last operation is one of our kernels
+    // Memory of one kernel call, undefined on entry; as large as the row's scratch function asked for.
+    char* scratch = nullptr;
+    size_t scratch_bytes = 0;
+    // Arrival counters of kernels whose last block does the rest; zero on entry, left zero.
+    unsigned* counters = nullptr;
+    static constexpr int counter_count = 1 << 16;
+    // Facts about the batch that decide launch shapes; known on the host, part of a captured graph's key.
+    int32_t max_query = 1;          // most tokens of one sequence in this run
+    int32_t max_keys = 1;           // an upper limit of the cache length of any sequence, rounded up coarsely
+};
+inline Context& context(const KernelCall& call) { return *static_cast<Context*>(call.context); }
+
+// Launches with the attribute that lets the kernel begin while the previous one still runs, where the device can.
+template <class... Parameters, class... Arguments>
+Status launch(Context& context, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, Arguments&&... arguments) {
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = context.stream;
+    cudaLaunchAttribute attribute = {};
+    if (context.chained && context.compute_major >= 9) {
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+        config.attrs = &attribute;
+        config.numAttrs = 1;
+    }
+    if (shared > 48 * 1024)
+        AWQ_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+    AWQ_CUDA(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...));
+    context.chained = true;
+    return {};
+}
+
+inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+// 16-byte accesses are sound for every row of the matrix.
+inline bool wide_rows(const Tensor& t) {
+    int64_t row = t.stride * static_cast<int64_t>(dtype_bytes(t.dtype));
+    return reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && (t.rows <= 1 || row % 16 == 0);
+}
+
+// The tables of the families; backend.cu strings them together.
+std::span<const Kernel> elementwise_kernels();
+std::span<const Kernel> norm_kernels();
+std::span<const Kernel> rope_kernels();
+std::span<const Kernel> attention_kernels();
+std::span<const Kernel> linear_kernels();
+std::span<const Kernel> moe_kernels();
+
+inline bool always(const Graph&, const Node&) { return true; }
+
+// Scratch a node's kernel needs at these sizes (attention.cu, moe.cu, linear.cu); max_keys as in Context.
+size_t attention_scratch(const Node& node, const BatchSize& size, const Context& context);
+size_t moe_scratch(const Graph& graph, const Node& node, const BatchSize& size, const Context& context);
+
+#ifdef __CUDACC__
+// ---- device helpers
+
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Sum or maximum over a warp, the same in every lane and in every run.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int mask = 16; mask; mask >>= 1) x += __shfl_xor_sync(~0u, x, mask);
+    return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int mask = 16; mask; mask >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, mask));
+    return x;
+}
+
+// A float as float16. Beyond its range: infinity, which check_finite finds.
+__device__ __forceinline__ uint32_t pack_half2(float low, float high) {
+    __half2 both = __floats2half2_rn(low, high);
+    return *reinterpret_cast<uint32_t*>(&both);
+}
+__device__ __forceinline__ float2 unpack_half2(uint32_t bits) { return __half22float2(*reinterpret_cast<const __half2*>(&bits)); }
+
+// `count` (1 or 8) neighbouring elements as floats.
+template <int count>
+__device__ __forceinline__ void load(const __half* from, float (&to)[count]) {
+    if constexpr (count == 1) {
+        to[0] = __half2float(*from);
+    } else {
+        static_assert(count == 8);
+        uint4 bits = *reinterpret_cast<const uint4*>(from);
+        float2 pair[4] = {unpack_half2(bits.x), unpack_half2(bits.y), unpack_half2(bits.z), unpack_half2(bits.w)};
+#pragma unroll
+        for (int i = 0; i < 8; i++) to[i] = i & 1 ? pair[i / 2].y : pair[i / 2].x;
+    }
+}
+template <int count>
+__device__ __forceinline__ void load(const float* from, float (&to)[count]) {
+#pragma unroll
+    for (int i = 0; i < count; i++) to[i] = from[i];
+}
+template <int count>
+__device__ __forceinline__ void store(__half* to, const float (&from)[count]) {
+    if constexpr (count == 1) {
+        *to = __float2half_rn(from[0]);
+    } else {
+        static_assert(count == 8);
+        *reinterpret_cast<uint4*>(to) = make_uint4(pack_half2(from[0], from[1]), pack_half2(from[2], from[3]),
+                                                   pack_half2(from[4], from[5]), pack_half2(from[6], from[7]));
+    }
+}
+template <int count>
+__device__ __forceinline__ void store(float* to, const float (&from)[count]) {
+#pragma unroll
+    for (int i = 0; i < count; i++) to[i] = from[i];
+}
+
+__device__ __forceinline__ float activate(Activation activation, float x) {
+    switch (activation) {
+        case Activation::none: return x;
+        case Activation::silu: return x / (1.0f + __expf(-x));
+        case Activation::gelu: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+        case Activation::gelu_tanh: return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+        case Activation::quick_gelu: return x / (1.0f + __expf(-1.702f * x));
+        case Activation::relu: return fmaxf(x, 0.0f);
+    }
+    return x;
+}
+#endif
+
+}  // namespace awq::cuda
