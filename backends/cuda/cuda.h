@@ -8,7 +8,9 @@
 #include <cuda_runtime.h>
 #include <span>
 #include <utility>
+#include <vector>
 #include "backends/backend.h"
+#include "backends/cuda/matmul.h"
 
 namespace awq::cuda {
 
@@ -25,16 +27,25 @@ struct Context {
     cudaStream_t stream = nullptr;
     int multiprocessors = 0;
     int compute_major = 0;          // 9: Hopper
+    size_t shared_limit = 0;        // bytes of shared memory one block may have
     bool chained = false;           // the stream's last operation is one of our kernels
     // Memory of one kernel call, undefined on entry; as large as the row's scratch function asked for.
     char* scratch = nullptr;
     size_t scratch_bytes = 0;
+    MatmulContext matmul;           // has scratch memory of its own
     // Arrival counters of kernels whose last block does the rest; zero on entry, left zero.
     unsigned* counters = nullptr;
     static constexpr int counter_count = 1 << 16;
     // Facts about the batch that decide launch shapes; known on the host, part of a captured graph's key.
-    int32_t max_query = 1;          // most tokens of one sequence in this run
+    int32_t min_query = 1, max_query = 1;    // fewest and most tokens of one sequence in this run
     int32_t max_keys = 1;           // an upper limit of the cache length of any sequence, rounded up coarsely
+    // Device copies of the graph's constant vectors (alibi slopes), sent along with the batch.
+    std::vector<std::pair<const float*, const float*>> constants;
+    const float* device_constant(const float* host) const {
+        for (auto& [from, to] : constants)
+            if (from == host) return to;
+        return nullptr;
+    }
 };
 inline Context& context(const KernelCall& call) { return *static_cast<Context*>(call.context); }
 
@@ -78,8 +89,13 @@ std::span<const Kernel> moe_kernels();
 inline bool always(const Graph&, const Node&) { return true; }
 
 // Scratch a node's kernel needs at these sizes (attention.cu, moe.cu, linear.cu); max_keys as in Context.
-size_t attention_scratch(const Node& node, const BatchSize& size, const Context& context);
-size_t moe_scratch(const Graph& graph, const Node& node, const BatchSize& size, const Context& context);
+size_t attention_scratch(const Graph& graph, const Node& node, const BatchSize& size, const Context& context);
+size_t moe_scratch(const Graph& graph, const Node& node, const BatchSize& size);
+void linear_needs(const Graph& graph, const Node& node, const BatchSize& size, int64_t& rows, int64_t& in, size_t& scratch);
+
+// matmul.h's products in the run's stream (linear.cu).
+Status multiply(Context& context, const Weight& weight, const MatmulArgs& args);
+Status multiply_experts(Context& context, const Weight& weight, const MatmulArgs& args, const ExpertRows& rows);
 
 #ifdef __CUDACC__
 // ---- device helpers

@@ -1,0 +1,204 @@
+// Which attention kernel takes which sequence, how far keys are split, and a plain kernel for heads of odd sizes.
+#include "backends/cuda/attention.h"
+#include <algorithm>
+
+namespace awq::cuda {
+
+KvCache paged_cache(const KernelCall& call) {
+    const KvShape& kv = call.run->kv;
+    KvCache cache = {};
+    int64_t layer = int64_t{2} * page_size * kv.kv_heads * kv.head_dim;
+    cache.data = static_cast<__half*>(call.run->kv_cache->data) + call.node->attrs.layer * layer;
+    cache.page_stride = layer * kv.layers;
+    cache.kv_heads = kv.kv_heads;
+    cache.head_dim = kv.head_dim;
+    cache.page_table = call.batch(Input::page_table);
+    cache.positions = call.batch(Input::positions);
+    cache.sequence = call.batch(Input::sequence);
+    cache.max_pages = call.run->size.max_pages;
+    return cache;
+}
+
+namespace {
+
+constexpr int any_max_dim = 512;
+
+// Any head_dim, any alignment: a warp a row. A lane scores one key of 32 and sums up every 32nd column.
+__global__ void __launch_bounds__(128) attention_any_kernel(const __grid_constant__ AttentionCall call) {
+    let_next_begin();
+    wait_for_previous();
+    const int lane = threadIdx.x % 32, dim = call.cache.head_dim;
+    const int64_t task = static_cast<int64_t>(blockIdx.x) * 4 + threadIdx.x / 32;
+    if (task >= static_cast<int64_t>(call.tokens) * call.heads) return;
+    const int64_t token = task / call.heads;
+    const int head = static_cast<int>(task % call.heads), kv_head = head / call.group;
+    const int sequence = call.full_keys > 0 ? 0 : call.cache.sequence[token];
+    const int position = call.full_keys > 0 ? call.full_keys - 1 : call.cache.positions[token];
+    const __half* q = call.q + token * call.q_stride + static_cast<int64_t>(head) * dim;
+    const float slope = call.alibi ? call.alibi[head] : 0;
+    float out[any_max_dim / 32] = {}, top = -INFINITY, sum = 0;
+    const int begin = call.window > 0 ? max(0, position - call.window + 1) / 32 * 32 : 0;
+    for (int base = begin; base <= position; base += 32) {
+        const int64_t page = call.cache.page_of(sequence, base);
+        const __half* k = call.cache.keys(page, kv_head) + (base + lane) % page_size * dim;
+        const __half* v = call.cache.values(page, kv_head) + base % page_size;
+        float score = -INFINITY;
+        if (sees(call, base + lane, position)) {
+            float dot = 0;
+            for (int d = 0; d < dim; d++) dot += __half2float(q[d]) * __half2float(k[d]);
+            score = finish_score(call, dot, slope, base + lane, position);
+        }
+        const float highest = fmaxf(top, warp_max(score));    // the first key of a step may be outside the window, not all
+        const float keep = highest == -INFINITY ? 1.0f : exp2f(top - highest), p = score == -INFINITY ? 0.0f : exp2f(score - highest);
+        top = highest;
+        sum = sum * keep + warp_sum(p);
+        const int keys = min(32, position + 1 - base);
+#pragma unroll
+        for (int i = 0; i < any_max_dim / 32; i++) {
+            int d = i * 32 + lane;
+            if (i * 32 >= dim) break;
+            out[i] *= keep;
+            for (int key = 0; key < keys; key++) {
+                float weight = __shfl_sync(~0u, p, key);
+                if (d < dim && weight != 0) out[i] += weight * __half2float(v[d * page_size + key]);
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < any_max_dim / 32; i++)
+        if (int d = i * 32 + lane; d < dim)
+            call.out[token * call.out_stride + static_cast<int64_t>(head) * dim + d] = __float2half_rn(out[i] / sum);
+}
+
+// Splits of the keys that fill the device when tiles are few; each split has at least `least` keys.
+int choose_splits(const Context& context, int64_t tiles, int keys, int least) {
+    int64_t wanted = tiles > 0 ? context.multiprocessors / tiles : 1;
+    return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(wanted, keys / least), 1, 32));
+}
+
+struct Shape {
+    int row_tiles, splits;
+    size_t scratch;
+};
+Shape decode_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences) {
+    Shape shape = {ceil_div(decode_rows(group), decode_tile), 1, 0};
+    int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
+    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, context.max_keys, 128);
+    if (shape.splits > 1) shape.scratch = tiles * shape.splits * partial_floats(decode_tile, head_dim) * sizeof(float);
+    return shape;
+}
+Shape prefill_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences, int max_rows, int keys) {
+    Shape shape = {ceil_div(static_cast<int64_t>(max_rows), prefill_rows(head_dim)), 1, 0};
+    int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
+    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, keys, 4 * page_size);
+    if (shape.splits > 1) shape.scratch = tiles * shape.splits * partial_floats(prefill_rows(head_dim), head_dim) * sizeof(float);
+    return shape;
+}
+
+// The tensor core kernels' conditions on a head: 16-byte rows, and room in shared memory for two pages of it.
+bool wide_head(const Context& context, const Tensor& q, int head_dim) {
+    bool fits = head_dim <= 128 || context.shared_limit >= 164 * 1000;
+    return head_dim % 8 == 0 && head_dim <= 256 && wide_rows(q) && fits;
+}
+
+Status launch_any(Context& context, const AttentionCall& call) {
+    return launch(context, attention_any_kernel, ceil_div(static_cast<int64_t>(call.tokens) * call.heads, 4), 128, 0, call);
+}
+
+AttentionCall attention_call(const KernelCall& call) {
+    const Attrs& attrs = call.node->attrs;
+    AttentionCall a = {};
+    a.q = static_cast<const __half*>(call.in[0].data);
+    a.q_stride = call.in[0].stride;
+    a.out = static_cast<__half*>(call.out.data);
+    a.out_stride = call.out.stride;
+    a.tokens = static_cast<int>(call.out.rows);
+    a.heads = attrs.heads;
+    a.scale = attrs.scale;
+    a.counters = context(call).counters;
+    return a;
+}
+
+Status attention(const KernelCall& call) {
+    Context& ctx = context(call);
+    const Attrs& attrs = call.node->attrs;
+    AttentionCall a = attention_call(call);
+    a.cache = paged_cache(call);
+    a.seq_begin = call.batch(Input::seq_begin);
+    a.group = attrs.heads / attrs.kv_heads;
+    a.window = attrs.window;
+    a.softcap = attrs.softcap;
+    a.alibi = ctx.device_constant(attrs.alibi);
+    if (!wide_head(ctx, call.in[0], attrs.head_dim)) return launch_any(ctx, a);
+
+    const int sequences = call.run->size.sequences, limit = decode_rows(a.group);
+    if (ctx.min_query * a.group <= limit) {
+        Shape shape = decode_shape(ctx, a.group, attrs.kv_heads, attrs.head_dim, sequences);
+        a.min_rows = 1;
+        a.max_rows = limit;
+        a.splits = shape.splits;
+        a.row_tiles = shape.row_tiles;
+        a.partial = reinterpret_cast<float*>(ctx.scratch);
+        AWQ_TRY(attention_decode(ctx, a, sequences));
+    }
+    if (ctx.max_query * a.group > limit) {
+        Shape shape = prefill_shape(ctx, a.group, attrs.kv_heads, attrs.head_dim, sequences, ctx.max_query * a.group, ctx.max_keys);
+        a.min_rows = limit + 1;
+        a.max_rows = INT32_MAX;
+        a.splits = shape.splits;
+        a.row_tiles = shape.row_tiles;
+        a.partial = reinterpret_cast<float*>(ctx.scratch);
+        AWQ_TRY(attention_prefill(ctx, a, sequences));
+    }
+    return {};
+}
+
+// Keys and values go into a cache of their own first: behind the split sums in the scratch memory.
+size_t full_cache_bytes(const Attrs& attrs, int64_t keys) {
+    return size_t{2} * 2 * page_size * attrs.kv_heads * attrs.head_dim * ceil_div(keys, page_size);
+}
+
+Status attention_full(const KernelCall& call) {
+    Context& ctx = context(call);
+    const Attrs& attrs = call.node->attrs;
+    AttentionCall a = attention_call(call);
+    a.cache.data = reinterpret_cast<__half*>(ctx.scratch);
+    a.cache.page_stride = int64_t{2} * page_size * attrs.heads * attrs.head_dim;
+    a.cache.kv_heads = attrs.heads;
+    a.cache.head_dim = attrs.head_dim;
+    a.full_keys = static_cast<int>(call.in[1].rows);
+    a.group = 1;
+    AWQ_TRY(append_plain(ctx, call.in[1], call.in[2], a.cache));
+    if (!wide_head(ctx, call.in[0], attrs.head_dim)) return launch_any(ctx, a);
+    a.min_rows = 1;
+    a.max_rows = INT32_MAX;
+    a.splits = 1;
+    a.row_tiles = ceil_div(a.tokens, prefill_rows(attrs.head_dim));
+    return attention_prefill(ctx, a, 1);
+}
+
+bool can_attend(const Graph&, const Node& node) { return node.attrs.head_dim > 0 && node.attrs.head_dim <= any_max_dim; }
+}  // namespace
+
+size_t attention_scratch(const Graph& graph, const Node& node, const BatchSize& size, const Context& context) {
+    const Attrs& attrs = node.attrs;
+    if (node.op == Op::attention_full) {
+        Attrs full = attrs;
+        full.kv_heads = attrs.heads;
+        return full_cache_bytes(full, node_rows(graph.nodes[node.in[1]], size));
+    }
+    int group = attrs.heads / attrs.kv_heads;
+    return std::max(
+        decode_shape(context, group, attrs.kv_heads, attrs.head_dim, size.sequences).scratch,
+        prefill_shape(context, group, attrs.kv_heads, attrs.head_dim, size.sequences, context.max_query * group, context.max_keys).scratch);
+}
+
+std::span<const Kernel> attention_kernels() {
+    static const Kernel rows[] = {
+        {Op::attention, "cuda paged attention", 0, INT32_MAX, can_attend, attention, plain_bytes},
+        {Op::attention_full, "cuda attention", 0, INT32_MAX, can_attend, attention_full, plain_bytes},
+    };
+    return rows;
+}
+
+}  // namespace awq::cuda
