@@ -40,7 +40,8 @@ struct RunArgs {
     BatchSize size;                         // of this run
     const void* inputs[input_count] = {};   // by Input; null where the graph has none
     int32_t feature_rows = 0;               // rows of Input::features
-    float* result = nullptr;                // the graph's output as float32 [rows][cols] is put here
+    float* result = nullptr;                // the graph's output as float32 [rows][cols] is put here; null: not wanted
+    int32_t* argmax = nullptr;              // [rows]: column of each row's largest element, the lowest among equals; null: not wanted
     double* node_seconds = nullptr;         // [nodes]: the time each node took is added here (profiling; slower)
     bool check_finite = false;              // stop at the first node whose output holds a NaN or an infinity
     const std::atomic<bool>* cancel = nullptr;    // looked at between nodes
@@ -118,6 +119,9 @@ const Kernel* find_kernel(std::span<const Kernel> table, const Graph& graph, con
 int64_t plain_bytes(const Graph& graph, const Node& node, const BatchSize& size, int64_t kv_length);
 // Of a float32 matrix in host memory: an error that names the node, its op and the first row that is not finite.
 Status check_finite(const Node& node, const Tensor& tensor);
+
+// Column of the largest element of each row of a float32 matrix in host memory, the lowest among equals.
+void argmax_rows(const Tensor& tensor, int32_t* columns);
 
 // A node's memory in this run: columns of its root for a view, host memory for a batch input, no data for a weight.
 Tensor node_tensor(const RunArgs& args, NodeId id);

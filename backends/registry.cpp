@@ -1,5 +1,6 @@
 // The backends there are, and what every backend's executor shares. Adding a backend: a folder, and a row here.
 #include "backends/backend.h"
+#include <algorithm>
 #include <cmath>
 
 namespace awq {
@@ -69,6 +70,13 @@ Status check_finite(const Node& node, const Tensor& tensor) {
                 return Status(Code::non_finite, node.name + " (" + op_name(node.op) + "): row " + std::to_string(r) +
                                                     " holds a value that is not finite");
     return {};
+}
+
+void argmax_rows(const Tensor& tensor, int32_t* columns) {
+    for (int64_t r = 0; r < tensor.rows; r++) {
+        const float* row = tensor.row<float>(r);
+        columns[r] = static_cast<int32_t>(std::max_element(row, row + tensor.cols) - row);
+    }
 }
 
 Tensor node_tensor(const RunArgs& args, NodeId id) {

@@ -1,4 +1,5 @@
 #include "core/graph.h"
+#include <atomic>
 #include "backends/backend.h"
 #include "core/graph_builder.h"
 
@@ -11,6 +12,11 @@ const char* op_name(Op op) {
 #undef OP
     };
     return names[static_cast<int>(op)];
+}
+
+uint64_t GraphSerial::next() {
+    static std::atomic<uint64_t> last = 0;
+    return ++last;
 }
 
 // ---- shape rules

@@ -93,8 +93,21 @@ struct Node {
     Attrs attrs;
 };
 
+// A number no other graph has, whatever memory it lies in: what backends key things by that they prepare for a graph.
+struct GraphSerial {
+    uint64_t value = next();
+    GraphSerial() = default;
+    GraphSerial(const GraphSerial&) {}    // a copy is another graph
+    GraphSerial& operator=(const GraphSerial&) {
+        value = next();
+        return *this;
+    }
+    static uint64_t next();
+};
+
 class Graph {
 public:
+    GraphSerial serial;
     std::vector<Node> nodes;        // in run order: a node's inputs stand before it
     NodeId output = no_node;        // logits f32 [O][vocab], or image features
     std::deque<std::vector<float>> constants;    // alibi slopes

@@ -1,6 +1,6 @@
 // Which attention kernel takes which sequence, how far keys are split, and a plain kernel for heads of odd sizes.
-#include "backends/cuda/attention.h"
 #include <algorithm>
+#include "backends/cuda/attention.h"
 
 namespace awq::cuda {
 
@@ -48,8 +48,9 @@ __global__ void __launch_bounds__(128) attention_any_kernel(const __grid_constan
             for (int d = 0; d < dim; d++) dot += __half2float(q[d]) * __half2float(k[d]);
             score = finish_score(call, dot, slope, base + lane, position);
         }
-        const float highest = fmaxf(top, warp_max(score));    // the first key of a step may be outside the window, not all
-        const float keep = highest == -INFINITY ? 1.0f : exp2f(top - highest), p = score == -INFINITY ? 0.0f : exp2f(score - highest);
+        const float highest = fmaxf(top, warp_max(score));  // the first key of a step may be outside the window, not all
+        const float keep = highest == -INFINITY ? 1.0f : exp2f(top - highest),
+                    p = score == -INFINITY ? 0.0f : exp2f(score - highest);
         top = highest;
         sum = sum * keep + warp_sum(p);
         const int keys = min(32, position + 1 - base);
@@ -142,7 +143,8 @@ Status attention(const KernelCall& call) {
         AWQ_TRY(attention_decode(ctx, a, sequences));
     }
     if (ctx.max_query * a.group > limit) {
-        Shape shape = prefill_shape(ctx, a.group, attrs.kv_heads, attrs.head_dim, sequences, ctx.max_query * a.group, ctx.max_keys);
+        Shape shape =
+            prefill_shape(ctx, a.group, attrs.kv_heads, attrs.head_dim, sequences, ctx.max_query * a.group, ctx.max_keys);
         a.min_rows = limit + 1;
         a.max_rows = INT32_MAX;
         a.splits = shape.splits;
@@ -190,7 +192,8 @@ size_t attention_scratch(const Graph& graph, const Node& node, const BatchSize& 
     int group = attrs.heads / attrs.kv_heads;
     return std::max(
         decode_shape(context, group, attrs.kv_heads, attrs.head_dim, size.sequences).scratch,
-        prefill_shape(context, group, attrs.kv_heads, attrs.head_dim, size.sequences, context.max_query * group, context.max_keys).scratch);
+        prefill_shape(context, group, attrs.kv_heads, attrs.head_dim, size.sequences, context.max_query * group, context.max_keys)
+            .scratch);
 }
 
 std::span<const Kernel> attention_kernels() {

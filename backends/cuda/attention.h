@@ -10,10 +10,10 @@ namespace awq::cuda {
 
 // One layer of the paged cache. Without a page table: a cache of the rows themselves, row r at position r (attention_full).
 struct KvCache {
-    __half* data;                 // of this layer in page 0
-    int64_t page_stride;          // elements from a page to the next: all layers, keys and values
+    __half* data;         // of this layer in page 0
+    int64_t page_stride;  // elements from a page to the next: all layers, keys and values
     int kv_heads, head_dim;
-    const int32_t* page_table;    // [sequences][max_pages], or null
+    const int32_t* page_table;  // [sequences][max_pages], or null
     const int32_t *positions, *sequence;
     int max_pages;
 
@@ -41,21 +41,21 @@ struct AttentionCall {
     __half* out;
     int64_t q_stride, out_stride;
     KvCache cache;
-    const int32_t* seq_begin;    // null: one sequence of all `tokens`
+    const int32_t* seq_begin;  // null: one sequence of all `tokens`
     int tokens, heads, group;
-    int full_keys;               // > 0: no mask, every row sees these many keys
-    int window;                  // 0: all
-    float scale, softcap;        // softcap 0: none
-    const float* alibi;          // slope of each head, or null
+    int full_keys;         // > 0: no mask, every row sees these many keys
+    int window;            // 0: all
+    float scale, softcap;  // softcap 0: none
+    const float* alibi;    // slope of each head, or null
     // Each kernel takes the sequences with min_rows .. max_rows rows.
     int min_rows, max_rows;
     // Keys split over `splits` blocks: each leaves its unnormalised sums here, the last to arrive joins them.
     int splits, row_tiles;
     float* partial;
-    unsigned* counters;          // of each tile
+    unsigned* counters;  // of each tile
 };
 
-inline constexpr int decode_tile = 16;    // rows of a decode tile
+inline constexpr int decode_tile = 16;  // rows of a decode tile
 
 // Sequences whose rows fit decode tiles: one token each, or a few with few heads to a kv head.
 inline int decode_rows(int group) { return group > decode_tile ? group : decode_tile; }
@@ -71,11 +71,11 @@ inline int64_t partial_floats(int rows, int head_dim) { return static_cast<int64
 #ifdef __CUDACC__
 constexpr float log2_e = 1.44269504f;
 
-__device__ __forceinline__ void mma_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+__device__ __forceinline__ void mma_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                        uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // A score in units of log2: scaled, capped, biased.
@@ -91,20 +91,27 @@ __device__ __forceinline__ bool sees(const AttentionCall& call, int key, int pos
 
 // A tile of rows of one sequence and kv head.
 struct Tile {
-    int sequence, kv_head, first_token, first_row, rows;    // rows: of this tile
+    int sequence, kv_head, first_token, first_row, rows;  // rows: of this tile
     int id;
 
     __device__ int token(const AttentionCall& call, int row) const { return first_token + (first_row + row) / call.group; }
-    __device__ int head(const AttentionCall& call, int row) const { return kv_head * call.group + (first_row + row) % call.group; }
+    __device__ int head(const AttentionCall& call, int row) const {
+        return kv_head * call.group + (first_row + row) % call.group;
+    }
     __device__ int position(const AttentionCall& call, int row) const {
         return call.full_keys > 0 ? call.full_keys - 1 : call.cache.positions[token(call, row)];
     }
 };
 // false: nothing to do for this tile
-__device__ __forceinline__ bool find_tile(const AttentionCall& call, int sequence, int kv_head, int row_tile, int tile_rows, Tile& tile) {
+__device__ __forceinline__ bool find_tile(const AttentionCall& call, int sequence, int kv_head, int row_tile, int tile_rows,
+                                          Tile& tile) {
     int begin = call.seq_begin ? call.seq_begin[sequence] : 0, end = call.seq_begin ? call.seq_begin[sequence + 1] : call.tokens;
     int rows = (end - begin) * call.group;
-    tile = {sequence, kv_head, begin, row_tile * tile_rows, min(rows - row_tile * tile_rows, tile_rows),
+    tile = {sequence,
+            kv_head,
+            begin,
+            row_tile * tile_rows,
+            min(rows - row_tile * tile_rows, tile_rows),
             (sequence * call.cache.kv_heads + kv_head) * call.row_tiles + row_tile};
     return rows >= call.min_rows && rows <= call.max_rows && tile.rows > 0;
 }
@@ -129,7 +136,8 @@ __device__ __forceinline__ bool last_to_arrive(unsigned* counter, int count) {
     return last;
 }
 
-// Joins the splits of a tile, in their order. partial: [splits][sums [tile_rows][width], maxima [tile_rows], sums of exponentials].
+// Joins the splits of a tile, in their order. partial: [splits][sums [tile_rows][width], maxima [tile_rows], sums of
+// exponentials].
 template <int width>
 __device__ void join_splits(const AttentionCall& call, const Tile& tile, const float* partial, int splits, int tile_rows) {
     const int64_t stride = static_cast<int64_t>(tile_rows) * (width + 2);

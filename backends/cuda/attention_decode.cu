@@ -15,9 +15,9 @@ template <int blocks>
 __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__ AttentionCall call) {
     constexpr int width = blocks * 32;
     extern __shared__ __align__(16) char shared[];
-    uint4* q_fragments = reinterpret_cast<uint4*>(shared);                               // [blocks][2][32]
-    float* sums = reinterpret_cast<float*>(shared + blocks * 2 * 32 * sizeof(uint4));    // [warps][16][width]
-    float* tops = sums + warps * decode_tile * width;                                    // [warps][16], then denominators
+    uint4* q_fragments = reinterpret_cast<uint4*>(shared);                             // [blocks][2][32]
+    float* sums = reinterpret_cast<float*>(shared + blocks * 2 * 32 * sizeof(uint4));  // [warps][16][width]
+    float* tops = sums + warps * decode_tile * width;                                  // [warps][16], then denominators
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int dim = call.cache.head_dim;
 
@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
         int64_t page = call.cache.page_of(tile.sequence, key);
         const __half* k = call.cache.keys(page, tile.kv_head) + key % page_size * dim;
         const __half* v = call.cache.values(page, tile.kv_head) + key % page_size;
-        for (int line = lane; line < step_keys * dim / 64; line += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(k + line * 64));
+        for (int line = lane; line < step_keys * dim / 64; line += 32)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(k + line * 64));
         for (int d = lane; d < dim; d += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(v + d * page_size));
     }
     wait_for_previous();
@@ -51,7 +52,8 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
         int block = e / 64, row = e % 32 / 4 + (e % 64 >= 32 ? 8 : 0), column = block * 32 + e % 4 * 8;
         uint4 bits = make_uint4(0, 0, 0, 0);
         if (row < tile.rows && column < dim)
-            bits = *reinterpret_cast<const uint4*>(call.q + tile.token(call, row) * call.q_stride + static_cast<int64_t>(tile.head(call, row)) * dim + column);
+            bits = *reinterpret_cast<const uint4*>(call.q + tile.token(call, row) * call.q_stride +
+                                                   static_cast<int64_t>(tile.head(call, row)) * dim + column);
         q_fragments[e] = bits;
     }
     int position[2];
@@ -92,7 +94,8 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int at = key + 2 * u + e % 2, i = e / 2;
-                score[u][e] = sees(call, at, position[i]) ? finish_score(call, score[u][e], slope[i], at, position[i]) : -INFINITY;
+                score[u][e] =
+                    sees(call, at, position[i]) ? finish_score(call, score[u][e], slope[i], at, position[i]) : -INFINITY;
                 highest[i] = fmaxf(highest[i], score[u][e]);
             }
         float keep[2], base[2];
@@ -101,7 +104,7 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
             highest[i] = fmaxf(highest[i], __shfl_xor_sync(~0u, highest[i], 1));
             highest[i] = fmaxf(highest[i], __shfl_xor_sync(~0u, highest[i], 2));
             highest[i] = fmaxf(highest[i], top[i]);
-            base[i] = highest[i] == -INFINITY ? 0.0f : highest[i];    // nothing seen yet: all exponentials are 0
+            base[i] = highest[i] == -INFINITY ? 0.0f : highest[i];  // nothing seen yet: all exponentials are 0
             keep[i] = exp2f(top[i] - base[i]);
             top[i] = highest[i];
             sum[i] *= keep[i];
@@ -117,7 +120,7 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
             p[u][0] = pack_half2(score[u][0], score[u][1]);
             p[u][1] = pack_half2(score[u][2], score[u][3]);
         }
-        const int unseen = key + 7 - high;    // of the lane's 8 keys: past the last position, memory nobody wrote
+        const int unseen = key + 7 - high;  // of the lane's 8 keys: past the last position, memory nobody wrote
 #pragma unroll
         for (int j = 0; j < blocks * 4; j++) {
             uint4 b = make_uint4(0, 0, 0, 0);
@@ -125,7 +128,8 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
             if (unseen > 0) {
                 uint32_t words[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
-                for (int w = 0; w < 4; w++) words[w] = 2 * w + unseen >= 8 ? 0 : 2 * w + 1 + unseen >= 8 ? words[w] & 0xffff : words[w];
+                for (int w = 0; w < 4; w++)
+                    words[w] = 2 * w + unseen >= 8 ? 0 : 2 * w + 1 + unseen >= 8 ? words[w] & 0xffff : words[w];
                 b = make_uint4(words[0], words[1], words[2], words[3]);
             }
 #pragma unroll
@@ -167,7 +171,8 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
             y += share * value.y;
         }
         if (used == 1) {
-            __half* to = call.out + tile.token(call, row) * call.out_stride + static_cast<int64_t>(tile.head(call, row)) * dim + d;
+            __half* to =
+                call.out + tile.token(call, row) * call.out_stride + static_cast<int64_t>(tile.head(call, row)) * dim + d;
             *reinterpret_cast<__half2*>(to) = __floats2half2_rn(x / total, y / total);
         } else {
             __stcg(reinterpret_cast<float2*>(partial + row * width + d), make_float2(x, y));
@@ -178,7 +183,8 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
         }
     }
     if (used > 1 && last_to_arrive(call.counters + tile.id, used))
-        join_splits<width>(call, tile, call.partial + static_cast<int64_t>(tile.id) * call.splits * (decode_tile * (width + 2)), used, decode_tile);
+        join_splits<width>(call, tile, call.partial + static_cast<int64_t>(tile.id) * call.splits * (decode_tile * (width + 2)),
+                           used, decode_tile);
 }
 
 template <int blocks>

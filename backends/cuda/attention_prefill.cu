@@ -11,8 +11,8 @@ namespace {
 constexpr int warps = 4, threads = warps * 32;
 
 __device__ __forceinline__ void copy_async(void* to, const void* from, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from),
-                 "r"(bytes)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+                 "l"(from), "r"(bytes)
                  : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -25,13 +25,15 @@ __device__ __forceinline__ void await_copies() {
 template <int blocks, int sixteens>
 struct Prefill {
     static constexpr int width = blocks * 32, tile_rows = warps * 16 * sixteens;
-    static constexpr int chunks = blocks * 4;                                // 16-byte chunks of a key
+    static constexpr int chunks = blocks * 4;  // 16-byte chunks of a key
     static constexpr int q_bytes = tile_rows * width * 2;
-    static constexpr int stage_bytes = 2 * page_size * width * 2;            // keys, values
+    static constexpr int stage_bytes = 2 * page_size * width * 2;  // keys, values
     static constexpr int shared_bytes = q_bytes + 2 * stage_bytes;
     // Lanes of two neighbouring rows read together: odd rows have the halves of each 128 bytes exchanged, unless the row
     // length does that by itself.
-    __device__ static int key_chunk(int row, int chunk) { return row * chunks + (blocks % 2 == 0 ? chunk ^ (row & 1) << 2 : chunk); }
+    __device__ static int key_chunk(int row, int chunk) {
+        return row * chunks + (blocks % 2 == 0 ? chunk ^ (row & 1) << 2 : chunk);
+    }
     __device__ static int value_chunk(int row, int chunk) { return row * 8 + (chunk ^ (row & 1) << 2); }
 };
 
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(threads) prefill_kernel(const __grid_constant_
     const int first = begin + split * share, last = min(first + share, begin + pages);
     if (first >= last) return;
 
-    uint4* q_fragments = reinterpret_cast<uint4*>(shared) + warp * (sixteens * blocks * 64);    // [sixteens][blocks][2][32]
+    uint4* q_fragments = reinterpret_cast<uint4*>(shared) + warp * (sixteens * blocks * 64);  // [sixteens][blocks][2][32]
     auto stage_of = [&](int page) { return reinterpret_cast<uint4*>(shared + P::q_bytes + (page & 1) * P::stage_bytes); };
     auto fetch = [&](int page) {
         const int64_t at = call.cache.page_of(tile.sequence, page * page_size);
@@ -153,7 +155,7 @@ __global__ void __launch_bounds__(threads) prefill_kernel(const __grid_constant_
                     highest[i] = fmaxf(highest[i], __shfl_xor_sync(~0u, highest[i], 1));
                     highest[i] = fmaxf(highest[i], __shfl_xor_sync(~0u, highest[i], 2));
                     risen |= highest[i] > top[m][i];
-                    float base = highest[i] == -INFINITY ? 0.0f : highest[i];    // nothing seen yet: all exponentials are 0
+                    float base = highest[i] == -INFINITY ? 0.0f : highest[i];  // nothing seen yet: all exponentials are 0
                     keep[m][i] = exp2f(top[m][i] - base);
                     top[m][i] = highest[i];
                     sum[m][i] *= keep[m][i];
@@ -182,7 +184,7 @@ __global__ void __launch_bounds__(threads) prefill_kernel(const __grid_constant_
                 }
             }
         }
-        __syncthreads();    // the stage may be filled again
+        __syncthreads();  // the stage may be filled again
     }
 
     float* partial = call.partial + (static_cast<int64_t>(tile.id) * call.splits + split) * (P::tile_rows * (width + 2));
@@ -201,8 +203,10 @@ __global__ void __launch_bounds__(threads) prefill_kernel(const __grid_constant_
                 int d = 8 * j + 2 * t;
                 if (d >= dim) continue;
                 float x = out[m][j][2 * i], y = out[m][j][2 * i + 1];
-                if (used == 1) *reinterpret_cast<__half2*>(to + d) = __floats2half2_rn(x * inverse, y * inverse);
-                else __stcg(reinterpret_cast<float2*>(partial + row * width + d), make_float2(x, y));
+                if (used == 1)
+                    *reinterpret_cast<__half2*>(to + d) = __floats2half2_rn(x * inverse, y * inverse);
+                else
+                    __stcg(reinterpret_cast<float2*>(partial + row * width + d), make_float2(x, y));
             }
             if (used > 1 && t == 0) {
                 __stcg(partial + P::tile_rows * width + row, top[m][i]);
@@ -210,7 +214,8 @@ __global__ void __launch_bounds__(threads) prefill_kernel(const __grid_constant_
             }
         }
     if (used > 1 && last_to_arrive(call.counters + tile.id, used))
-        join_splits<width>(call, tile, call.partial + static_cast<int64_t>(tile.id) * call.splits * (P::tile_rows * (width + 2)), used, P::tile_rows);
+        join_splits<width>(call, tile, call.partial + static_cast<int64_t>(tile.id) * call.splits * (P::tile_rows * (width + 2)),
+                           used, P::tile_rows);
 }
 
 template <int blocks, int sixteens>

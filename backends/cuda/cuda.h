@@ -17,8 +17,8 @@ namespace awq::cuda {
 // cudaErrorMemoryAllocation becomes out_of_memory, all others internal; clears the sticky "last error".
 Status cuda_error(cudaError_t error, const char* what);
 
-#define AWQ_CUDA(call)                                                                             \
-    do {                                                                                           \
+#define AWQ_CUDA(call)                                                                                        \
+    do {                                                                                                      \
         if (cudaError_t awq_error_ = (call); awq_error_ != cudaSuccess) return cuda_error(awq_error_, #call); \
     } while (0)
 
@@ -26,19 +26,19 @@ Status cuda_error(cudaError_t error, const char* what);
 struct Context {
     cudaStream_t stream = nullptr;
     int multiprocessors = 0;
-    int compute_major = 0;          // 9: Hopper
-    size_t shared_limit = 0;        // bytes of shared memory one block may have
-    bool chained = false;           // the stream's last operation is one of our kernels
+    int compute_major = 0;    // 9: Hopper
+    size_t shared_limit = 0;  // bytes of shared memory one block may have
+    bool chained = false;     // the stream's last operation is one of our kernels
     // Memory of one kernel call, undefined on entry; as large as the row's scratch function asked for.
     char* scratch = nullptr;
     size_t scratch_bytes = 0;
-    MatmulContext matmul;           // has scratch memory of its own
+    MatmulContext matmul;  // has scratch memory of its own
     // Arrival counters of kernels whose last block does the rest; zero on entry, left zero.
     unsigned* counters = nullptr;
     static constexpr int counter_count = 1 << 16;
     // Facts about the batch that decide launch shapes; known on the host, part of a captured graph's key.
-    int32_t min_query = 1, max_query = 1;    // fewest and most tokens of one sequence in this run
-    int32_t max_keys = 1;           // an upper limit of the cache length of any sequence, rounded up coarsely
+    int32_t min_query = 1, max_query = 1;  // fewest and most tokens of one sequence in this run
+    int32_t max_keys = 1;                  // an upper limit of the cache length of any sequence, rounded up coarsely
     // Device copies of the graph's constant vectors (alibi slopes), sent along with the batch.
     std::vector<std::pair<const float*, const float*>> constants;
     const float* device_constant(const float* host) const {

@@ -1,5 +1,6 @@
 // Kernels that touch each element once: lookups, sums, activations, and the vision tower's rearrangements.
 #include "backends/cuda/cuda.h"
+#include "backends/cuda/layout.h"
 
 namespace awq::cuda {
 namespace {
@@ -94,7 +95,7 @@ Status softcap(const KernelCall& call) {
 
 struct Act {
     Activation activation;
-    const float* scales;    // of each column, or null
+    const float* scales;  // of each column, or null
     template <int wide>
     __device__ void operator()(float (&x)[wide], int64_t, int c) const {
 #pragma unroll
@@ -122,8 +123,9 @@ struct GatedAct {
     }
 };
 Status gated_act(const KernelCall& call) {
-    return map_typed<__half, GatedAct>(
-        call, [](const KernelCall& c) { return GatedAct{c.node->attrs.activation, operand<const __half>(c.in[1])}; });
+    return map_typed<__half, GatedAct>(call, [](const KernelCall& c) {
+        return GatedAct{c.node->attrs.activation, operand<const __half>(c.in[1])};
+    });
 }
 
 // ---- rows that come from elsewhere: out[r] = rows(r) * scale; F says where a row lies
@@ -149,23 +151,34 @@ Status copy_rows(const KernelCall& call, bool wide, float scale, F rows) {
     wide = wide && call.out.cols % 8 == 0 && wide_rows(call.out);
     int64_t count = call.out.rows * call.out.cols / (wide ? 8 : 1);
     int blocks = ceil_div(count, block_threads), cols = static_cast<int>(call.out.cols);
-    if (wide) return launch(context(call), rows_kernel<8, F>, blocks, block_threads, 0, operand<__half>(call.out), count, cols, scale, rows);
-    return launch(context(call), rows_kernel<1, F>, blocks, block_threads, 0, operand<__half>(call.out), count, cols, scale, rows);
+    if (wide)
+        return launch(context(call), rows_kernel<8, F>, blocks, block_threads, 0, operand<__half>(call.out), count, cols, scale,
+                      rows);
+    return launch(context(call), rows_kernel<1, F>, blocks, block_threads, 0, operand<__half>(call.out), count, cols, scale,
+                  rows);
 }
 
-// A table or vector weight: float16 rows or float32 ones (see lay_out in layout.h).
+// A table or vector weight: float16 rows or float32 ones (layout.h).
 struct WeightTable {
     const void* data;
-    int64_t cols;
+    int64_t pitch;
     bool half;
     template <int wide>
     __device__ void read_row(int64_t r, int c, float (&x)[wide]) const {
-        if (half) load(static_cast<const __half*>(data) + r * cols + c, x);
-        else load(static_cast<const float*>(data) + r * cols + c, x);
+        if (half)
+            load(static_cast<const __half*>(data) + r * pitch + c, x);
+        else
+            load(static_cast<const float*>(data) + r * pitch + c, x);
     }
 };
-WeightTable weight_table(const Weight* weight) { return {weight->data, weight->spec.in, weight->spec.kind != WeightKind::vector}; }
-bool wide_table(const Weight* weight) { return weight->spec.in % 8 == 0; }
+WeightTable weight_table(const Weight* weight) {
+    bool half = weight_layout(weight->spec).kind == LayoutKind::dense;
+    return {weight->data, half ? dense_pitch(weight->spec.in) : weight->spec.in, half};
+}
+bool can_look_up(const Graph& graph, const Node& node) {
+    WeightLayout layout = weight_layout(graph.nodes[node.in[1]].weight->spec);
+    return layout.kind == LayoutKind::vector || (layout.kind == LayoutKind::dense && !layout.dense.gated);
+}
 
 struct Embed {
     WeightTable table;
@@ -174,13 +187,14 @@ struct Embed {
     template <int wide>
     __device__ void read(int64_t r, int c, float (&x)[wide]) const {
         int64_t id = ids[r] + offset;
-        table.read_row(min(max(id, int64_t{0}), rows - 1), c, x);    // callers check ids; never read outside the table
+        table.read_row(min(max(id, int64_t{0}), rows - 1), c, x);  // callers check ids; never read outside the table
     }
 };
 Status embed(const KernelCall& call) {
     const Weight* table = call.weight(1);
-    return copy_rows(call, wide_table(table), call.node->attrs.scale,
-                     Embed{weight_table(table), static_cast<const int32_t*>(call.in[0].data), call.node->attrs.offset, table->spec.out});
+    return copy_rows(
+        call, true, call.node->attrs.scale,
+        Embed{weight_table(table), static_cast<const int32_t*>(call.in[0].data), call.node->attrs.offset, table->spec.out});
 }
 
 struct SelectRows {
@@ -198,7 +212,7 @@ Status select_rows(const KernelCall& call) {
 
 struct GatherCols {
     Operand<const __half> x;
-    const float* order;    // whole numbers below 2^24
+    const float* order;  // whole numbers below 2^24
     template <int wide>
     __device__ void read(int64_t r, int c, float (&to)[wide]) const {
 #pragma unroll
@@ -206,7 +220,8 @@ struct GatherCols {
     }
 };
 Status gather_cols(const KernelCall& call) {
-    return copy_rows(call, true, 1, GatherCols{operand<const __half>(call.in[0]), static_cast<const float*>(call.weight(1)->data)});
+    return copy_rows(call, true, 1,
+                     GatherCols{operand<const __half>(call.in[0]), static_cast<const float*>(call.weight(1)->data)});
 }
 
 struct PrependRow {
@@ -214,13 +229,14 @@ struct PrependRow {
     WeightTable row;
     template <int wide>
     __device__ void read(int64_t r, int c, float (&to)[wide]) const {
-        if (r == 0) row.read_row(0, c, to);
-        else load(x.data + (r - 1) * x.stride + c, to);
+        if (r == 0)
+            row.read_row(0, c, to);
+        else
+            load(x.data + (r - 1) * x.stride + c, to);
     }
 };
 Status prepend_row(const KernelCall& call) {
-    return copy_rows(call, wide_rows(call.in[0]) && wide_table(call.weight(1)), 1,
-                     PrependRow{operand<const __half>(call.in[0]), weight_table(call.weight(1))});
+    return copy_rows(call, wide_rows(call.in[0]), 1, PrependRow{operand<const __half>(call.in[0]), weight_table(call.weight(1))});
 }
 
 struct AddTable {
@@ -236,8 +252,7 @@ struct AddTable {
     }
 };
 Status add_table(const KernelCall& call) {
-    return copy_rows(call, wide_rows(call.in[0]) && wide_table(call.weight(1)), 1,
-                     AddTable{operand<const __half>(call.in[0]), weight_table(call.weight(1))});
+    return copy_rows(call, wide_rows(call.in[0]), 1, AddTable{operand<const __half>(call.in[0]), weight_table(call.weight(1))});
 }
 
 struct DropFirstRow {
@@ -253,27 +268,32 @@ Status drop_first_row(const KernelCall& call) {
 
 struct PutRows {
     Operand<const __half> x;
-    Operand<const void> features;    // float16, or float32 where they come as a batch input of that type
+    Operand<const void> features;  // float16, or float32 where they come as a batch input of that type
     bool features_half;
     const int32_t* rows;
     template <int wide>
     __device__ void read(int64_t r, int c, float (&to)[wide]) const {
         int64_t from = rows[r];
-        if (from < 0) load(x.data + r * x.stride + c, to);
-        else if (features_half) load(static_cast<const __half*>(features.data) + from * features.stride + c, to);
-        else load(static_cast<const float*>(features.data) + from * features.stride + c, to);
+        if (from < 0)
+            load(x.data + r * x.stride + c, to);
+        else if (features_half)
+            load(static_cast<const __half*>(features.data) + from * features.stride + c, to);
+        else
+            load(static_cast<const float*>(features.data) + from * features.stride + c, to);
     }
 };
 Status put_rows(const KernelCall& call) {
     const Tensor &x = call.in[0], &features = call.in[1];
     return copy_rows(call, wide_rows(x) && wide_rows(features), 1,
-                     PutRows{operand<const __half>(x), {features.data, features.stride}, features.dtype == DType::f16,
+                     PutRows{operand<const __half>(x),
+                             {features.data, features.stride},
+                             features.dtype == DType::f16,
                              static_cast<const int32_t*>(call.in[2].data)});
 }
 
 // Row (py, px) of the output: the pixels of one patch, channel by channel, line by line.
 struct Patches {
-    const float* pixels;    // [3 * image][image]
+    const float* pixels;  // [3 * image][image]
     int image, patch;
     template <int wide>
     __device__ void read(int64_t r, int c, float (&to)[wide]) const {
@@ -293,10 +313,21 @@ Status patches(const KernelCall& call) {
 }  // namespace
 
 std::span<const Kernel> elementwise_kernels() {
-#define ROW(name) {Op::name, "cuda " #name, 0, INT32_MAX, always, name, plain_bytes}
-    static const Kernel rows[] = {ROW(embed),       ROW(add),       ROW(scale),          ROW(softcap), ROW(act),
-                                  ROW(gated_act),   ROW(gather_cols), ROW(select_rows),  ROW(patches), ROW(prepend_row),
-                                  ROW(add_table),   ROW(drop_first_row), ROW(put_rows)};
+#define ROW(name, can_run) \
+    { Op::name, "cuda " #name, 0, INT32_MAX, can_run, name, plain_bytes }
+    static const Kernel rows[] = {ROW(embed, can_look_up),
+                                  ROW(add, always),
+                                  ROW(scale, always),
+                                  ROW(softcap, always),
+                                  ROW(act, always),
+                                  ROW(gated_act, always),
+                                  ROW(gather_cols, always),
+                                  ROW(select_rows, always),
+                                  ROW(patches, always),
+                                  ROW(prepend_row, can_look_up),
+                                  ROW(add_table, can_look_up),
+                                  ROW(drop_first_row, always),
+                                  ROW(put_rows, always)};
 #undef ROW
     return rows;
 }

@@ -8,8 +8,10 @@ Status multiply(Context& context, const Weight& weight, const MatmulArgs& args) 
     WeightLayout layout = weight_layout(weight.spec);
     context.matmul.stream = context.stream;
     context.matmul.pdl = context.chained && context.compute_major >= 9;
-    if (layout.kind == LayoutKind::q4) AWQ_CUDA(matmul_q4(context.matmul, q4_weight(weight, layout), args));
-    else AWQ_CUDA(matmul_dense(context.matmul, dense_weight(weight, layout), args));
+    if (layout.kind == LayoutKind::q4)
+        AWQ_CUDA(matmul_q4(context.matmul, q4_weight(weight, layout), args));
+    else
+        AWQ_CUDA(matmul_dense(context.matmul, dense_weight(weight, layout), args));
     context.chained = true;
     return {};
 }
@@ -18,8 +20,10 @@ Status multiply_experts(Context& context, const Weight& weight, const MatmulArgs
     WeightLayout layout = weight_layout(weight.spec);
     context.matmul.stream = context.stream;
     context.matmul.pdl = context.chained && context.compute_major >= 9;
-    if (layout.kind == LayoutKind::q4) AWQ_CUDA(matmul_q4_experts(context.matmul, q4_weight(weight, layout), args, rows));
-    else AWQ_CUDA(matmul_dense_experts(context.matmul, dense_weight(weight, layout), args, rows));
+    if (layout.kind == LayoutKind::q4)
+        AWQ_CUDA(matmul_q4_experts(context.matmul, q4_weight(weight, layout), args, rows));
+    else
+        AWQ_CUDA(matmul_dense_experts(context.matmul, dense_weight(weight, layout), args, rows));
     context.chained = true;
     return {};
 }
@@ -60,10 +64,11 @@ Status product(const KernelCall& call, size_t weight_at, size_t bias_at, MatmulA
     if (call.out.dtype != DType::f32) {
         args.y = static_cast<half*>(call.out.data);
         if (!bias || !gated(weight)) return multiply(ctx, weight, args);
-        args.bias = nullptr;    // gate and up with biases: rare, and no fused place for them
+        args.bias = nullptr;  // gate and up with biases: rare, and no fused place for them
         AWQ_TRY(multiply(ctx, weight, args));
         int64_t count = call.out.rows * call.out.cols;
-        return launch(ctx, add_bias_kernel, ceil_div(count, 256), 256, 0, args.y, args.ldy, static_cast<const float*>(bias->data), call.out.cols, count);
+        return launch(ctx, add_bias_kernel, ceil_div(count, 256), 256, 0, args.y, args.ldy, static_cast<const float*>(bias->data),
+                      call.out.cols, count);
     }
     if (weight_layout(weight.spec).kind == LayoutKind::dense) {
         args.y32 = static_cast<float*>(call.out.data);
@@ -74,7 +79,8 @@ Status product(const KernelCall& call, size_t weight_at, size_t bias_at, MatmulA
     args.ldy = call.out.cols;
     AWQ_TRY(multiply(ctx, weight, args));
     int64_t count = call.out.rows * call.out.cols;
-    return launch(ctx, to_float_kernel, ceil_div(count, 256), 256, 0, static_cast<float*>(call.out.data), call.out.stride, args.y, call.out.cols, count);
+    return launch(ctx, to_float_kernel, ceil_div(count, 256), 256, 0, static_cast<float*>(call.out.data), call.out.stride, args.y,
+                  call.out.cols, count);
 }
 
 void fuse_norm(const KernelCall& call, MatmulArgs& args) {

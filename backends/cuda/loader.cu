@@ -1,9 +1,9 @@
-#include "backends/cuda/loader.h"
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <mutex>
 #include "backends/cuda/cuda.h"
+#include "backends/cuda/loader.h"
 #include "core/parallel.h"
 
 namespace awq::cuda {
@@ -15,7 +15,8 @@ WeightLayout weight_layout(const WeightSpec& spec) {
     layout.kind = layout.q4.valid() ? LayoutKind::q4 : LayoutKind::dense;
     layout.dense.out = spec.out;
     layout.dense.in = spec.in;
-    layout.dense.gated = spec.stack == Stack::gate_up && spec.member_rows.size() == 2 && spec.member_rows[0] == spec.member_rows[1];
+    layout.dense.gated =
+        spec.stack == Stack::gate_up && spec.member_rows.size() == 2 && spec.member_rows[0] == spec.member_rows[1];
     layout.dense.experts = static_cast<int>(spec.experts);
     return layout;
 }
@@ -81,10 +82,12 @@ namespace {
 struct PackQ4 {
     Q4Layout layout;
     int64_t first_tile;
-    int tiles, staged_rows;
-    const uint8_t* q;                 // [staged_rows][in]
-    const float *scale, *offset;      // [staged_rows][source groups]
-    uint8_t* packed;                  // of first_tile
+    int staged_rows;
+    int groups;  // of a unit
+    int64_t unit_bytes, tile_bytes;
+    const uint8_t* q;             // [staged_rows][in]
+    const float *scale, *offset;  // [staged_rows][source groups]
+    uint8_t* packed;              // of first_tile
 };
 
 // Staged row of a slot, or -1.
@@ -102,7 +105,7 @@ __global__ void __launch_bounds__(128) pack_q4_kernel(const __grid_constant__ Pa
     const Q4Layout& layout = job.layout;
     const int unit = blockIdx.x, tile = blockIdx.y, lane = threadIdx.x % 32, span = threadIdx.x / 32;
     const int g = lane / 4, t = lane % 4;
-    uint8_t* to = job.packed + tile * layout.tile_bytes() + unit * layout.unit_bytes();
+    uint8_t* to = job.packed + tile * job.tile_bytes + unit * job.unit_bytes;
     const int64_t in = layout.in;
     uint32_t words[4] = {};
 #pragma unroll
@@ -113,7 +116,7 @@ __global__ void __launch_bounds__(128) pack_q4_kernel(const __grid_constant__ Pa
 #pragma unroll
         for (int step = 0; step < 4; step++)
 #pragma unroll
-            for (int j = 0; j < 4; j++) {    // columns 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of the step
+            for (int j = 0; j < 4; j++) {  // columns 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of the step
                 int64_t column = unit * unit_columns + span * 64 + step * 16 + 2 * t + (j & 1) + 8 * (j >> 1);
                 if (column < in) words[step] |= static_cast<uint32_t>(q[column] & 15) << (16 * (j & 1) + 8 * (j >> 1) + 4 * side);
             }
@@ -121,10 +124,10 @@ __global__ void __launch_bounds__(128) pack_q4_kernel(const __grid_constant__ Pa
     reinterpret_cast<uint4*>(to)[span * 32 + lane] = make_uint4(words[0], words[1], words[2], words[3]);
 
     uint8_t* scales = to + 2048;
-    uint8_t* zeros = scales + layout.groups() * 32;
+    uint8_t* zeros = scales + job.groups * 32;
     const int64_t source_groups = (in + layout.source_group - 1) / layout.source_group;
-    for (int e = threadIdx.x; e < layout.groups() * tile_rows; e += 128) {
-        int group = e / tile_rows, place = e % tile_rows, slot = place / 2 + (place & 1) * 8;    // {0, 8, 1, 9, ...}
+    for (int e = threadIdx.x; e < job.groups * tile_rows; e += 128) {
+        int group = e / tile_rows, place = e % tile_rows, slot = place / 2 + (place & 1) * 8;  // {0, 8, 1, 9, ...}
         int row = staged_row(job, tile, slot);
         int64_t column = unit * unit_columns + group * layout.group;
         float scale = 0, offset = 0;
@@ -133,8 +136,10 @@ __global__ void __launch_bounds__(128) pack_q4_kernel(const __grid_constant__ Pa
             offset = job.offset[row * source_groups + column / layout.source_group];
         }
         reinterpret_cast<__half*>(scales)[e] = __float2half_rn(scale);
-        if (layout.integer_zeros) zeros[e] = scale != 0 ? static_cast<uint8_t>(fminf(fmaxf(roundf(-offset / scale), 0.0f), 16.0f)) : 0;
-        else reinterpret_cast<__half*>(zeros)[e] = __float2half_rn(offset);
+        if (layout.integer_zeros)
+            zeros[e] = scale != 0 ? static_cast<uint8_t>(fminf(fmaxf(roundf(-offset / scale), 0.0f), 16.0f)) : 0;
+        else
+            reinterpret_cast<__half*>(zeros)[e] = __float2half_rn(offset);
     }
 }
 
@@ -145,17 +150,19 @@ __host__ __device__ int64_t dense_row(const DenseWeight& weight, int64_t row) {
     return channel / 8 * 16 + channel % 8 + (row < half_rows ? 0 : 8);
 }
 
-__global__ void pack_dense_kernel(DenseWeight weight, __half* to, int64_t first, int64_t count, const float* rows) {
-    const int64_t pitch = dense_pitch(weight.in);
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count * pitch; i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+__global__ void pack_dense_kernel(DenseWeight weight, int64_t pitch, __half* to, int64_t first, int64_t count,
+                                  const float* rows) {
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count * pitch;
+         i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
         int64_t r = i / pitch, c = i % pitch;
         to[dense_row(weight, first + r) * pitch + c] = __float2half_rn(c < weight.in ? rows[r * weight.in + c] : 0.0f);
     }
 }
 
-__global__ void unpack_dense_kernel(DenseWeight weight, const __half* from, int64_t first, int64_t count, float* rows) {
-    const int64_t pitch = dense_pitch(weight.in);
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count * weight.in; i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+__global__ void unpack_dense_kernel(DenseWeight weight, int64_t pitch, const __half* from, int64_t first, int64_t count,
+                                    float* rows) {
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count * weight.in;
+         i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
         int64_t r = i / weight.in, c = i % weight.in;
         rows[i] = __half2float(from[dense_row(weight, first + r) * pitch + c]);
     }
@@ -165,7 +172,8 @@ __global__ void unpack_dense_kernel(DenseWeight weight, const __half* from, int6
 
 Status unpack_dense(const DenseWeight& weight, int64_t expert, int64_t first, int64_t count, float* rows, cudaStream_t stream) {
     const __half* from = reinterpret_cast<const __half*>(static_cast<const char*>(weight.data) + expert * dense_bytes(weight));
-    unpack_dense_kernel<<<std::clamp(ceil_div(count * weight.in, 256), 1, 4096), 256, 0, stream>>>(weight, from, first, count, rows);
+    unpack_dense_kernel<<<std::clamp(ceil_div(count * weight.in, 256), 1, 4096), 256, 0, stream>>>(weight, dense_pitch(weight.in),
+                                                                                                   from, first, count, rows);
     AWQ_CUDA(cudaGetLastError());
     return {};
 }
@@ -220,7 +228,7 @@ size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // A piece of a weight that fits a slot.
 struct Job {
-    int64_t expert, first;    // tile, or row of a dense matrix
+    int64_t expert, first;  // tile, or row of a dense matrix
     int64_t count;
 };
 
@@ -249,14 +257,17 @@ Status Packer::pack(const Weight& weight, std::span<const WeightRows* const> sou
     for (int64_t e = 0; e < experts; e++)
         for (int64_t first = 0; first < total; first += step) jobs.push_back({e, first, std::min(step, total - first)});
 
-    if (!q4) AWQ_CUDA(cudaMemset(weight.data, 0, weight.bytes));    // rows that pad a gated matrix
+    if (!q4) AWQ_CUDA(cudaMemset(weight.data, 0, weight.bytes));  // rows that pad a gated matrix
     AWQ_CUDA(cudaDeviceSynchronize());
 
-    auto run_q4 = [&](const Job& job, std::span<const WeightRows* const> members, char* host, char* device, cudaStream_t stream) -> Status {
+    auto run_q4 = [&](const Job& job, std::span<const WeightRows* const> members, char* host, char* device,
+                      cudaStream_t stream) -> Status {
         PackQ4 args = {};
         args.layout = layout.q4;
         args.first_tile = job.first;
-        args.tiles = static_cast<int>(job.count);
+        args.groups = layout.q4.groups();
+        args.unit_bytes = layout.q4.unit_bytes();
+        args.tile_bytes = layout.q4.tile_bytes();
         // First row and count of each of the runs the tiles need.
         int64_t begin[2], count[2], runs = 1, half_rows = layout.q4.out / 2;
         if (layout.q4.gated) {
@@ -284,17 +295,21 @@ Status Packer::pack(const Weight& weight, std::span<const WeightRows* const> sou
         args.scale = reinterpret_cast<float*>(device + scale_at);
         args.offset = reinterpret_cast<float*>(device + offset_at);
         args.packed = static_cast<uint8_t*>(weight.data) + job.expert * layout.q4.bytes() + job.first * layout.q4.tile_bytes();
-        pack_q4_kernel<<<dim3(static_cast<unsigned>(layout.q4.units()), static_cast<unsigned>(job.count)), 128, 0, stream>>>(args);
+        pack_q4_kernel<<<dim3(static_cast<unsigned>(layout.q4.units()), static_cast<unsigned>(job.count)), 128, 0, stream>>>(
+            args);
         AWQ_CUDA(cudaGetLastError());
         return {};
     };
-    auto run_dense = [&](const Job& job, std::span<const WeightRows* const> members, char* host, char* device, cudaStream_t stream) -> Status {
+    auto run_dense = [&](const Job& job, std::span<const WeightRows* const> members, char* host, char* device,
+                         cudaStream_t stream) -> Status {
         for_members(members, job.first, job.count, [&](const WeightRows& source, int64_t first, int64_t n, int64_t at) {
             source.read_dense(first, n, reinterpret_cast<float*>(host) + at * in);
         });
-        AWQ_CUDA(cudaMemcpyAsync(device, host, static_cast<size_t>(job.count * in) * sizeof(float), cudaMemcpyHostToDevice, stream));
+        AWQ_CUDA(
+            cudaMemcpyAsync(device, host, static_cast<size_t>(job.count * in) * sizeof(float), cudaMemcpyHostToDevice, stream));
         __half* to = reinterpret_cast<__half*>(static_cast<char*>(weight.data) + job.expert * dense_bytes(layout.dense));
-        pack_dense_kernel<<<std::clamp(ceil_div(job.count * in, 256), 1, 1024), 256, 0, stream>>>(layout.dense, to, job.first, job.count, reinterpret_cast<const float*>(device));
+        pack_dense_kernel<<<std::clamp(ceil_div(job.count * in, 256), 1, 1024), 256, 0, stream>>>(
+            layout.dense, dense_pitch(in), to, job.first, job.count, reinterpret_cast<const float*>(device));
         AWQ_CUDA(cudaGetLastError());
         return {};
     };
@@ -311,7 +326,8 @@ Status Packer::pack(const Weight& weight, std::span<const WeightRows* const> sou
             AWQ_CUDA(cudaEventSynchronize(worker.done[slot]));
             char *host = static_cast<char*>(worker.host[slot]), *device = static_cast<char*>(worker.device[slot]);
             auto members = sources.subspan(static_cast<size_t>(job.expert) * member_count, member_count);
-            AWQ_TRY(q4 ? run_q4(job, members, host, device, worker.stream) : run_dense(job, members, host, device, worker.stream));
+            AWQ_TRY(q4 ? run_q4(job, members, host, device, worker.stream)
+                       : run_dense(job, members, host, device, worker.stream));
             AWQ_CUDA(cudaEventRecord(worker.done[slot], worker.stream));
         }
         AWQ_CUDA(cudaStreamSynchronize(worker.stream));

@@ -11,12 +11,12 @@ constexpr int max_top_k = 32;
 
 // What the routing writes; all in the call's scratch memory. A choice is a (token, k) pair, number token * top_k + k.
 struct Routing {
-    int32_t* expert_of;    // [choices]
-    float* share;          // [choices]
-    int32_t* place;        // [choices]: sorted row of each choice
-    int32_t* begin;        // [experts + 1]: first sorted row of each expert
-    int32_t* expert;       // [choices]: expert of each sorted row
-    int32_t* source;       // [choices]: token of each sorted row
+    int32_t* expert_of;  // [choices]
+    float* share;        // [choices]
+    int32_t* place;      // [choices]: sorted row of each choice
+    int32_t* begin;      // [experts + 1]: first sorted row of each expert
+    int32_t* expert;     // [choices]: expert of each sorted row
+    int32_t* source;     // [choices]: token of each sorted row
 };
 
 // Softmax over all experts, the top_k of them (lowest index first among equals), then a stable counting sort by expert.
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(route_threads)
 #pragma unroll
         for (int i = 0; i < lane_experts; i++)
             if (i * 32 < experts) sum += x[i] = i * 32 + lane < experts ? expf(x[i] - top) : -1.0f;
-        // -1 marks what is no candidate, and was counted in the sum
+                // -1 marks what is no candidate, and was counted in the sum
 #pragma unroll
         for (int i = 0; i < lane_experts; i++)
             if (i * 32 < experts && i * 32 + lane >= experts) sum += 1.0f;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(route_threads)
                 int other_at = __shfl_xor_sync(~0u, at, mask);
                 if (other > best || (other == best && other_at < at)) best = other, at = other_at;
             }
-            at = min(at, experts - 1);    // only NaN logits leave no candidate
+            at = min(at, experts - 1);  // only NaN logits leave no candidate
             best = fmaxf(best, 0.0f);
             chosen += best;
             if (lane == k) own = best, own_expert = at;

@@ -8,10 +8,10 @@ struct NormCall {
     const __half* x;
     __half* out;
     int64_t x_stride, out_stride;
-    int64_t runs;              // rows * runs_per_row
+    int64_t runs;  // rows * runs_per_row
     int runs_per_row, width;
-    const float *weight, *bias;    // null: ones, zeros
-    bool weight_per_column;    // one element for every column of the row, not for every column of the run
+    const float *weight, *bias;  // null: ones, zeros
+    bool weight_per_column;      // one element for every column of the row, not for every column of the run
     bool bias_per_column;
     bool plus_one;
     float eps;
@@ -22,7 +22,7 @@ template <bool whole_block>
 __device__ float run_sum(float x, float* shared) {
     x = warp_sum(x);
     if constexpr (!whole_block) return x;
-    __syncthreads();    // the previous sum has been read
+    __syncthreads();  // the previous sum has been read
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
     __syncthreads();
     x = threadIdx.x % 32 < blockDim.x / 32 ? shared[threadIdx.x % 32] : 0.0f;
@@ -49,7 +49,8 @@ __global__ void __launch_bounds__(whole_block ? 512 : 256) norm_kernel(NormCall 
 #pragma unroll
     for (int i = 0; i < keep; i++) {
         int c = (i * threads + lane) * wide;
-        if (c < call.width) load(x + c, kept[i]);
+        if (c < call.width)
+            load(x + c, kept[i]);
         else
 #pragma unroll
             for (int j = 0; j < wide; j++) kept[i][j] = 0;
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(whole_block ? 512 : 256) norm_kernel(NormCall 
     }
     const float factor = 1.0f / sqrtf(square / static_cast<float>(call.width) + call.eps);
 
-    auto finish = [&](float (&v)[wide], int c) {
+    auto finish = [&](float(&v)[wide], int c) {
 #pragma unroll
         for (int j = 0; j < wide; j++) {
             v[j] = (v[j] - mean) * factor;
@@ -124,7 +125,7 @@ Status norm(const KernelCall& call) {
         norm.bias_per_column = bias->spec.in != attrs.width;
     }
     const bool wide = attrs.width % 8 == 0 && wide_rows(x) && wide_rows(out);
-    if (attrs.width <= 256) {    // a warp a run
+    if (attrs.width <= 256) {  // a warp a run
         int blocks = ceil_div(norm.runs, 8);
         if (wide) return launch(context(call), norm_kernel<centered, false, 8, 1>, blocks, 256, 0, norm);
         return launch(context(call), norm_kernel<centered, false, 1, 8>, blocks, 256, 0, norm);

@@ -10,7 +10,7 @@ namespace {
 
 // ---- rope_table
 
-constexpr int max_half = 128;    // pairs of a head: head_dim up to 256
+constexpr int max_half = 128;  // pairs of a head: head_dim up to 256
 
 struct Frequencies {
     float inv_freq[max_half];
@@ -28,7 +28,8 @@ struct RopeTableCall {
     int rot_dim;
 };
 
-__global__ void rope_table_kernel(RopeTableCall call, const __grid_constant__ Frequencies near, const __grid_constant__ Frequencies far) {
+__global__ void rope_table_kernel(RopeTableCall call, const __grid_constant__ Frequencies near,
+                                  const __grid_constant__ Frequencies far) {
     let_next_begin();
     wait_for_previous();
     int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, r = at / call.half;
@@ -41,7 +42,8 @@ __global__ void rope_table_kernel(RopeTableCall call, const __grid_constant__ Fr
             if (call.kind == RopeParams::Kind::longrope) {
                 frequency = far.inv_freq[i];
             } else {
-                double growth = call.factor * static_cast<double>(length) / static_cast<double>(call.original_length) - (call.factor - 1);
+                double growth =
+                    call.factor * static_cast<double>(length) / static_cast<double>(call.original_length) - (call.factor - 1);
                 double theta = call.theta * pow(growth, call.rot_dim / (call.rot_dim - 2.0));
                 frequency = static_cast<float>(1 / pow(theta, 2.0 * i / call.rot_dim));
             }
@@ -84,7 +86,7 @@ bool can_table(const Graph&, const Node& node) { return node.attrs.rope && node.
 struct RopeCall {
     const __half *q, *k, *v;
     __half* q_out;
-    const float* table;    // [rows][2 * half]
+    const float* table;  // [rows][2 * half]
     int64_t q_stride, k_stride, v_stride, q_out_stride, table_stride;
     int64_t rows;
     int q_heads, kv_heads, head_dim, half;
@@ -105,7 +107,7 @@ __device__ float rotated(const __half* x, int c, const float* cosines, int half,
 }
 
 __global__ void __launch_bounds__(rope_threads) rope_kernel(RopeCall call) {
-    extern __shared__ __half tile[];    // values of the tokens, [tokens][head_dim + 2]
+    extern __shared__ __half tile[];  // values of the tokens, [tokens][head_dim + 2]
     let_next_begin();
     wait_for_previous();
     const int64_t first = static_cast<int64_t>(blockIdx.x) * rope_tokens;
@@ -128,7 +130,8 @@ __global__ void __launch_bounds__(rope_threads) rope_kernel(RopeCall call) {
             const float* cosines = call.table + r * call.table_stride;
             int position = call.cache.position(r);
             __half* to = call.cache.keys(call.cache.page(r, position), head) + position % page_size * dim;
-            to[e % dim] = __float2half_rn(rotated(call.k + r * call.k_stride + head * dim, e % dim, cosines, call.half, call.interleaved));
+            to[e % dim] =
+                __float2half_rn(rotated(call.k + r * call.k_stride + head * dim, e % dim, cosines, call.half, call.interleaved));
         }
         return;
     }
@@ -207,12 +210,13 @@ Status rope_append(const KernelCall& call) {
 // Keys and values go to the cache, as many bytes as they come with.
 int64_t append_bytes(const Graph& graph, const Node& node, const BatchSize& size, int64_t kv_length) {
     int64_t bytes = plain_bytes(graph, node, size, kv_length);
-    for (int i = node.op == Op::rope_append ? 1 : 0, last = i + 2; i < last; i++) bytes += 2 * size.tokens * graph.nodes[node.in[i]].cols;
+    for (int i = node.op == Op::rope_append ? 1 : 0, last = i + 2; i < last; i++)
+        bytes += 2 * size.tokens * graph.nodes[node.in[i]].cols;
     return bytes;
 }
 
 bool can_append(const Graph& graph, const Node& node) {
-    return graph.nodes[node.in[0]].cols > 0 && node.attrs.head_dim <= 700;    // 32 tokens of a head in 48 KB
+    return graph.nodes[node.in[0]].cols > 0 && node.attrs.head_dim <= 700;  // 32 tokens of a head in 48 KB
 }
 
 }  // namespace

@@ -100,6 +100,7 @@ public:
         Tensor result = node_tensor(args, graph.output);
         for (int64_t r = 0; args.result && r < result.rows; r++)
             std::memcpy(args.result + r * result.cols, result.row<float>(r), static_cast<size_t>(result.cols) * sizeof(float));
+        if (args.argmax) argmax_rows(result, args.argmax);
         return {};
     }
 };

@@ -1,0 +1,446 @@
+#include <algorithm>
+#include <cstring>
+#include "backends/cuda/executor.h"
+
+namespace awq::cuda {
+
+Status cuda_error(cudaError_t error, const char* what) {
+    cudaGetLastError();  // the next call must not report this one again
+    std::string call = what;
+    call = call.substr(0, call.find('('));
+    if (error == cudaErrorMemoryAllocation) return Status(Code::out_of_memory, "CUDA: " + call + ": the device is out of memory");
+    return Status(Code::internal, "CUDA: " + call + ": " + cudaGetErrorString(error));
+}
+
+Status DeviceMemory::grow(size_t bytes, bool& moved) {
+    if (bytes <= bytes_) return {};
+    moved = true;
+    AWQ_CUDA(cudaDeviceSynchronize());  // nobody reads the old memory any more
+    cudaFree(data_);
+    data_ = nullptr;
+    bytes_ = 0;
+    AWQ_CUDA(cudaMalloc(&data_, bytes));
+    bytes_ = bytes;
+    AWQ_CUDA(cudaMemset(data_, 0, bytes));
+    AWQ_CUDA(cudaDeviceSynchronize());
+    return {};
+}
+
+Status PinnedMemory::grow(size_t bytes) {
+    if (bytes <= bytes_) return {};
+    cudaFreeHost(data_);
+    data_ = nullptr;
+    bytes_ = 0;
+    AWQ_CUDA(cudaMallocHost(&data_, bytes));
+    bytes_ = bytes;
+    return {};
+}
+
+std::span<const Kernel> kernel_table() {
+    static const std::vector<Kernel> rows = [] {
+        std::vector<Kernel> all;
+        for (auto family :
+             {elementwise_kernels(), norm_kernels(), rope_kernels(), attention_kernels(), linear_kernels(), moe_kernels()})
+            all.insert(all.end(), family.begin(), family.end());
+        return all;
+    }();
+    return rows;
+}
+
+namespace {
+
+constexpr int captured_tokens = 64;  // runs of more tokens are launched one by one: they take long enough
+constexpr size_t captured_limit = 64;
+
+// First row of a matrix with a value that is not finite, of the first node that has one: node << 32 | row, the least wins.
+template <class T>
+__global__ void find_non_finite(const T* data, int64_t stride, int64_t cols, int64_t count, unsigned long long node,
+                                unsigned long long* verdict) {
+    wait_for_previous();
+    int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    float x = static_cast<float>(data[i / cols * stride + i % cols]);
+    if (!isfinite(x)) atomicMin(verdict, node << 32 | static_cast<unsigned long long>(i / cols));
+}
+
+// Index of the largest element of each row, the lowest among equals. Blocks (part, row); the last of a row joins the parts.
+constexpr int argmax_parts = 32, argmax_threads = 256;
+struct Best {
+    float value;
+    int32_t index;
+    __device__ void take(const Best& other) {
+        if (other.value > value || (other.value == value && other.index < index)) *this = other;
+    }
+};
+__device__ Best block_best(Best best) {
+    __shared__ Best of_warp[argmax_threads / 32];
+    auto join = [](Best& b) {
+#pragma unroll
+        for (int mask = 16; mask; mask >>= 1) b.take({__shfl_xor_sync(~0u, b.value, mask), __shfl_xor_sync(~0u, b.index, mask)});
+    };
+    join(best);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = best;
+    __syncthreads();
+    best = of_warp[threadIdx.x % (argmax_threads / 32)];
+    join(best);
+    __syncthreads();
+    return best;
+}
+__global__ void __launch_bounds__(argmax_threads)
+    argmax_kernel(const float* logits, int64_t stride, int cols, int32_t* index, Best* parts, unsigned* counters) {
+    __shared__ bool last;
+    let_next_begin();
+    wait_for_previous();
+    const float* row = logits + blockIdx.y * stride;
+    Best best = {-INFINITY, 0x7fffffff};
+    for (int c = blockIdx.x * argmax_threads + threadIdx.x; c < cols; c += argmax_parts * argmax_threads) best.take({row[c], c});
+    best = block_best(best);
+    Best* mine = parts + blockIdx.y * argmax_parts;
+    if (threadIdx.x == 0) {
+        mine[blockIdx.x] = best;
+        __threadfence();
+        last = atomicAdd(counters + blockIdx.y, 1) == argmax_parts - 1;
+        if (last) counters[blockIdx.y] = 0;
+    }
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    best = {-INFINITY, 0x7fffffff};
+    if (threadIdx.x < argmax_parts) {
+        const volatile Best* part = mine + threadIdx.x;
+        best = {part->value, part->index};
+    }
+    best = block_best(best);
+    if (threadIdx.x == 0) index[blockIdx.y] = min(best.index, cols - 1);  // a row of NaN has no largest: any valid index
+}
+
+template <class T>
+__global__ void widen_kernel(float* to, const T* from, int64_t stride, int64_t cols, int64_t count) {
+    wait_for_previous();
+    int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < count) to[i] = static_cast<float>(from[i / cols * stride + i % cols]);
+}
+
+size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+}  // namespace
+
+bool Executor::Key::operator==(const Key& o) const {
+    return graph == o.graph && nodes == o.nodes && peak == o.peak && plan == o.plan && activations == o.activations &&
+           kv_cache == o.kv_cache && size.tokens == o.size.tokens && size.sequences == o.size.sequences &&
+           size.outputs == o.size.outputs && size.max_pages == o.size.max_pages && feature_rows == o.feature_rows &&
+           min_query == o.min_query && max_query == o.max_query && max_keys == o.max_keys && inputs == o.inputs &&
+           argmax == o.argmax;
+}
+
+Executor::~Executor() {
+    if (context_.stream) cudaStreamSynchronize(context_.stream);
+    forget_captured();
+    for (cudaEvent_t event : marks_) cudaEventDestroy(event);
+    if (context_.stream) cudaStreamDestroy(context_.stream);
+}
+
+void Executor::forget_captured() {
+    for (Captured& captured : captured_)
+        if (captured.exec) cudaGraphExecDestroy(captured.exec);
+    captured_.clear();
+}
+
+Status Executor::open(int device, const cudaDeviceProp& properties) {
+    device_ = device;
+    context_.multiprocessors = properties.multiProcessorCount;
+    context_.compute_major = properties.major;
+    context_.shared_limit = properties.sharedMemPerBlockOptin;
+    AWQ_CUDA(open_matmul(device, &context_.matmul.device));
+    AWQ_CUDA(cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking));
+    bool moved = false;
+    AWQ_TRY(counters_.grow(Context::counter_count * sizeof(unsigned), moved));
+    AWQ_TRY(verdict_.grow(sizeof(unsigned long long), moved));
+    context_.counters = reinterpret_cast<unsigned*>(counters_.data());
+    return {};
+}
+
+// Facts about the batch, and memory enough for every kernel of the graph at this size.
+Status Executor::prepare(const RunArgs& args) {
+    Context& c = context_;
+    c.min_query = c.max_query = c.max_keys = 1;
+    const auto* positions = static_cast<const int32_t*>(args.inputs[static_cast<int>(Input::positions)]);
+    const auto* seq_begin = static_cast<const int32_t*>(args.inputs[static_cast<int>(Input::seq_begin)]);
+    if (positions && args.size.tokens > 0) {
+        int32_t keys = *std::max_element(positions, positions + args.size.tokens) + 1;
+        c.max_keys = 128;
+        while (c.max_keys < keys && c.max_keys < 1 << 30) c.max_keys *= 2;
+    }
+    if (seq_begin && args.size.sequences > 0) {
+        c.min_query = INT32_MAX;
+        for (int32_t s = 0; s < args.size.sequences; s++) {
+            c.min_query = std::min(c.min_query, seq_begin[s + 1] - seq_begin[s]);
+            c.max_query = std::max(c.max_query, seq_begin[s + 1] - seq_begin[s]);
+        }
+    }
+
+    size_t scratch = 0;
+    int64_t rows = 1, in = 1;
+    for (const Node& node : args.graph->nodes) {
+        if (node.op == Op::attention || node.op == Op::attention_full)
+            scratch = std::max(scratch, attention_scratch(*args.graph, node, args.size, c));
+        if (node.op == Op::moe) {
+            scratch = std::max(scratch, moe_scratch(*args.graph, node, args.size));
+            rows = std::max(rows, node_rows(node, args.size) * node.attrs.top_k);
+            in = std::max({in, node.cols, args.graph->nodes[node.in[3]].weight->spec.in});
+        }
+        linear_needs(*args.graph, node, args.size, rows, in, scratch);
+    }
+    if (args.graph->output != no_node) {
+        const Node& output = args.graph->nodes[args.graph->output];
+        scratch = std::max(scratch, static_cast<size_t>(node_rows(output, args.size) * output.cols) *
+                                        (output.dtype == DType::f32 ? 0 : sizeof(float)));
+        if (args.argmax)
+            scratch = std::max(scratch, static_cast<size_t>(args.size.outputs) * (argmax_parts * sizeof(Best) + sizeof(int32_t)));
+    }
+    bool moved = false;
+    AWQ_TRY(scratch_.grow(aligned(scratch), moved).in("scratch memory"));
+    AWQ_TRY(matmul_scratch_.grow(matmul_scratch_bytes(rows, in), moved).in("scratch memory of matrix products"));
+    c.scratch = scratch_.data();
+    c.scratch_bytes = scratch_.bytes();
+    c.matmul.scratch = matmul_scratch_.data();
+    c.matmul.scratch_bytes = matmul_scratch_.bytes();
+    if (moved) forget_captured();
+    return {};
+}
+
+// All batch inputs and the graph's constants side by side, in one copy. Page tables get rows of a length that grows by
+// powers of two, so that a captured graph lasts while a sequence grows.
+Status Executor::send_inputs(const RunArgs& args) {
+    const BatchSize& size = args.size;
+    on_device_ = args;
+    on_device_.size.max_pages = 1;
+    while (on_device_.size.max_pages < size.max_pages) on_device_.size.max_pages *= 2;
+    int64_t pixels = 0, feature_cols = 0;
+    for (const Node& node : args.graph->nodes)
+        if (node.op == Op::input) {
+            if (node.attrs.input == Input::pixels) pixels = node_rows(node, size) * node.cols;
+            if (node.attrs.input == Input::features) feature_cols = node.cols;
+        }
+    const int64_t elements[input_count] = {size.tokens,    size.tokens,
+                                           size.tokens,    size.sequences + 1,
+                                           size.sequences, int64_t{size.sequences} * on_device_.size.max_pages,
+                                           size.outputs,   size.tokens,
+                                           pixels,         args.feature_rows * feature_cols};
+    size_t bytes = 0;
+    for (int i = 0; i < input_count; i++)
+        if (args.inputs[i]) bytes += aligned(static_cast<size_t>(elements[i]) * 4);
+    for (const auto& vector : args.graph->constants) bytes += aligned(vector.size() * sizeof(float));
+
+    bool moved = false;
+    AWQ_TRY(inputs_host_.grow(aligned(bytes)));
+    AWQ_TRY(inputs_.grow(aligned(bytes), moved).in("batch inputs"));
+    if (moved) forget_captured();
+    size_t at = 0;
+    for (int i = 0; i < input_count; i++) {
+        if (!args.inputs[i]) continue;
+        on_device_.inputs[i] = inputs_.data() + at;
+        auto* to = reinterpret_cast<int32_t*>(inputs_host_.data() + at);
+        const auto* from = static_cast<const int32_t*>(args.inputs[i]);
+        if (i == static_cast<int>(Input::page_table))
+            for (int32_t s = 0; s < size.sequences; s++)
+                std::memcpy(to + int64_t{s} * on_device_.size.max_pages, from + int64_t{s} * size.max_pages,
+                            static_cast<size_t>(size.max_pages) * 4);
+        else
+            std::memcpy(to, from, static_cast<size_t>(elements[i]) * 4);
+        at += aligned(static_cast<size_t>(elements[i]) * 4);
+    }
+    context_.constants.clear();
+    for (const auto& vector : args.graph->constants) {
+        std::memcpy(inputs_host_.data() + at, vector.data(), vector.size() * sizeof(float));
+        context_.constants.emplace_back(vector.data(), reinterpret_cast<const float*>(inputs_.data() + at));
+        at += aligned(vector.size() * sizeof(float));
+    }
+    if (at > 0) AWQ_CUDA(cudaMemcpyAsync(inputs_.data(), inputs_host_.data(), at, cudaMemcpyHostToDevice, context_.stream));
+    return {};
+}
+
+// Every node's kernel, in order.
+Status Executor::issue(const RunArgs& host, bool capturing) {
+    const Graph& graph = *host.graph;
+    const RunArgs& args = on_device_;
+    std::vector<Tensor> in;
+    context_.chained = false;
+    for (NodeId id = 0; id < static_cast<NodeId>(graph.nodes.size()); id++) {
+        const Node& node = graph.nodes[id];
+        if (node.op == Op::input || node.op == Op::weight || node.op == Op::view) continue;
+        if (!capturing && host.cancel && host.cancel->load(std::memory_order_relaxed))
+            return Status(Code::cancelled, "cancelled");
+        in.clear();
+        for (NodeId source : node.in) in.push_back(source == no_node ? Tensor() : node_tensor(args, source));
+        KernelCall call{&args, &node, in, node_tensor(args, id), &context_};
+        if (call.out.rows == 0) continue;
+        const Kernel* kernel = find_kernel(kernel_table(), graph, node, call.out.rows);
+        if (!kernel) return Status(Code::internal, node.name + ": no CUDA kernel for " + op_name(node.op));
+        AWQ_TRY(mark(host, id, false));
+        AWQ_TRY(kernel->run(call).in(node.name));
+        AWQ_TRY(mark(host, id, true));
+        if (!host.check_finite || call.out.cols == 0) continue;
+        int64_t count = call.out.rows * call.out.cols;
+        auto* verdict = reinterpret_cast<unsigned long long*>(verdict_.data());
+        auto number = static_cast<unsigned long long>(id);
+        context_.chained = false;  // plain launches around the check
+        if (call.out.dtype == DType::f32)
+            AWQ_TRY(launch(context_, find_non_finite<float>, ceil_div(count, 256), 256, 0, static_cast<float*>(call.out.data),
+                           call.out.stride, call.out.cols, count, number, verdict));
+        else
+            AWQ_TRY(launch(context_, find_non_finite<__half>, ceil_div(count, 256), 256, 0, static_cast<__half*>(call.out.data),
+                           call.out.stride, call.out.cols, count, number, verdict));
+        context_.chained = false;
+    }
+    if (args.argmax && graph.output != no_node) {
+        Tensor logits = node_tensor(args, graph.output);
+        Best* parts = reinterpret_cast<Best*>(context_.scratch);
+        if (logits.rows > 0 && logits.dtype == DType::f32)
+            AWQ_TRY(launch(context_, argmax_kernel, dim3(argmax_parts, static_cast<unsigned>(logits.rows)), argmax_threads, 0,
+                           static_cast<const float*>(logits.data), logits.stride, static_cast<int>(logits.cols),
+                           reinterpret_cast<int32_t*>(parts + logits.rows * argmax_parts), parts, context_.counters));
+    }
+    return {};
+}
+
+// Profiling: events around a node's launches, read once the run is over. They keep launches from overlapping.
+Status Executor::mark(const RunArgs& args, NodeId node, bool end) {
+    if (!args.node_seconds) return {};
+    while (marks_.size() < args.graph->nodes.size() * 2) {
+        cudaEvent_t event = nullptr;
+        AWQ_CUDA(cudaEventCreate(&event));
+        marks_.push_back(event);
+    }
+    if (!end) marked_.push_back(node);
+    context_.chained = false;
+    AWQ_CUDA(cudaEventRecord(marks_[static_cast<size_t>(node) * 2 + end], context_.stream));
+    return {};
+}
+
+Status Executor::read_marks(const RunArgs& args) {
+    AWQ_CUDA(cudaStreamSynchronize(context_.stream));
+    for (NodeId node : marked_) {
+        float milliseconds = 0;
+        AWQ_CUDA(cudaEventElapsedTime(&milliseconds, marks_[static_cast<size_t>(node) * 2], marks_[static_cast<size_t>(node) * 2 + 1]));
+        args.node_seconds[node] += milliseconds * 1e-3;
+    }
+    return {};
+}
+
+// Replays the graph of this key, or captures it the second time the key is seen. done: false where the run is still to do.
+Status Executor::run_captured(const RunArgs& args, const Key& key, bool& done) {
+    done = false;
+    auto found = std::find_if(captured_.begin(), captured_.end(), [&](const Captured& c) { return c.key == key; });
+    if (found == captured_.end()) {
+        if (captured_.size() >= captured_limit) {
+            auto oldest = std::min_element(captured_.begin(), captured_.end(),
+                                           [](const Captured& a, const Captured& b) { return a.last_use < b.last_use; });
+            if (oldest->exec) cudaGraphExecDestroy(oldest->exec);
+            captured_.erase(oldest);
+        }
+        captured_.push_back({key, nullptr, ++uses_});
+        return {};
+    }
+    found->last_use = ++uses_;
+    if (!found->exec) {
+        AWQ_CUDA(cudaStreamBeginCapture(context_.stream, cudaStreamCaptureModeThreadLocal));
+        Status issued = issue(args, true);
+        cudaGraph_t graph = nullptr;
+        cudaError_t ended = cudaStreamEndCapture(context_.stream, &graph);  // also after an error: the stream must leave the mode
+        cudaError_t made = ended == cudaSuccess && issued.ok() ? cudaGraphInstantiate(&found->exec, graph, 0) : cudaSuccess;
+        if (graph) cudaGraphDestroy(graph);
+        AWQ_TRY(issued);
+        AWQ_CUDA(ended);
+        AWQ_CUDA(made);
+    }
+    AWQ_CUDA(cudaGraphLaunch(found->exec, context_.stream));
+    done = true;
+    return {};
+}
+
+Status Executor::fetch_result(const RunArgs& args) {
+    if (args.graph->output == no_node || (!args.result && !args.argmax)) return {};
+    Tensor output = node_tensor(on_device_, args.graph->output);
+    const int64_t count = output.rows * output.cols;
+    if (count == 0) return {};
+    const size_t result_bytes = args.result ? static_cast<size_t>(count) * sizeof(float) : 0;
+    const size_t argmax_bytes = args.argmax ? static_cast<size_t>(output.rows) * sizeof(int32_t) : 0;
+    AWQ_TRY(result_host_.grow(result_bytes + argmax_bytes));
+    if (argmax_bytes) {
+        const char* index = context_.scratch + static_cast<size_t>(output.rows) * argmax_parts * sizeof(Best);
+        AWQ_CUDA(
+            cudaMemcpyAsync(result_host_.data() + result_bytes, index, argmax_bytes, cudaMemcpyDeviceToHost, context_.stream));
+    }
+    if (result_bytes) {
+        const void* from = output.data;
+        if (output.dtype != DType::f32 || output.stride != output.cols) {
+            float* to = reinterpret_cast<float*>(context_.scratch);
+            context_.chained = false;
+            if (output.dtype == DType::f32)
+                AWQ_CUDA(cudaMemcpy2DAsync(result_host_.data(), static_cast<size_t>(output.cols) * 4, output.data,
+                                           static_cast<size_t>(output.stride) * 4, static_cast<size_t>(output.cols) * 4,
+                                           static_cast<size_t>(output.rows), cudaMemcpyDeviceToHost, context_.stream));
+            else
+                AWQ_TRY(launch(context_, widen_kernel<__half>, ceil_div(count, 256), 256, 0, to,
+                               static_cast<const __half*>(output.data), output.stride, output.cols, count));
+            from = output.dtype == DType::f32 ? nullptr : to;
+        }
+        if (from) AWQ_CUDA(cudaMemcpyAsync(result_host_.data(), from, result_bytes, cudaMemcpyDeviceToHost, context_.stream));
+    }
+    AWQ_CUDA(cudaStreamSynchronize(context_.stream));
+    if (result_bytes) std::memcpy(args.result, result_host_.data(), result_bytes);
+    if (argmax_bytes) std::memcpy(args.argmax, result_host_.data() + result_bytes, argmax_bytes);
+    return {};
+}
+
+Status Executor::report_finite(const RunArgs& args) {
+    unsigned long long verdict = 0;
+    AWQ_CUDA(cudaMemcpyAsync(&verdict, verdict_.data(), sizeof(verdict), cudaMemcpyDeviceToHost, context_.stream));
+    AWQ_CUDA(cudaStreamSynchronize(context_.stream));
+    if (verdict == ~0ull) return {};
+    const Node& node = args.graph->nodes[verdict >> 32];
+    return Status(Code::non_finite, node.name + " (" + op_name(node.op) + "): row " + std::to_string(verdict & 0xffffffff) +
+                                        " holds a value that is not finite");
+}
+
+Status Executor::run(const RunArgs& args) {
+    AWQ_CUDA(cudaSetDevice(device_));
+    if (args.cancel && args.cancel->load(std::memory_order_relaxed)) return Status(Code::cancelled, "cancelled");
+    AWQ_TRY(prepare(args));
+    AWQ_TRY(send_inputs(args));
+    Key key = {args.graph->serial.value,
+               args.graph->nodes.size(),
+               args.plan->peak,
+               args.plan,
+               args.activations ? args.activations->data : nullptr,
+               args.kv_cache ? args.kv_cache->data : nullptr,
+               on_device_.size,
+               args.feature_rows,
+               context_.min_query,
+               context_.max_query,
+               context_.max_keys,
+               0,
+               args.argmax != nullptr};
+    for (int i = 0; i < input_count; i++) key.inputs |= args.inputs[i] ? 1u << i : 0;
+
+    Status status = [&]() -> Status {
+        bool done = false;
+        if (args.check_finite)
+            AWQ_CUDA(cudaMemsetAsync(verdict_.data(), 0xff, sizeof(unsigned long long), context_.stream));
+        else if (!args.node_seconds && args.size.tokens > 0 && args.size.tokens <= captured_tokens)
+            AWQ_TRY(run_captured(args, key, done));
+        marked_.clear();
+        if (!done) AWQ_TRY(issue(args, false));
+        if (args.node_seconds) AWQ_TRY(read_marks(args));
+        if (args.check_finite) AWQ_TRY(report_finite(args));
+        return fetch_result(args);
+    }();
+    // Also after an error nothing may be under way that reads the batch: its memory is used again by the next run.
+    cudaError_t ended = cudaStreamSynchronize(context_.stream);
+    AWQ_TRY(status);
+    AWQ_CUDA(ended);
+    return {};
+}
+
+}  // namespace awq::cuda
