@@ -54,7 +54,7 @@ $(BUILD)/awq: $(CLI_OBJECTS) $(BUILD)/libawq.a
 $(BUILD)/embed: $(BUILD)/examples/embed.o $(BUILD)/libawq.a
 	$(CXX) $(LDFLAGS_ALL) $^ $(LDLIBS_ALL) -o $@
 $(BUILD)/tests/run: $(TEST_OBJECTS) $(BUILD)/libawq.a
-	$(CXX) $(LDFLAGS_ALL) $^ $(LDLIBS_ALL) -o $@
+	$(CXX) $(LDFLAGS_ALL) $^ $(LDLIBS_ALL) -lz -o $@
 
 $(BUILD)/%.o: %.cpp
 	@mkdir -p $(@D)

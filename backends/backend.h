@@ -117,6 +117,8 @@ const Kernel* find_kernel(std::span<const Kernel> table, const Graph& graph, con
 // What an op moves at least, counted from its tensors: weights (rows looked up only, for embed), inputs, output; for
 // attention also keys and values in float16. Fit for every kernel that reads each operand once.
 int64_t plain_bytes(const Graph& graph, const Node& node, const BatchSize& size, int64_t kv_length);
+// Fills memory_total and memory_free from the system's main memory.
+void host_memory(DeviceInfo& info);
 // Of a float32 matrix in host memory: an error that names the node, its op and the first row that is not finite.
 Status check_finite(const Node& node, const Tensor& tensor);
 

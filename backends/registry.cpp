@@ -2,6 +2,7 @@
 #include "backends/backend.h"
 #include <algorithm>
 #include <cmath>
+#include <unistd.h>
 
 namespace awq {
 
@@ -60,6 +61,12 @@ int64_t plain_bytes(const Graph& graph, const Node& node, const BatchSize& size,
         bytes += int64_t{2} * 2 * size.sequences * keys * attrs.kv_heads * attrs.head_dim;
     }
     return bytes;
+}
+
+void host_memory(DeviceInfo& info) {
+    size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    info.memory_total = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * page;
+    info.memory_free = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * page;
 }
 
 Status check_finite(const Node& node, const Tensor& tensor) {

@@ -34,7 +34,11 @@ public:
 class ReferenceBackend : public Backend {
 public:
     const char* name() const override { return "reference"; }
-    DeviceInfo device() const override { return {"one thread, plain float"}; }
+    DeviceInfo device() const override {
+        DeviceInfo info{"one thread, plain float"};
+        host_memory(info);
+        return info;
+    }
     DType activation_type() const override { return DType::f32; }
 
     Result<std::unique_ptr<Buffer>> allocate(size_t bytes) override {
