@@ -1,13 +1,13 @@
 #include "core/checkpoint/directory_writer.h"
-#include <algorithm>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include "core/file.h"
 #include "core/json.h"
 
@@ -40,7 +40,7 @@ void remove_directory(const std::string& path) {
 Status sync_directory(const std::string& path) {
     int handle = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (handle < 0) return system_error(path, "cannot be opened", errno);
-    bool synced = fsync(handle) == 0 || errno == EINVAL || errno == EROFS;    // not every file system can
+    bool synced = fsync(handle) == 0 || errno == EINVAL || errno == EROFS;  // not every file system can
     int error = errno;
     close(handle);
     return synced ? Status() : system_error(path, "cannot be written", error);
@@ -84,7 +84,8 @@ Result<AtomicDirectory> AtomicDirectory::create(const std::string& path, bool ov
     if (lstat(final_path.c_str(), &info) == 0) {
         if (!overwrite) return Status(Code::invalid_argument, quote(final_path, 300) + ": exists; a new directory expected");
         if (!S_ISDIR(info.st_mode))
-            return Status(Code::invalid_argument, quote(final_path, 300) + ": is no directory; only an earlier import is overwritten");
+            return Status(Code::invalid_argument,
+                          quote(final_path, 300) + ": is no directory; only an earlier import is overwritten");
         AWQ_TRY(check_replaceable(final_path, marker));
         directory.replace_ = true;
     }
@@ -95,7 +96,9 @@ Result<AtomicDirectory> AtomicDirectory::create(const std::string& path, bool ov
 }
 
 AtomicDirectory::AtomicDirectory(AtomicDirectory&& other) noexcept
-    : path_(std::move(other.path_)), marker_(std::move(other.marker_)), temporary_(std::exchange(other.temporary_, {})),
+    : path_(std::move(other.path_)),
+      marker_(std::move(other.marker_)),
+      temporary_(std::exchange(other.temporary_, {})),
       replace_(other.replace_) {}
 
 AtomicDirectory::~AtomicDirectory() {
@@ -107,9 +110,9 @@ Status AtomicDirectory::commit() {
     umask(mask);
     if (chmod(temporary_.c_str(), 0777 & ~mask) != 0) return system_error(path_, "cannot be written", errno);
     AWQ_TRY(named(sync_directory(temporary_)));
-    std::string old;    // what is at the temporary's name, or beside it, once the new directory is in place
+    std::string old;  // what is at the temporary's name, or beside it, once the new directory is in place
     if (replace_) {
-        AWQ_TRY(check_replaceable(path_, marker_));    // it may have changed in the meantime
+        AWQ_TRY(check_replaceable(path_, marker_));  // it may have changed in the meantime
         if (renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_EXCHANGE) == 0) {
             old = std::exchange(temporary_, {});
         } else {

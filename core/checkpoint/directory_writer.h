@@ -18,9 +18,9 @@ public:
     static Result<AtomicDirectory> create(const std::string& path, bool overwrite, const std::string& marker);
     AtomicDirectory(AtomicDirectory&& other) noexcept;
     AtomicDirectory& operator=(AtomicDirectory&&) = delete;
-    ~AtomicDirectory();                                              // without commit(): the temporary goes
+    ~AtomicDirectory();  // without commit(): the temporary goes
     const std::string& path() const { return path_; }
-    const std::string& temporary() const { return temporary_; }      // where the files are written
+    const std::string& temporary() const { return temporary_; }  // where the files are written
     Status commit();
     // An error about a file in the temporary directory, told of its final name.
     Status named(Status status) const;
@@ -38,7 +38,7 @@ struct PlannedTensor {
     std::string name;
     DType dtype = DType::f16;
     std::vector<uint64_t> shape;
-    std::function<Status(const ByteSink&)> write;    // hands exactly bytes() bytes to the sink, in pieces of any size
+    std::function<Status(const ByteSink&)> write;  // hands exactly bytes() bytes to the sink, in pieces of any size
     uint64_t bytes() const;
 };
 

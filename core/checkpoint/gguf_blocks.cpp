@@ -6,7 +6,7 @@
 namespace awq {
 namespace {
 
-constexpr int64_t buffer_bytes = 4 << 20;    // what a writer gathers before it hands it on, where one row is not more
+constexpr int64_t buffer_bytes = 4 << 20;  // what a writer gathers before it hands it on, where one row is not more
 
 uint16_t load_half(const uint8_t* at) {
     uint16_t bits;
@@ -32,7 +32,7 @@ void widen_q6_k(const uint8_t* block, float* out) {
     float d = half_to_float(load_half(block + 208));
     for (int half = 0; half < 2; half++, low += 64, high += 32, scales += 8, out += 128) {
         for (int column = 0; column < 128; column++) {
-            int quarter = column / 32, l = column % 32;    // quarters 0, 1: low halves of the bytes; 2, 3: high halves
+            int quarter = column / 32, l = column % 32;  // quarters 0, 1: low halves of the bytes; 2, 3: high halves
             int bits = low[l + quarter % 2 * 32] >> (quarter / 2 * 4) & 15;
             int q = (bits | (high[l] >> (2 * quarter) & 3) << 4) - 32;
             out[column] = d * static_cast<float>(static_cast<int8_t>(scales[column / 16])) * static_cast<float>(q);
@@ -50,13 +50,11 @@ const uint8_t* GgufMatrix::row(int64_t r) const {
     return tensor->data + static_cast<uint64_t>(r) * row_bytes;
 }
 
-void GgufMatrix::forget() const {
-    gguf->file().forget(static_cast<size_t>(tensor->data - gguf->file().data()), tensor->bytes);
-}
+void GgufMatrix::forget() const { gguf->file().forget(static_cast<size_t>(tensor->data - gguf->file().data()), tensor->bytes); }
 
 bool gguf_dequantisable(uint32_t type) {
-    for (uint32_t known : {gguf_type::f32, gguf_type::f16, gguf_type::bf16, gguf_type::q4_0, gguf_type::q4_1, gguf_type::q8_0,
-                           gguf_type::q6_k})
+    for (uint32_t known :
+         {gguf_type::f32, gguf_type::f16, gguf_type::bf16, gguf_type::q4_0, gguf_type::q4_1, gguf_type::q8_0, gguf_type::q6_k})
         if (type == known) return true;
     return false;
 }
@@ -113,7 +111,7 @@ Result<DType> dense_dtype(const GgufMatrix& matrix, bool vector, bool& rounded) 
     if (type == gguf_type::f32 && exact_bf16) return DType::bf16;
     if (type == gguf_type::f32 && vector) return DType::f32;
     rounded = true;
-    return largest < 65520 ? DType::f16 : DType::bf16;    // from 65520 on fp16 rounds to infinity
+    return largest < 65520 ? DType::f16 : DType::bf16;  // from 65520 on fp16 rounds to infinity
 }
 
 Status write_dense(const GgufMatrix& matrix, DType dtype, const ByteSink& sink) {
@@ -199,7 +197,7 @@ Status write_gemv_fast_qweight(const GgufMatrix& matrix, const ByteSink& sink) {
 }
 
 int64_t gemv_fast_group_rows(int64_t cols) {
-    return (cols / gguf_group_size + 31) / 32 * 32;    // for groups of 32: whole packs of 8, a multiple of 4 of them
+    return (cols / gguf_group_size + 31) / 32 * 32;  // for groups of 32: whole packs of 8, a multiple of 4 of them
 }
 
 Status write_block_halves(const GgufMatrix& matrix, int offset, int64_t group_rows, const ByteSink& sink) {

@@ -10,7 +10,7 @@
 
 namespace awq {
 
-inline constexpr int64_t gguf_group_size = 32;    // of Q4_0 and Q4_1
+inline constexpr int64_t gguf_group_size = 32;  // of Q4_0 and Q4_1
 
 // A tensor as a matrix whose rows are in Hugging Face's order.
 struct GgufMatrix {
@@ -23,12 +23,12 @@ struct GgufMatrix {
     int64_t interleaved_head = 0;
 
     const uint8_t* row(int64_t r) const;
-    void widen_row(int64_t r, float* out) const;    // `cols` values
+    void widen_row(int64_t r, float* out) const;  // `cols` values
     Status error(const std::string& what) const { return gguf->tensor_error(tensor->name, what); }
-    void forget() const;                            // its bytes need not stay in memory
+    void forget() const;  // its bytes need not stay in memory
 };
 
-bool gguf_dequantisable(uint32_t type);             // the types widen_row() knows
+bool gguf_dequantisable(uint32_t type);  // the types widen_row() knows
 
 // The type a dense copy gets. F16 and BF16 stay. F32 becomes F16 or BF16 where that holds every value exactly; else a
 // vector stays F32 and a matrix is rounded to F16. Block types are rounded to F16. Where F16 is too narrow, BF16.

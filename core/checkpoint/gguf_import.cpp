@@ -13,10 +13,10 @@ constexpr const char* marker = "awq_import.json";
 struct WeightPlan {
     std::vector<PlannedTensor> tensors;
     int64_t gemm_count = 0, gemv_fast_count = 0;
-    bool bfloat16 = false;                           // the embedding's type
-    std::vector<std::string> not_converted;          // dense Linears
-    std::vector<std::string> rounded;                // modules whose values changed
-    std::map<std::string, int64_t> types;            // GGUF types and how many tensors have them
+    bool bfloat16 = false;                   // the embedding's type
+    std::vector<std::string> not_converted;  // dense Linears
+    std::vector<std::string> rounded;        // modules whose values changed
+    std::map<std::string, int64_t> types;    // GGUF types and how many tensors have them
 };
 
 std::vector<uint64_t> shape(std::initializer_list<int64_t> sizes) { return {sizes.begin(), sizes.end()}; }
@@ -50,7 +50,7 @@ Status plan_dense(const GgufModule& module, WeightPlan& plan) {
     bool vector = module.kind == GgufModule::Kind::vector, rounded = false;
     std::vector<uint64_t> sizes = vector ? shape({m.rows * m.cols}) : shape({m.rows, m.cols});
     std::string name = module.name + "." + module.suffix;
-    if (!m.tensor) {    // a bias the class has and the file leaves out
+    if (!m.tensor) {  // a bias the class has and the file leaves out
         plan.tensors.push_back({name, DType::f16, sizes, [m](const ByteSink& sink) {
                                     std::vector<uint16_t> zeros(static_cast<size_t>(m.rows), 0);
                                     return sink(zeros.data(), zeros.size() * 2);
@@ -67,7 +67,8 @@ Status plan_dense(const GgufModule& module, WeightPlan& plan) {
 Result<WeightPlan> plan_weights(const GgufModel& model, const ImportOptions& options) {
     WeightPlan plan;
     for (const GgufModule& module : model.modules) {
-        if (options.progress && !options.progress(0, module.name.c_str())) return Status(Code::cancelled, "the import was stopped");
+        if (options.progress && !options.progress(0, module.name.c_str()))
+            return Status(Code::cancelled, "the import was stopped");
         const GgufMatrix& m = module.matrix;
         if (m.tensor) plan.types[gguf_type_name(m.tensor->type)]++;
         bool linear = module.kind == GgufModule::Kind::linear, head = module.name == "lm_head";

@@ -16,10 +16,10 @@
 namespace awq {
 
 struct ImportOptions {
-    bool overwrite = false;    // an existing directory that an import wrote is replaced, at once, when all is done
+    bool overwrite = false;  // an existing directory that an import wrote is replaced, at once, when all is done
     // Hears the share that is done, 0 to 1, and what is being written; false stops the import (Code::cancelled).
     std::function<bool(double fraction, const char* what)> progress;
-    uint64_t shard_bytes = 5'000'000'000;    // above that the weights are split into several files
+    uint64_t shard_bytes = 5'000'000'000;  // above that the weights are split into several files
 };
 
 // `directory` must not exist, but for `overwrite`. On any error, and until all is written, it is as it was.

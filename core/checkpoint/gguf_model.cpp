@@ -7,10 +7,10 @@ namespace awq {
 namespace {
 
 struct Family {
-    const char* architecture;    // in the file, and model_type in config.json
+    const char* architecture;  // in the file, and model_type in config.json
     const char* class_name;
-    bool interleaved;            // q and k rows permuted for a rotation of neighbouring pairs
-    bool qkv_bias;               // the class always has biases for q, k, v
+    bool interleaved;  // q and k rows permuted for a rotation of neighbouring pairs
+    bool qkv_bias;     // the class always has biases for q, k, v
     bool qk_norm;
 };
 constexpr Family families[] = {
@@ -62,10 +62,11 @@ Result<std::optional<uint64_t>> ModelReader::per_layer(const char* name, uint64_
     AWQ_ASSIGN(std::vector<int64_t> numbers, gguf_.integers(key(name), 4096));
     if (numbers.empty()) return gguf_.key_error(key(name), "is an empty array; an integer expected");
     for (int64_t number : numbers) {
-        if (number != numbers[0]) return unsupported(gguf_.key_error(key(name), "differs between layers; one number for all expected"));
+        if (number != numbers[0])
+            return unsupported(gguf_.key_error(key(name), "differs between layers; one number for all expected"));
         if (number < 0 || static_cast<uint64_t>(number) < least || static_cast<uint64_t>(number) > most)
-            return gguf_.key_error(key(name), "is " + std::to_string(number) + "; an integer from " + std::to_string(least) + " to " +
-                                                  std::to_string(most) + " expected");
+            return gguf_.key_error(key(name), "is " + std::to_string(number) + "; an integer from " + std::to_string(least) +
+                                                  " to " + std::to_string(most) + " expected");
     }
     return std::optional<uint64_t>(static_cast<uint64_t>(numbers[0]));
 }
@@ -78,13 +79,16 @@ Status ModelReader::refuse_unlike_keys() const {
                                                               " parts; one file expected (llama-gguf-split --merge makes it)"));
     AWQ_ASSIGN(auto experts, gguf_.integer(key("expert_count"), 0, UINT32_MAX));
     if (experts.value_or(0) > 0)
-        return unsupported(gguf_.key_error(key("expert_count"), "is " + std::to_string(*experts) + "; a model without experts expected"));
+        return unsupported(
+            gguf_.key_error(key("expert_count"), "is " + std::to_string(*experts) + "; a model without experts expected"));
     AWQ_ASSIGN(auto causal, gguf_.boolean(key("attention.causal")));
     if (!causal.value_or(true)) return unsupported(gguf_.key_error(key("attention.causal"), "is false; a causal model expected"));
-    for (const char* scale : {"attention.scale", "logit_scale", "residual_scale", "embedding_scale", "rope.scaling.attn_factor"}) {
+    for (const char* scale :
+         {"attention.scale", "logit_scale", "residual_scale", "embedding_scale", "rope.scaling.attn_factor"}) {
         AWQ_ASSIGN(auto value, gguf_.real(key(scale)));
         if (value && *value != 0 && *value != 1)
-            return unsupported(gguf_.key_error(key(scale), "is " + std::to_string(*value) + "; none expected in this architecture"));
+            return unsupported(
+                gguf_.key_error(key(scale), "is " + std::to_string(*value) + "; none expected in this architecture"));
     }
     return {};
 }
@@ -110,8 +114,9 @@ Status ModelReader::read_sizes() {
                                                             std::to_string(heads_) + " heads expected");
     head_dim_ = key_length.value_or(hidden_ / heads_);
     if (value_length.value_or(head_dim_) != head_dim_)
-        return unsupported(gguf_.key_error(key("attention.value_length"), "is " + std::to_string(*value_length) + "; " +
-                                                                              std::to_string(head_dim_) + ", as of the keys, expected"));
+        return unsupported(gguf_.key_error(
+            key("attention.value_length"),
+            "is " + std::to_string(*value_length) + "; " + std::to_string(head_dim_) + ", as of the keys, expected"));
     if (head_dim_ % 2 != 0)
         return gguf_.key_error(key("attention.key_length"), "heads of " + std::to_string(head_dim_) + "; an even size expected");
 
@@ -149,34 +154,41 @@ Status ModelReader::read_sizes() {
 Status ModelReader::read_rope() {
     AWQ_ASSIGN(auto theta, gguf_.real(key("rope.freq_base")));
     theta_ = theta.value_or(10000);
-    if (theta_ <= 0) return gguf_.key_error(key("rope.freq_base"), "is " + std::to_string(theta_) + "; a positive number expected");
+    if (theta_ <= 0)
+        return gguf_.key_error(key("rope.freq_base"), "is " + std::to_string(theta_) + "; a positive number expected");
     AWQ_ASSIGN(auto rotated, gguf_.integer(key("rope.dimension_count"), 1, 65536));
     if (rotated.value_or(head_dim_) != head_dim_)
-        return unsupported(gguf_.key_error(key("rope.dimension_count"), "is " + std::to_string(*rotated) + "; " +
-                                                                            std::to_string(head_dim_) + ", the whole head, expected"));
+        return unsupported(
+            gguf_.key_error(key("rope.dimension_count"),
+                            "is " + std::to_string(*rotated) + "; " + std::to_string(head_dim_) + ", the whole head, expected"));
     model_.config.set("rope_theta", theta_);
     model_.config.set("rope_scaling", Json());
 
     AWQ_ASSIGN(auto type_key, gguf_.text(key("rope.scaling.type")));
     AWQ_ASSIGN(auto factor, gguf_.real(key("rope.scaling.factor")));
-    if (!factor) {    // its older name
+    if (!factor) {  // its older name
         AWQ_ASSIGN(factor, gguf_.real(key("rope.scale_linear")));
     }
     std::string type(type_key.value_or(factor ? "linear" : "none"));
     const GgufTensor* factors = gguf_.find_tensor("rope_freqs.weight");
     if (factors) used_.insert(factors->name);
     if (type == "none" || (type == "linear" && factor.value_or(1) == 1)) return factors ? read_rope_factors(*factors) : Status();
-    if (factors) return unsupported(gguf_.tensor_error(factors->name, "stands beside a rope scaling of type " + quote(type) + "; one of them expected"));
+    if (factors)
+        return unsupported(
+            gguf_.tensor_error(factors->name, "stands beside a rope scaling of type " + quote(type) + "; one of them expected"));
     if (type != "linear" && type != "yarn")
-        return unsupported(gguf_.key_error(key("rope.scaling.type"), "is \"" + quote(type) + "\"; none, linear or yarn expected"));
-    if (!factor || *factor < 1) return gguf_.key_error(key("rope.scaling.factor"), "is missing or below 1; a number from 1 expected");
+        return unsupported(
+            gguf_.key_error(key("rope.scaling.type"), "is \"" + quote(type) + "\"; none, linear or yarn expected"));
+    if (!factor || *factor < 1)
+        return gguf_.key_error(key("rope.scaling.factor"), "is missing or below 1; a number from 1 expected");
     Json scaling = Json::object();
     scaling.set("rope_type", type);
     scaling.set("factor", *factor);
     if (type == "yarn") {
         AWQ_ASSIGN(auto original, gguf_.integer(key("rope.scaling.original_context_length"), 1, INT32_MAX));
         scaling.set("original_max_position_embeddings", original.value_or(model_.context_length));
-        const char* numbers[][2] = {{"yarn_attn_factor", "attention_factor"}, {"yarn_beta_fast", "beta_fast"}, {"yarn_beta_slow", "beta_slow"}};
+        const char* numbers[][2] = {
+            {"yarn_attn_factor", "attention_factor"}, {"yarn_beta_fast", "beta_fast"}, {"yarn_beta_slow", "beta_slow"}};
         for (auto& [name, field] : numbers) {
             AWQ_ASSIGN(auto number, gguf_.real(key("rope.scaling.") + name));
             if (number) scaling.set(field, *number);
@@ -197,7 +209,8 @@ Status ModelReader::read_rope_factors(const GgufTensor& tensor) {
     widen(DType::f32, tensor.data, static_cast<int64_t>(half), found.data());
     float factor = 1, least = found[0];
     for (float value : found) {
-        if (!(value >= 1 && value <= 1e6f)) return gguf_.tensor_error(tensor.name, "holds " + std::to_string(value) + "; 1 or more expected");
+        if (!(value >= 1 && value <= 1e6f))
+            return gguf_.tensor_error(tensor.name, "holds " + std::to_string(value) + "; 1 or more expected");
         factor = std::max(factor, value);
         least = std::min(least, value);
     }
@@ -232,13 +245,14 @@ Status ModelReader::read_rope_factors(const GgufTensor& tensor) {
     return {};
 }
 
-Status ModelReader::add(GgufModule::Kind kind, const std::string& tensor_name, const std::string& name, int64_t rows, int64_t cols,
-                        int64_t interleaved_head, const char* suffix) {
+Status ModelReader::add(GgufModule::Kind kind, const std::string& tensor_name, const std::string& name, int64_t rows,
+                        int64_t cols, int64_t interleaved_head, const char* suffix) {
     const GgufTensor* tensor = gguf_.find_tensor(tensor_name);
     if (!tensor) return gguf_.tensor_error(tensor_name, "is missing");
     used_.insert(tensor->name);
     bool vector = kind == GgufModule::Kind::vector;
-    std::array<uint64_t, 4> shape = {static_cast<uint64_t>(vector ? rows * cols : cols), static_cast<uint64_t>(vector ? 1 : rows), 1, 1};
+    std::array<uint64_t, 4> shape = {static_cast<uint64_t>(vector ? rows * cols : cols), static_cast<uint64_t>(vector ? 1 : rows),
+                                     1, 1};
     if (tensor->shape != shape) {
         std::string found;
         for (int d = 0; d < tensor->dimensions; d++) found += (d ? " x " : "") + std::to_string(tensor->shape[d]);
@@ -248,7 +262,8 @@ Status ModelReader::add(GgufModule::Kind kind, const std::string& tensor_name, c
     bool plain = tensor->type == gguf_type::f32 || tensor->type == gguf_type::f16 || tensor->type == gguf_type::bf16;
     if (!gguf_dequantisable(tensor->type) || (vector && !plain))
         return unsupported(gguf_.tensor_error(tensor_name, std::string("has type ") + gguf_type_name(tensor->type) + "; " +
-                                                               (vector ? "" : "Q4_0, Q4_1, Q8_0, Q6_K, ") + "F16, BF16 or F32 expected"));
+                                                               (vector ? "" : "Q4_0, Q4_1, Q8_0, Q6_K, ") +
+                                                               "F16, BF16 or F32 expected"));
     uint64_t row_bytes = tensor->row_bytes / (vector ? shape[0] : 1) * (vector ? static_cast<uint64_t>(cols) : 1);
     model_.modules.push_back({kind, name, suffix, {&gguf_, tensor, rows, cols, row_bytes, interleaved_head}});
     return {};
@@ -296,7 +311,7 @@ Status ModelReader::read_modules() {
         }
         AWQ_TRY(add_linear(from + "attn_output", to + "self_attn.o_proj", hidden, q_rows, attention_bias));
         AWQ_TRY(add(Kind::vector, from + "ffn_norm.weight", to + "post_attention_layernorm", 1, hidden));
-        bool with_mlp_bias = mlp_bias && family_->interleaved;    // only the llama class has a place for them
+        bool with_mlp_bias = mlp_bias && family_->interleaved;  // only the llama class has a place for them
         AWQ_TRY(add_linear(from + "ffn_gate", to + "mlp.gate_proj", size(intermediate_), hidden, with_mlp_bias));
         AWQ_TRY(add_linear(from + "ffn_up", to + "mlp.up_proj", size(intermediate_), hidden, with_mlp_bias));
         AWQ_TRY(add_linear(from + "ffn_down", to + "mlp.down_proj", hidden, size(intermediate_), with_mlp_bias));
@@ -310,7 +325,8 @@ Status ModelReader::read_modules() {
         bool ignored = tensor.name.ends_with(".attn_rot_embd.weight") || tensor.name.ends_with(".attn_rot_embd");
         if (!ignored && !used_.count(tensor.name))
             return unsupported(gguf_.tensor_error(tensor.name, std::string("of type ") + gguf_type_name(tensor.type) +
-                                                                   " has no place in a model of architecture " + family_->architecture));
+                                                                   " has no place in a model of architecture " +
+                                                                   family_->architecture));
     }
     return {};
 }
@@ -321,8 +337,8 @@ Result<GgufModel> ModelReader::read() {
     for (const Family& family : families)
         if (*architecture == family.architecture) family_ = &family;
     if (!family_)
-        return unsupported(gguf_.key_error("general.architecture", "is \"" + quote(*architecture) +
-                                                                       "\"; \"llama\", \"qwen2\" or \"qwen3\" expected"));
+        return unsupported(gguf_.key_error("general.architecture",
+                                           "is \"" + quote(*architecture) + "\"; \"llama\", \"qwen2\" or \"qwen3\" expected"));
     AWQ_TRY(refuse_unlike_keys());
     AWQ_TRY(read_sizes());
     AWQ_TRY(read_rope());
@@ -332,8 +348,6 @@ Result<GgufModel> ModelReader::read() {
 
 }  // namespace
 
-Result<GgufModel> read_gguf_model(const Gguf& gguf) {
-    return ModelReader(gguf).read();
-}
+Result<GgufModel> read_gguf_model(const Gguf& gguf) { return ModelReader(gguf).read(); }
 
 }  // namespace awq

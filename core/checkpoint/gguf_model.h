@@ -11,14 +11,14 @@ namespace awq {
 struct GgufModule {
     enum class Kind { table, linear, vector };
     Kind kind = Kind::vector;
-    std::string name;          // without ".weight", ".bias", ".qweight"
+    std::string name;  // without ".weight", ".bias", ".qweight"
     const char* suffix = "weight";
-    GgufMatrix matrix;         // its tensor is null for a bias of zeros that the file leaves out
+    GgufMatrix matrix;  // its tensor is null for a bias of zeros that the file leaves out
 };
 
 struct GgufModel {
-    Json config;               // config.json but for the tokenizer's ids, the dtype and the quantization
-    std::vector<GgufModule> modules;    // in the order of the layers
+    Json config;                      // config.json but for the tokenizer's ids, the dtype and the quantization
+    std::vector<GgufModule> modules;  // in the order of the layers
     uint64_t vocab_rows = 0, context_length = 0;
 };
 

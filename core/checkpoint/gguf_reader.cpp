@@ -37,24 +37,24 @@ struct GgufCursor {
 
 namespace {
 
-constexpr uint64_t key_limit = 1 << 20, tensor_limit = 1 << 20;    // far above any model, far below what hurts
+constexpr uint64_t key_limit = 1 << 20, tensor_limit = 1 << 20;  // far above any model, far below what hurts
 constexpr uint64_t name_limit = 65535;
-constexpr int nesting_limit = 4;                                   // arrays of arrays
+constexpr int nesting_limit = 4;  // arrays of arrays
 
 struct TypeRow {
-    const char* name;      // null: a retired or unknown number
-    uint32_t elements;     // of one block
-    uint32_t bytes;        // of one block
+    const char* name;   // null: a retired or unknown number
+    uint32_t elements;  // of one block
+    uint32_t bytes;     // of one block
 };
 constexpr TypeRow type_rows[] = {
-    {"F32", 1, 4},        {"F16", 1, 2},        {"Q4_0", 32, 18},     {"Q4_1", 32, 20},    {nullptr, 0, 0},
-    {nullptr, 0, 0},      {"Q5_0", 32, 22},     {"Q5_1", 32, 24},     {"Q8_0", 32, 34},    {"Q8_1", 32, 36},
-    {"Q2_K", 256, 84},    {"Q3_K", 256, 110},   {"Q4_K", 256, 144},   {"Q5_K", 256, 176},  {"Q6_K", 256, 210},
-    {"Q8_K", 256, 292},   {"IQ2_XXS", 256, 66}, {"IQ2_XS", 256, 74},  {"IQ3_XXS", 256, 98}, {"IQ1_S", 256, 50},
-    {"IQ4_NL", 32, 18},   {"IQ3_S", 256, 110},  {"IQ2_S", 256, 82},   {"IQ4_XS", 256, 136}, {"I8", 1, 1},
-    {"I16", 1, 2},        {"I32", 1, 4},        {"I64", 1, 8},        {"F64", 1, 8},       {"IQ1_M", 256, 56},
-    {"BF16", 1, 2},       {"Q4_0_4_4", 32, 18}, {"Q4_0_4_8", 32, 18}, {"Q4_0_8_8", 32, 18}, {"TQ1_0", 256, 54},
-    {"TQ2_0", 256, 66},   {nullptr, 0, 0},      {nullptr, 0, 0},      {nullptr, 0, 0},     {"MXFP4", 32, 17},
+    {"F32", 1, 4},      {"F16", 1, 2},        {"Q4_0", 32, 18},     {"Q4_1", 32, 20},     {nullptr, 0, 0},
+    {nullptr, 0, 0},    {"Q5_0", 32, 22},     {"Q5_1", 32, 24},     {"Q8_0", 32, 34},     {"Q8_1", 32, 36},
+    {"Q2_K", 256, 84},  {"Q3_K", 256, 110},   {"Q4_K", 256, 144},   {"Q5_K", 256, 176},   {"Q6_K", 256, 210},
+    {"Q8_K", 256, 292}, {"IQ2_XXS", 256, 66}, {"IQ2_XS", 256, 74},  {"IQ3_XXS", 256, 98}, {"IQ1_S", 256, 50},
+    {"IQ4_NL", 32, 18}, {"IQ3_S", 256, 110},  {"IQ2_S", 256, 82},   {"IQ4_XS", 256, 136}, {"I8", 1, 1},
+    {"I16", 1, 2},      {"I32", 1, 4},        {"I64", 1, 8},        {"F64", 1, 8},        {"IQ1_M", 256, 56},
+    {"BF16", 1, 2},     {"Q4_0_4_4", 32, 18}, {"Q4_0_4_8", 32, 18}, {"Q4_0_8_8", 32, 18}, {"TQ1_0", 256, 54},
+    {"TQ2_0", 256, 66}, {nullptr, 0, 0},      {nullptr, 0, 0},      {nullptr, 0, 0},      {"MXFP4", 32, 17},
     {"NVFP4", 64, 36},
 };
 
@@ -65,11 +65,19 @@ const TypeRow* type_row(uint32_t type) {
 // Bytes of a value of fixed size; 0 for strings and arrays.
 uint64_t kind_bytes(GgufKind kind) {
     switch (kind) {
-        case GgufKind::u8: case GgufKind::i8: case GgufKind::boolean: return 1;
-        case GgufKind::u16: case GgufKind::i16: return 2;
-        case GgufKind::u32: case GgufKind::i32: case GgufKind::f32: return 4;
-        case GgufKind::u64: case GgufKind::i64: case GgufKind::f64: return 8;
-        case GgufKind::string: case GgufKind::array: return 0;
+        case GgufKind::u8:
+        case GgufKind::i8:
+        case GgufKind::boolean: return 1;
+        case GgufKind::u16:
+        case GgufKind::i16: return 2;
+        case GgufKind::u32:
+        case GgufKind::i32:
+        case GgufKind::f32: return 4;
+        case GgufKind::u64:
+        case GgufKind::i64:
+        case GgufKind::f64: return 8;
+        case GgufKind::string:
+        case GgufKind::array: return 0;
     }
     return 0;
 }
@@ -92,8 +100,7 @@ bool read_kind(GgufCursor& cursor, GgufKind& kind, uint32_t& number) {
 // Walks over the elements of an array. The message says what is wrong with it, empty if nothing.
 std::string skip_elements(GgufCursor& cursor, GgufKind element, uint64_t count, int depth) {
     const char* past_end = "an array that goes past the end of the file";
-    if (uint64_t size = kind_bytes(element))
-        return count <= cursor.left() / size && cursor.skip(count * size) ? "" : past_end;
+    if (uint64_t size = kind_bytes(element)) return count <= cursor.left() / size && cursor.skip(count * size) ? "" : past_end;
     for (uint64_t i = 0; i < count; i++) {
         if (element == GgufKind::string) {
             std::string_view text;
@@ -160,8 +167,7 @@ Status Gguf::read() {
     GgufCursor cursor{file_.data(), file_.data() + file_.size()};
     uint32_t magic = 0, version = 0;
     uint64_t tensor_count = 0, key_count = 0;
-    if (!cursor.read(magic) || magic != 0x46554747)
-        return bad("does not begin with \"GGUF\"; a GGUF file expected");
+    if (!cursor.read(magic) || magic != 0x46554747) return bad("does not begin with \"GGUF\"; a GGUF file expected");
     if (!cursor.read(version)) return bad("ends inside the header");
     if ((version & 0xffff) == 0 && version != 0) return bad("is big-endian; a little-endian GGUF file expected");
     if (version != 2 && version != 3)
@@ -224,8 +230,8 @@ Status Gguf::read_tensors(GgufCursor& cursor, uint64_t count) {
         std::string ordinal = name() + ": tensor " + std::to_string(i) + " of " + std::to_string(count);
         if (!cursor.read_text(tensor.name)) return Status(Code::bad_file, ordinal + " goes past the end of the file");
         if (tensor.name.empty() || tensor.name.size() > name_limit)
-            return Status(Code::bad_file, ordinal + " has a name of " + std::to_string(tensor.name.size()) +
-                                              " bytes; 1 to 65535 expected");
+            return Status(Code::bad_file,
+                          ordinal + " has a name of " + std::to_string(tensor.name.size()) + " bytes; 1 to 65535 expected");
         if (!cursor.read(dimensions)) return tensor_error(tensor.name, "goes past the end of the file");
         if (dimensions < 1 || dimensions > 4)
             return tensor_error(tensor.name, "has " + std::to_string(dimensions) + " dimensions; 1 to 4 expected");
@@ -237,7 +243,8 @@ Status Gguf::read_tensors(GgufCursor& cursor, uint64_t count) {
         const TypeRow* row = type_row(tensor.type);
         if (!row)
             return Status(Code::unsupported, tensor_error(tensor.name, "has type " + std::to_string(tensor.type) +
-                                                                           ", which this program does not know").message());
+                                                                           ", which this program does not know")
+                                                 .message());
         if (tensor.shape[0] % row->elements != 0)
             return tensor_error(tensor.name, "has rows of " + std::to_string(tensor.shape[0]) + " elements; a multiple of " +
                                                  std::to_string(row->elements) + " expected for " + row->name);
@@ -327,7 +334,8 @@ Result<std::optional<double>> Gguf::real(std::string_view key) const {
 Result<std::optional<bool>> Gguf::boolean(std::string_view key) const {
     const GgufValue* value = find(key);
     if (!value) return std::optional<bool>();
-    if (value->kind != GgufKind::boolean) return key_error(key, std::string("is of kind ") + kind_name(value->kind) + "; bool expected");
+    if (value->kind != GgufKind::boolean)
+        return key_error(key, std::string("is of kind ") + kind_name(value->kind) + "; bool expected");
     return std::optional<bool>(*value->data != 0);
 }
 
@@ -346,9 +354,11 @@ Result<const GgufValue*> Gguf::array_of(std::string_view key, uint64_t limit, co
     if (value->kind != GgufKind::array)
         return key_error(key, std::string("is of kind ") + kind_name(value->kind) + "; an array of " + expected + " expected");
     if (!fits(value->element))
-        return key_error(key, std::string("is an array of ") + kind_name(value->element) + "; an array of " + expected + " expected");
+        return key_error(key,
+                         std::string("is an array of ") + kind_name(value->element) + "; an array of " + expected + " expected");
     if (value->count > limit)
-        return key_error(key, "has " + std::to_string(value->count) + " elements; at most " + std::to_string(limit) + " expected");
+        return key_error(key,
+                         "has " + std::to_string(value->count) + " elements; at most " + std::to_string(limit) + " expected");
     return value;
 }
 
@@ -356,7 +366,7 @@ Result<std::vector<std::string_view>> Gguf::texts(std::string_view key, uint64_t
     AWQ_ASSIGN(const GgufValue* value, array_of(key, limit, "string", is_text));
     std::vector<std::string_view> out(value ? value->count : 0);
     GgufCursor cursor{value ? value->data : nullptr, file_.data() + file_.size()};
-    for (std::string_view& text : out) cursor.read_text(text);    // walked before, so it cannot fail
+    for (std::string_view& text : out) cursor.read_text(text);  // walked before, so it cannot fail
     return out;
 }
 

@@ -21,25 +21,25 @@ enum class GgufKind : uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, strin
 struct GgufValue {
     std::string_view key;
     GgufKind kind = GgufKind::u8;
-    GgufKind element = GgufKind::u8;    // of an array
-    uint64_t count = 0;                 // elements of an array
-    const uint8_t* data = nullptr;      // the value, or an array's first element; any alignment
+    GgufKind element = GgufKind::u8;  // of an array
+    uint64_t count = 0;               // elements of an array
+    const uint8_t* data = nullptr;    // the value, or an array's first element; any alignment
 };
 
 // Numbers of tensor types, as the file has them. Only those this program reads have a name here.
 namespace gguf_type {
 inline constexpr uint32_t f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q8_0 = 8, q6_k = 14, bf16 = 30;
 }
-const char* gguf_type_name(uint32_t type);        // "Q4_K"; null for a number that no type has
+const char* gguf_type_name(uint32_t type);  // "Q4_K"; null for a number that no type has
 
 struct GgufTensor {
     std::string_view name;
     uint32_t type = 0;
     int dimensions = 0;
-    std::array<uint64_t, 4> shape = {1, 1, 1, 1};    // innermost first: columns, rows, ...
+    std::array<uint64_t, 4> shape = {1, 1, 1, 1};  // innermost first: columns, rows, ...
     const uint8_t* data = nullptr;
     uint64_t bytes = 0;
-    uint64_t row_bytes = 0;                          // one row of shape[0] elements
+    uint64_t row_bytes = 0;  // one row of shape[0] elements
 };
 
 class Gguf {
@@ -47,15 +47,15 @@ public:
     static Result<Gguf> open(const std::string& path);
 
     const MappedFile& file() const { return file_; }
-    std::string name() const { return quote(file_.path(), 300); }    // for messages
-    const std::vector<GgufTensor>& tensors() const { return tensors_; }    // in the order of the file
+    std::string name() const { return quote(file_.path(), 300); }        // for messages
+    const std::vector<GgufTensor>& tensors() const { return tensors_; }  // in the order of the file
     const GgufValue* find(std::string_view key) const;
     const GgufTensor* find_tensor(std::string_view name) const;
 
     // A key's value, nothing where the key is absent; an error that names the key where it is of another kind or
     // outside the limits. Integers of any width are taken for integers, f32 and f64 for reals.
     Result<std::optional<uint64_t>> integer(std::string_view key, uint64_t least, uint64_t most) const;
-    Result<std::optional<double>> real(std::string_view key) const;    // the shortest decimal that is this float
+    Result<std::optional<double>> real(std::string_view key) const;  // the shortest decimal that is this float
     Result<std::optional<bool>> boolean(std::string_view key) const;
     Result<std::optional<std::string_view>> text(std::string_view key) const;
     // Arrays of at most `limit` elements; empty where the key is absent.
@@ -72,13 +72,12 @@ private:
     Status read();
     Status read_tensors(struct GgufCursor& cursor, uint64_t count);
     Status place_tensors(const std::vector<uint64_t>& offsets, uint64_t data_begin, uint64_t alignment);
-    Result<const GgufValue*> array_of(std::string_view key, uint64_t limit, const char* expected,
-                                      bool (*fits)(GgufKind)) const;
+    Result<const GgufValue*> array_of(std::string_view key, uint64_t limit, const char* expected, bool (*fits)(GgufKind)) const;
 
     MappedFile file_;
-    std::vector<GgufValue> values_;      // sorted by key
+    std::vector<GgufValue> values_;  // sorted by key
     std::vector<GgufTensor> tensors_;
-    std::vector<size_t> by_name_;        // indices into tensors_, sorted by name
+    std::vector<size_t> by_name_;  // indices into tensors_, sorted by name
 };
 
 }  // namespace awq

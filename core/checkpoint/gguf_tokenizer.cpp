@@ -1,14 +1,14 @@
 #include "core/checkpoint/gguf_tokenizer.h"
+#include <simdjson.h>
 #include <algorithm>
 #include <cmath>
-#include <simdjson.h>
 
 namespace awq {
 namespace {
 
 constexpr uint64_t token_limit = 1 << 22, merge_limit = 1 << 23;
-constexpr uint64_t text_limit = 64 << 20;       // bytes of all tokens together
-constexpr uint64_t piece_limit = 1024;          // bytes of one token whose merges are rebuilt (that takes its square)
+constexpr uint64_t text_limit = 64 << 20;  // bytes of all tokens together
+constexpr uint64_t piece_limit = 1024;     // bytes of one token whose merges are rebuilt (that takes its square)
 
 // ---- pre-tokenizers
 
@@ -26,19 +26,28 @@ constexpr const char* gpt4o_regex =
     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|)"
     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|)"
     R"(\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+// letters of the scripts with case, as spelled out in the published file
 constexpr const char* deepseek_letters_regex =
-    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴ"
-    "ῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+";
+    "\\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
+    "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
+    "\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-"
+    "\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-"
+    "\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-"
+    "\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139\u213c-"
+    "\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-"
+    "\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a"
+    "\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2"
+    "\U000118a0-\U000118df\U0001e900-\U0001e943]+";
 
 // What a name in tokenizer.ggml.pre stands for. The steps split one after the other, each piece on its own; then come
 // the bytes (ByteLevel), which split by GPT-2's pattern themselves where `gpt2` says so.
 struct PreTokenizer {
-    const char* names;              // one or more, with a space after each
+    const char* names;  // one or more, with a space after each
     bool gpt2;
-    bool digits;                    // first: every digit on its own
+    bool digits;  // first: every digit on its own
     std::vector<const char*> split;
-    bool ignore_merges = false;     // a piece that is a token as a whole stays whole
-    bool add_bos = false;           // where the file does not say
+    bool ignore_merges = false;  // a piece that is a token as a whole stays whole
+    bool add_bos = false;        // where the file does not say
     bool nfc = false;
 };
 
@@ -54,15 +63,24 @@ const std::vector<PreTokenizer>& pre_tokenizers() {
         {"tekken ", false, false, {tekken_regex}, true, true},
         {"gpt-4o ", false, false, {gpt4o_regex}},
         {"seed-coder ", false, false, {seed_coder_regex}},
-        {"deepseek-llm ", false, false,
-         {"[\r\n]", deepseek_letters_regex, "\\s?[!-/:-~！-／：-～‘-‟　-。]+", "\\s+$", "[一-龥ࠀ-一가-퟿]+", "\\p{N}+"}},
-        {"deepseek-coder ", false, false, {"[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", "[一-龥ࠀ-一가-퟿]+", "\\p{N}"}},
-        {"deepseek-v3 ", false, false,
-         {"\\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
-          "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|"
+        {"deepseek-llm ",
+         false,
+         false,
+         {"[\r\n]", deepseek_letters_regex, "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", "\\s+$",
+          "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", "\\p{N}+"}},
+        {"deepseek-coder ",
+         false,
+         false,
+         {"[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", "\\p{N}"}},
+        {"deepseek-v3 ",
+         false,
+         false,
+         {"\\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+          "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| "
+          "?[\\p{P}\\p{S}]+[\r\n]*|"
           "\\s*[\r\n]+|\\s+(?!\\S)|\\s+"}},
-        {"poro-chat bloom gpt3-finnish ", false, false, {" ?[^(\\s|.,!?…。，、।۔،)]+"}},
-        {"viking ", false, false, {" ?[^(\\s|.,!?…。，、।۔،)]+", "\\p{N}"}},
+        {"poro-chat bloom gpt3-finnish ", false, false, {" ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"}},
+        {"viking ", false, false, {" ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+", "\\p{N}"}},
         {"default ", false, false, {"[\\p{P}\\$\\+<=>\\^~\\|]+", gpt2_regex, "\\p{N}+", "[0-9][0-9][0-9]"}},
     };
     return table;
@@ -91,7 +109,8 @@ Json pre_tokenizer_json(const PreTokenizer& pre) {
     Json steps = Json::array();
     if (pre.digits) steps.push(object({{"type", "Digits"}, {"individual_digits", true}}));
     for (const char* regex : pre.split)
-        steps.push(object({{"type", "Split"}, {"pattern", object({{"Regex", regex}})}, {"behavior", "Isolated"}, {"invert", false}}));
+        steps.push(
+            object({{"type", "Split"}, {"pattern", object({{"Regex", regex}})}, {"behavior", "Isolated"}, {"invert", false}}));
     steps.push(byte_level("ByteLevel", pre.gpt2));
     if (steps.items().size() == 1) return steps.items()[0];
     return object({{"type", "Sequence"}, {"pretokenizers", std::move(steps)}});
@@ -101,7 +120,7 @@ Json replace(const char* from, const char* to) {
     return object({{"type", "Replace"}, {"pattern", object({{"String", from}})}, {"content", to}});
 }
 
-constexpr const char* space_mark = "\u2581";    // SentencePiece's visible space
+constexpr const char* space_mark = "\u2581";  // SentencePiece's visible space
 
 Json spm_normalizer(bool add_space_prefix) {
     Json steps = Json::array();
@@ -121,21 +140,21 @@ Json spm_decoder(bool add_space_prefix) {
 
 // ---- the vocabulary
 
-enum TokenType : int64_t { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
+enum TokenType : int64_t { normal = 1, unknown = 2, control = 3, user_defined = 4 };
 
 struct Vocabulary {
     std::vector<std::string_view> texts;
     std::vector<int64_t> types;
-    std::vector<std::string> made_up;               // texts that the file leaves empty
-    std::vector<uint32_t> sorted;                   // ids in the order of their texts; without the placeholders
+    std::vector<std::string> made_up;  // texts that the file leaves empty
+    std::vector<uint32_t> sorted;      // ids in the order of their texts; without the placeholders
 
     std::optional<uint32_t> find(std::string_view text) const {
-        auto at = std::lower_bound(sorted.begin(), sorted.end(), text,
-                                   [&](uint32_t id, std::string_view t) { return texts[id] < t; });
+        auto at =
+            std::lower_bound(sorted.begin(), sorted.end(), text, [&](uint32_t id, std::string_view t) { return texts[id] < t; });
         return at != sorted.end() && texts[*at] == text ? std::optional<uint32_t>(*at) : std::nullopt;
     }
     // "[PAD32000]" and the like only fill the embedding's rows up; no tokenizer.json has them.
-    bool placeholder(size_t id) const { return types[id] == unused && texts[id] == "[PAD" + std::to_string(id) + "]"; }
+    bool placeholder(size_t id) const { return types[id] != normal && texts[id] == "[PAD" + std::to_string(id) + "]"; }
 };
 
 Status check_utf8(const Gguf& gguf, std::string_view key, std::string_view text, const std::string& what) {
@@ -168,7 +187,8 @@ Result<Vocabulary> read_vocabulary(const Gguf& gguf, uint64_t vocab_rows) {
         if (!out.placeholder(id)) out.sorted.push_back(static_cast<uint32_t>(id));
     }
     if (bytes > text_limit)
-        return gguf.key_error(key, "has " + std::to_string(bytes) + " bytes of text; at most " + std::to_string(text_limit) + " expected");
+        return gguf.key_error(
+            key, "has " + std::to_string(bytes) + " bytes of text; at most " + std::to_string(text_limit) + " expected");
     std::sort(out.sorted.begin(), out.sorted.end(), [&](uint32_t a, uint32_t b) { return out.texts[a] < out.texts[b]; });
     for (size_t i = 1; i < out.sorted.size(); i++)
         if (out.texts[out.sorted[i]] == out.texts[out.sorted[i - 1]])
@@ -192,7 +212,7 @@ Result<std::vector<Merge>> read_merges(const Gguf& gguf, const Vocabulary& vocab
         auto wrong = [&](const char* what) {
             return gguf.key_error(key, "merge " + std::to_string(i) + " \"" + quote(line) + "\": " + what);
         };
-        size_t space = line.find(' ', 1);    // a left part may begin with a space, never be empty
+        size_t space = line.find(' ', 1);  // a left part may begin with a space, never be empty
         if (space == line.npos || space + 1 == line.size()) return wrong("two tokens with a space between them expected");
         auto left = vocabulary.find(line.substr(0, space)), right = vocabulary.find(line.substr(space + 1));
         if (!left || !right) return wrong("its parts are not both in the vocabulary");
@@ -213,7 +233,7 @@ Result<std::vector<Merge>> rebuild_merges(const Gguf& gguf, const Vocabulary& vo
                                        std::to_string(vocabulary.texts.size()) + " expected, one a token");
     struct Candidate {
         float score;
-        uint32_t left_length, right_length;    // in characters
+        uint32_t left_length, right_length;  // in characters
         Merge merge;
     };
     std::vector<Candidate> candidates;
@@ -238,7 +258,8 @@ Result<std::vector<Merge>> rebuild_merges(const Gguf& gguf, const Vocabulary& vo
             before++;
         }
         if (candidates.size() > merge_limit)
-            return gguf.key_error("tokenizer.ggml.tokens", "the tokens can be merged in more than " + std::to_string(merge_limit) + " ways");
+            return gguf.key_error("tokenizer.ggml.tokens",
+                                  "the tokens can be merged in more than " + std::to_string(merge_limit) + " ways");
         std::sort(candidates.begin() + static_cast<std::ptrdiff_t>(first), candidates.end(),
                   [](const Candidate& a, const Candidate& b) { return a.merge < b.merge; });
     }
@@ -296,7 +317,9 @@ Json post_processor(const Vocabulary& vocabulary, std::optional<uint64_t> bos, s
     special(single, bos, 0), sequence(single, "A", 0), special(single, eos, 0);
     special(pair, bos, 0), sequence(pair, "A", 0), special(pair, eos, 0);
     special(pair, bos, 1), sequence(pair, "B", 1), special(pair, eos, 1);
-    return object({{"type", "TemplateProcessing"}, {"single", std::move(single)}, {"pair", std::move(pair)},
+    return object({{"type", "TemplateProcessing"},
+                   {"single", std::move(single)},
+                   {"pair", std::move(pair)},
                    {"special_tokens", std::move(tokens)}});
 }
 
@@ -312,7 +335,8 @@ Status read_chat_template(const Gguf& gguf, Json& config) {
         std::string named_key = std::string(key) + "." + std::string(name);
         AWQ_TRY(check_utf8(gguf, names_key, name, ""));
         AWQ_ASSIGN(auto named_text, gguf.text(named_key));
-        if (!named_text) return gguf.key_error(names_key, "names \"" + quote(name) + "\"; the key \"" + quote(named_key) + "\" expected");
+        if (!named_text)
+            return gguf.key_error(names_key, "names \"" + quote(name) + "\"; the key \"" + quote(named_key) + "\" expected");
         AWQ_TRY(check_utf8(gguf, named_key, *named_text, ""));
         if (name != "default" || !text) named.push(object({{"name", name}, {"template", *named_text}}));
     }
@@ -331,13 +355,16 @@ Result<GgufTokenizer> read_gguf_tokenizer(const Gguf& gguf, uint64_t vocab_rows,
     if (!model) return gguf.key_error("tokenizer.ggml.model", "is missing; \"gpt2\" or \"llama\" expected");
     bool spm = *model == "llama";
     if (!spm && *model != "gpt2")
-        return Status(Code::unsupported,
-                      gguf.key_error("tokenizer.ggml.model", "is \"" + quote(*model) + "\"; \"gpt2\" or \"llama\" expected").message());
+        return Status(
+            Code::unsupported,
+            gguf.key_error("tokenizer.ggml.model", "is \"" + quote(*model) + "\"; \"gpt2\" or \"llama\" expected").message());
     AWQ_ASSIGN(auto pre_name, gguf.text("tokenizer.ggml.pre"));
     const PreTokenizer* pre = find_pre_tokenizer(pre_name.value_or("default"));
     if (!spm && !pre)
-        return Status(Code::unsupported, gguf.key_error("tokenizer.ggml.pre", "is \"" + quote(*pre_name) +
-                                                        "\", a pre-tokenizer this program does not know").message());
+        return Status(
+            Code::unsupported,
+            gguf.key_error("tokenizer.ggml.pre", "is \"" + quote(*pre_name) + "\", a pre-tokenizer this program does not know")
+                .message());
     AWQ_ASSIGN(Vocabulary vocabulary, read_vocabulary(gguf, vocab_rows));
     AWQ_ASSIGN(std::vector<Merge> merges, read_merges(gguf, vocabulary));
     if (merges.empty() && spm) {
@@ -379,26 +406,35 @@ Result<GgufTokenizer> read_gguf_tokenizer(const Gguf& gguf, uint64_t vocab_rows,
         bool ends_text = std::find(out.end_ids.begin(), out.end_ids.end(), id) != out.end_ids.end();
         bool special = type == control || type == unknown || ends_text || out.bos == id;
         if (!special && type != user_defined) continue;
-        Json token = object({{"content", vocabulary.texts[id]}, {"single_word", false}, {"lstrip", false}, {"rstrip", false},
-                             {"normalized", false}, {"special", special}});
+        Json token = object({{"content", vocabulary.texts[id]},
+                             {"single_word", false},
+                             {"lstrip", false},
+                             {"rstrip", false},
+                             {"normalized", false},
+                             {"special", special}});
         added_decoder.members().emplace_back(std::to_string(id), token);
         token.members().insert(token.members().begin(), {"id", Json(id)});
         added.push(std::move(token));
     }
 
     Json normalizer = spm ? spm_normalizer(add_space_prefix) : pre->nfc ? object({{"type", "NFC"}}) : Json();
-    Json model_head = object({{"type", "BPE"}, {"dropout", Json()}, {"unk_token", spm && out.unk ? Json(vocabulary.texts[*out.unk]) : Json()},
-                              {"continuing_subword_prefix", Json()}, {"end_of_word_suffix", Json()}, {"fuse_unk", spm},
-                              {"byte_fallback", spm}, {"ignore_merges", !spm && pre->ignore_merges}});
+    Json model_head = object({{"type", "BPE"},
+                              {"dropout", Json()},
+                              {"unk_token", spm && out.unk ? Json(vocabulary.texts[*out.unk]) : Json()},
+                              {"continuing_subword_prefix", Json()},
+                              {"end_of_word_suffix", Json()},
+                              {"fuse_unk", spm},
+                              {"byte_fallback", spm},
+                              {"ignore_merges", !spm && pre->ignore_merges}});
     std::string& json = out.tokenizer_json;
     json = "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null,\n\"added_tokens\": " + dump_json(added);
     json += ",\n\"normalizer\": " + dump_json(normalizer);
     json += ",\n\"pre_tokenizer\": " + dump_json(spm ? Json() : pre_tokenizer_json(*pre));
-    json += ",\n\"post_processor\": " + dump_json(post_processor(vocabulary, bos_before ? out.bos : std::nullopt,
-                                                                 eos_after ? out.eos : std::nullopt));
+    json += ",\n\"post_processor\": " +
+            dump_json(post_processor(vocabulary, bos_before ? out.bos : std::nullopt, eos_after ? out.eos : std::nullopt));
     json += ",\n\"decoder\": " + dump_json(spm ? spm_decoder(add_space_prefix) : byte_level("ByteLevel", true));
     json += ",\n\"model\": " + dump_json(model_head);
-    json.pop_back();    // the brace: vocabulary and merges follow, too large for a tree of values
+    json.pop_back();  // the brace: vocabulary and merges follow, too large for a tree of values
     json += ",\n";
     append_model(json, vocabulary, merges);
     json += "}}\n";

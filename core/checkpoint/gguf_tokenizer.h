@@ -12,9 +12,9 @@ namespace awq {
 
 struct GgufTokenizer {
     std::string tokenizer_json;
-    Json tokenizer_config;                        // with the chat template
+    Json tokenizer_config;  // with the chat template
     std::optional<uint64_t> bos, eos, pad, unk;
-    std::vector<uint64_t> end_ids;                // what ends an answer: eos first, then end-of-turn tokens
+    std::vector<uint64_t> end_ids;  // what ends an answer: eos first, then end-of-turn tokens
 };
 
 // `vocab_rows`: rows of the embedding; every id is below it.
