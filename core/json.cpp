@@ -89,10 +89,8 @@ Status simd_parse(simdjson::dom::parser& parser, std::string_view text, int max_
     return {};
 }
 
-namespace {
-
 // Recursion is bounded by the parser's depth.
-Status convert(simdjson::dom::element from, Json& to) {
+Status simd_to_json(simdjson::dom::element from, Json& to) {
     using simdjson::dom::element_type;
     switch (from.type()) {
         case element_type::NULL_VALUE: to = nullptr; break;
@@ -106,7 +104,7 @@ Status convert(simdjson::dom::element from, Json& to) {
             simdjson::dom::array array = from.get_array().value_unsafe();
             for (simdjson::dom::element item : array) {
                 items.emplace_back();
-                AWQ_TRY(convert(item, items.back()));
+                AWQ_TRY(simd_to_json(item, items.back()));
             }
             to = Json(std::move(items));
             break;
@@ -119,7 +117,7 @@ Status convert(simdjson::dom::element from, Json& to) {
                 if (!seen.insert(key).second)
                     return Status(Code::bad_file, "the key \"" + quote(key) + "\" stands twice in one object");
                 members.emplace_back(std::string(key), Json());
-                AWQ_TRY(convert(value, members.back().second));
+                AWQ_TRY(simd_to_json(value, members.back().second));
             }
             to = Json(std::move(members));
             break;
@@ -128,14 +126,12 @@ Status convert(simdjson::dom::element from, Json& to) {
     return {};
 }
 
-}  // namespace
-
 Result<Json> parse_json(std::string_view text, int max_depth) {
     simdjson::dom::parser parser;
     simdjson::dom::element root;
     AWQ_TRY(simd_parse(parser, text, max_depth, root));
     Json value;
-    AWQ_TRY(convert(root, value));
+    AWQ_TRY(simd_to_json(root, value));
     return value;
 }
 

@@ -3,11 +3,14 @@
 #pragma once
 #include <simdjson.h>
 #include <string_view>
+#include "core/json.h"
 #include "core/status.h"
 
 namespace awq {
 
 // `root` points into `parser`, which must outlive it.
 Status simd_parse(simdjson::dom::parser& parser, std::string_view text, int max_depth, simdjson::dom::element& root);
+// A part of such a document as a value of its own; here twin keys are refused.
+Status simd_to_json(simdjson::dom::element from, Json& to);
 
 }  // namespace awq

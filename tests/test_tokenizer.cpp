@@ -1,0 +1,381 @@
+// The tokenizer against what Hugging Face's gives (tests/data/tokenizer), and against files that lie.
+// AWQ_GOLDEN=DIR runs over DIR/tokenizers/*/tokenizer.json.gz and DIR/golden/tokenizer/*.jsonl.gz as well.
+#include <doctest/doctest.h>
+#include <zlib.h>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include "core/json.h"
+#include "core/text/detokenizer.h"
+
+using namespace awq;
+
+namespace {
+
+const std::string data = "tests/data/tokenizer/";
+
+std::string gunzip(const std::string& path) {
+    std::string out;
+    gzFile file = gzopen(path.c_str(), "rb");
+    REQUIRE_MESSAGE(file != nullptr, path);
+    std::vector<char> buffer(1 << 20);
+    for (int n; (n = gzread(file, buffer.data(), static_cast<unsigned>(buffer.size()))) > 0;)
+        out.append(buffer.data(), static_cast<size_t>(n));
+    gzclose(file);
+    return out;
+}
+
+std::shared_ptr<const Tokenizer> parse(std::string_view json, const std::string& name = "tokenizer.json") {
+    auto tokenizer = Tokenizer::parse(json, name);
+    REQUIRE_MESSAGE(tokenizer.ok(), tokenizer.status().message());
+    return *tokenizer;
+}
+
+std::vector<int32_t> ids_of(const Json& list) {
+    std::vector<int32_t> out;
+    for (const Json& id : list.items()) out.push_back(static_cast<int32_t>(id.integer()));
+    return out;
+}
+
+template <class Check>
+void for_each_line(const std::string& path, Check check) {
+    std::string text = gunzip(path);
+    for (size_t begin = 0; begin < text.size();) {
+        size_t end = std::min(text.find('\n', begin), text.size());
+        auto line = parse_json(std::string_view(text).substr(begin, end - begin));
+        REQUIRE(line.ok());
+        check(*line);
+        begin = end + 1;
+    }
+}
+
+void check_encodings(const std::shared_ptr<const Tokenizer>& tokenizer, const std::string& path) {
+    int wrong = 0;
+    for_each_line(path, [&](const Json& line) {
+        const std::string& text = line.find("text")->string();
+        auto expected = ids_of(*line.find("ids"));
+        auto ids = tokenizer->encode(text, line.find("add_special_tokens")->boolean());
+        auto decoded = tokenizer->decode(expected, false), skipped = tokenizer->decode(expected, true);
+        bool right = ids.ok() && *ids == expected && decoded.ok() && *decoded == line.find("decoded")->string() && skipped.ok() &&
+                     *skipped == line.find("decoded_skip")->string();
+        if (!right && ++wrong <= 3) FAIL_CHECK(path, ": ", quote(text));
+    });
+    CHECK_MESSAGE(wrong == 0, path);
+}
+
+void check_streams(const std::shared_ptr<const Tokenizer>& tokenizer, const std::string& path) {
+    int wrong = 0;
+    for_each_line(path, [&](const Json& line) {
+        Detokenizer stream(tokenizer, line.find("skip_special_tokens")->boolean());
+        auto ids = ids_of(*line.find("ids"));
+        bool right = true;
+        for (size_t i = 0; i < ids.size(); ++i) {
+            auto piece = stream.push(ids[i]);
+            right = right && piece.ok() && *piece == line.find("pieces")->items()[i].string();
+        }
+        auto rest = stream.flush();
+        right = right && rest.ok() && *rest == line.find("flush")->string();
+        if (!right && ++wrong <= 3) FAIL_CHECK(path, ": ", quote(line.find("text")->string()));
+    });
+    CHECK_MESSAGE(wrong == 0, path);
+}
+
+void check_goldens(const std::shared_ptr<const Tokenizer>& tokenizer, const std::string& prefix) {
+    check_encodings(tokenizer, prefix + ".jsonl.gz");
+    if (std::filesystem::exists(prefix + ".stream.jsonl.gz")) check_streams(tokenizer, prefix + ".stream.jsonl.gz");
+}
+
+// Decoding piece by piece gives what decoding at once gives.
+void check_stream_is_whole(const std::shared_ptr<const Tokenizer>& tokenizer, const std::vector<int32_t>& ids, bool skip) {
+    Detokenizer stream(tokenizer, skip);
+    std::string joined;
+    for (int32_t id : ids) {
+        auto piece = stream.push(id);
+        REQUIRE(piece.ok());
+        joined += *piece;
+    }
+    auto rest = stream.flush();
+    REQUIRE(rest.ok());
+    auto whole = tokenizer->decode(ids, skip);
+    REQUIRE(whole.ok());
+    CHECK(joined + *rest == *whole);
+}
+
+// A tokenizer of single letters and a few merges, with the members given.
+std::string small(const std::string& members, const std::string& model = "",
+                  const std::string& vocab = R"("a":0,"b":1,"c":2,"ab":3,"abc":4,"bc":5," ":6,"<unk>":7)",
+                  const std::string& merges = R"(["a","b"],["b","c"],["ab","c"])") {
+    return "{\"version\":\"1.0\"," + (members.empty() ? "" : members + ",") + "\"model\":{\"type\":\"BPE\"," +
+           (model.empty() ? "" : model + ",") + "\"vocab\":{" + vocab + "},\"merges\":[" + merges + "]}}";
+}
+
+std::string added(int id, const std::string& content, const std::string& flags = "") {
+    std::string out = "{\"id\":" + std::to_string(id) + ",\"content\":\"" + content + "\"";
+    for (const char* flag : {"single_word", "lstrip", "rstrip", "normalized", "special"})
+        out += std::string(",\"") + flag + "\":" + (flags.find(flag) != flags.npos ? "true" : "false");
+    return out + "}";
+}
+
+using Ids = std::vector<int32_t>;
+Ids encode(const std::string& json, std::string_view text, bool special = false) {
+    auto ids = parse(json)->encode(text, special);
+    REQUIRE_MESSAGE(ids.ok(), ids.status().message());
+    return *ids;
+}
+std::string error_of(const std::string& json) {
+    auto tokenizer = Tokenizer::parse(json, "t.json");
+    return tokenizer.ok() ? "" : tokenizer.status().message();
+}
+
+}  // namespace
+
+TEST_CASE("tokenizer: goldens") {
+    std::map<std::string, std::string> texts;
+    for (const char* name : {"mini_added", "mini_bloom", "mini_metaspace", "mini_unk", "llama2", "smollm2_digits", "gpt_neox",
+                             "falcon", "llama3_1"}) {
+        texts[name] = gunzip(data + name + ".json.gz");
+        check_goldens(parse(texts[name], name), data + name);
+    }
+    std::map<std::string, Json> bases;
+    std::string text;
+    {
+        FILE* file = fopen((data + "derived.json").c_str(), "rb");
+        REQUIRE(file != nullptr);
+        char buffer[65536];
+        for (size_t n; (n = fread(buffer, 1, sizeof buffer, file)) > 0;) text.append(buffer, n);
+        fclose(file);
+    }
+    auto derived = parse_json(text);
+    REQUIRE(derived.ok());
+    for (const auto& [name, recipe] : derived->members()) {
+        const std::string& base = recipe.find("base")->string();
+        if (bases.count(base) == 0) bases[base] = *parse_json(texts[base]);
+        Json json = bases[base];
+        for (const auto& [key, value] : recipe.find("set")->members()) json.set(key, value);
+        check_goldens(parse(dump_json(json), name), data + name);
+    }
+}
+
+TEST_CASE("tokenizer: all goldens" * doctest::skip(std::getenv("AWQ_GOLDEN") == nullptr)) {
+    const std::string root = std::getenv("AWQ_GOLDEN") == nullptr ? "" : std::getenv("AWQ_GOLDEN");
+    for (const auto& entry : std::filesystem::directory_iterator(root + "/tokenizers")) {
+        std::string name = entry.path().filename();
+        std::string json = gunzip(entry.path().string() + "/tokenizer.json.gz");
+        auto begin = std::chrono::steady_clock::now();
+        auto tokenizer = parse(json, name);
+        std::chrono::duration<double, std::milli> load = std::chrono::steady_clock::now() - begin;
+        MESSAGE(name, ": loaded in ", load.count(), " ms");
+        check_goldens(tokenizer, root + "/golden/tokenizer/" + name);
+    }
+}
+
+TEST_CASE("tokenizer: merges go by rank, then place; both forms of merges") {
+    CHECK(encode(small(""), "abcab") == Ids{4, 3});
+    CHECK(encode(small("", "", R"("a":0,"b":1,"c":2,"ab":3,"abc":4,"bc":5)", R"("#version: 0.2","a b","b c","ab c")"), "abcab") == Ids{4, 3});
+    CHECK(encode(small("", "", R"("a":0,"b":1,"c":2,"ab":3,"abc":4,"bc":5)", R"("b c","a b")"), "abc") == Ids{0, 5});
+    CHECK(encode(small("", R"("ignore_merges":true)", R"("a":0,"b":1,"c":2,"ca":3)", ""), "ca") == Ids{3});
+    CHECK(encode(small("", R"("ignore_merges":false)", R"("a":0,"b":1,"c":2,"ca":3)", ""), "ca") == Ids{2, 0});
+}
+
+TEST_CASE("tokenizer: unknown characters") {
+    CHECK(encode(small(""), "axyb") == Ids{3});    // no unk_token: they vanish, their neighbours meet
+    CHECK(encode(small("", R"("unk_token":"<unk>")"), "axyb") == Ids{0, 7, 7, 1});
+    CHECK(encode(small("", R"("unk_token":"<unk>","fuse_unk":true)"), "axyb") == Ids{0, 7, 1});
+    // Byte tokens do not end a run of unknown ones, and overtake it: x is unknown, y has a byte token.
+    CHECK(encode(small("", R"("unk_token":"<unk>","byte_fallback":true)", R"("a":0,"<unk>":1,"<0x79>":2)", ""), "axya") ==
+          Ids{0, 2, 1, 0});
+    auto tokenizer = parse(small("", R"("unk_token":"<gone>")"));
+    CHECK(tokenizer->encode("ab", false).ok());
+    CHECK(tokenizer->encode("x", false).status().message() ==
+          "model.unk_token: \"<gone>\" is needed but not in the vocabulary");
+}
+
+TEST_CASE("tokenizer: continuing_subword_prefix and end_of_word_suffix") {
+    std::string json = small("", R"("continuing_subword_prefix":"##","end_of_word_suffix":"</w>")",
+                             R"("a":0,"##b":1,"##b</w>":2,"ab</w>":3,"a</w>":4)", R"(["a","##b</w>"])");
+    CHECK(encode(json, "ab") == Ids{3});
+    CHECK(encode(json, "a") == Ids{4});
+    CHECK(encode(json, "abb") == Ids{0, 1, 2});
+}
+
+TEST_CASE("tokenizer: added tokens") {
+    auto with = [](const std::string& tokens) { return small("\"added_tokens\":[" + tokens + "]"); };
+    CHECK(encode(with(added(8, "<x>")), "a<x>b") == Ids{0, 8, 1});
+    CHECK(encode(with(added(8, "<x>") + "," + added(9, "<x><y>")), "<x><y><x>") == Ids{9, 8});    // the longest
+    CHECK(encode(with(added(8, "a<") + "," + added(9, "<xyz>")), "a<xyz>") == Ids{8});            // the leftmost
+    CHECK(encode(with(added(8, "<x>", "lstrip")), "a  <x> b") == Ids{0, 8, 6, 1});
+    CHECK(encode(with(added(8, "<x>", "rstrip")), "a <x>\xc2\xa0\t b") == Ids{0, 6, 8, 1});
+    CHECK(encode(with(added(8, "<x>", "lstrip rstrip")), "a <x>  <x> b") == Ids{0, 8, 8, 1});
+    CHECK(encode(with(added(8, "cc", "single_word")), "cc acc cc") == Ids{8, 6, 0, 2, 2, 6, 8});
+    CHECK(encode(small("\"normalizer\":{\"type\":\"Lowercase\"},\"added_tokens\":[" + added(8, "<X>", "normalized") + "," +
+                       added(9, "<Y>") + "]"),
+                 "<x><X><y><Y>") == Ids{8, 8, 9});
+    CHECK(encode(with(added(8, "")), "ab") == Ids{3});
+    CHECK(encode(with(added(3, "ab")), "abc") == Ids{3, 2});    // one of the vocabulary's
+    // The id is that of the token's place, as for the reference; a disagreeing file is told of.
+    auto tokenizer = parse(with(added(17, "<x>")));
+    CHECK(*tokenizer->encode("<x>", false) == Ids{8});
+    REQUIRE(tokenizer->warnings().size() == 1);
+    CHECK(tokenizer->vocab_size() == 9);
+}
+
+TEST_CASE("tokenizer: lookups") {
+    auto tokenizer = parse(small("\"added_tokens\":[" + added(8, "<x>", "special") + "," + added(9, "<y>") + "]"));
+    CHECK(tokenizer->vocab_size() == 10);
+    CHECK(tokenizer->token_to_id("abc") == 4);
+    CHECK(tokenizer->token_to_id("<y>") == 9);
+    CHECK_FALSE(tokenizer->token_to_id("nothing").has_value());
+    CHECK(tokenizer->id_to_token(4) == "abc");
+    CHECK(tokenizer->id_to_token(8) == "<x>");
+    CHECK(tokenizer->id_to_token(10).empty());
+    CHECK(tokenizer->id_to_token(-1).empty());
+    CHECK(tokenizer->is_special(8));
+    CHECK_FALSE(tokenizer->is_special(9));
+    // Without a decoder: spaces between. Unknown ids are passed over.
+    CHECK(*tokenizer->decode(Ids{4, -1, 8, 99, 0}, false) == "abc <x> a");
+    CHECK(*tokenizer->decode(Ids{4, 8, 0}, true) == "abc a");
+}
+
+TEST_CASE("tokenizer: ill-formed UTF-8 is read as U+FFFD") {
+    std::string json = small("", R"("unk_token":"<unk>")");
+    CHECK(encode(json, "a\xff" "b") == Ids{0, 7, 1});
+    CHECK(encode(json, "a\xe2\x82") == Ids{0, 7});            // one maximal part
+    CHECK(encode(json, "\xed\xa0\x80") == Ids{7, 7, 7});      // a surrogate: three
+    CHECK(encode(json, std::string_view("a\0b", 3)) == Ids{0, 7, 1});
+}
+
+TEST_CASE("tokenizer: post-processors") {
+    std::string special = R"("special_tokens":{"<s>":{"id":"<s>","ids":[7],"tokens":["<s>"]}})";
+    std::string both = R"("post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},
+        {"Sequence":{"id":"A","type_id":0}},{"SpecialToken":{"id":"<s>","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],"pair":[],)" +
+                       special + "}";
+    CHECK(encode(small(both), "ab", true) == Ids{7, 3, 7, 3});
+    CHECK(encode(small(both), "ab", false) == Ids{3, 3});
+    std::string none = R"("post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}}],"pair":[],)" +
+                       special + "}";
+    CHECK(encode(small(none), "ab", true) == Ids{7});
+    CHECK(encode(small(none), "ab", false).empty());
+    std::string roberta = R"("post_processor":{"type":"RobertaProcessing","sep":["</s>",2],"cls":["<s>",0],"trim_offsets":true,"add_prefix_space":true})";
+    CHECK(encode(small(roberta), "ab", true) == Ids{0, 3, 2});
+}
+
+TEST_CASE("detokenizer: any chain of decoders gives, piece by piece, what it gives at once") {
+    const std::string vocab =
+        R"("▁a":0,"b":1,"▁":2,"<0xE2>":3,"<0x82>":4,"<0xAC>":5,"<0x41>":6,"c</w>":7,"</w>":8,"##d":9,"▁▁":10,"<0xff>":11,"é":12,"Ġ":13,"Ã":14)";
+    const char* decoders[] = {
+        "null",
+        R"({"type":"ByteLevel"})",
+        R"({"type":"BPEDecoder","suffix":"</w>"})",
+        R"({"type":"WordPiece","prefix":"##","cleanup":true})",
+        R"({"type":"Metaspace","replacement":"▁","prepend_scheme":"always","split":true})",
+        R"({"type":"Metaspace","replacement":"▁","prepend_scheme":"never"})",
+        R"({"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]})",
+        R"({"type":"Sequence","decoders":[{"type":"ByteFallback"},{"type":"Fuse"},{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"Strip","content":" ","start":2,"stop":1}]})",
+        R"({"type":"Sequence","decoders":[{"type":"ByteFallback"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"first"}]})",
+        R"({"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"Replace","pattern":{"Regex":"[▁b]+"},"content":"-"}]})",
+        R"({"type":"Sequence","decoders":[{"type":"BPEDecoder","suffix":"</w>"},{"type":"Strip","content":" ","start":1,"stop":1},{"type":"Fuse"}]})",
+        R"({"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"BPEDecoder","suffix":"</w>"},{"type":"ByteLevel"}]})",
+    };
+    uint32_t seed = 1;
+    for (const char* decoder : decoders) {
+        auto tokenizer = parse(small("\"decoder\":" + std::string(decoder), "", vocab, ""));
+        for (int round = 0; round < 200; ++round) {
+            Ids ids;
+            for (int n = round % 12; n > 0; --n) ids.push_back(static_cast<int32_t>((seed = seed * 1664525 + 1013904223) >> 16) % 16);
+            check_stream_is_whole(tokenizer, ids, false);
+        }
+    }
+    auto text = [&](const char* decoder, Ids ids) {
+        return *parse(small("\"decoder\":" + std::string(decoder), "", vocab, ""))->decode(ids, false);
+    };
+    CHECK(text(decoders[2], {7, 8, 7}) == "c  c");
+    CHECK(text(decoders[3], {1, 9, 1}) == "bd b");
+    CHECK(text(decoders[4], {0, 0, 10}) == "a a  ");
+    CHECK(text(decoders[6], {0, 3, 4, 5, 6, 3, 1}) == "a\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD" "b");
+    CHECK(text(decoders[6], {0, 3, 4, 5, 6, 1}) == "a€Ab");
+    CHECK(text(decoders[7], {10, 0, 2}) == " a");
+}
+
+TEST_CASE("detokenizer: what is held back") {
+    auto bytes = parse(small(R"("decoder":{"type":"ByteLevel"})", "", R"("â":0,"Ĥ":1,"¬":2,"A":3)", ""));
+    Detokenizer stream(bytes, false);
+    CHECK(*stream.push(0) == "");
+    CHECK(*stream.push(1) == "");
+    CHECK(*stream.push(2) == "€");
+    CHECK(*stream.push(0) == "");
+    CHECK(*stream.push(3) == "\xEF\xBF\xBD" "A");
+    CHECK(*stream.push(0) == "");
+    CHECK(*stream.flush() == "\xEF\xBF\xBD");
+    CHECK(*stream.push(3) == "A");    // begun anew
+}
+
+TEST_CASE("tokenizer: files that lie are refused, and told what is wrong") {
+    CHECK(error_of("") == "t.json: not valid JSON: Empty: no JSON found");
+    CHECK(error_of("[]") == "t.json: found an array; expected an object");
+    CHECK(error_of("{}") == "t.json: model: found nothing; expected an object");
+    CHECK(error_of(R"({"model":{"type":"Unigram","vocab":[]}})") == "t.json: model.type: found \"Unigram\"; expected \"BPE\"");
+    CHECK(error_of(R"({"version":"2.0","model":{}})") == "t.json: version: found \"2.0\"; expected \"1.0\"");
+    CHECK(error_of(R"({"model":{"type":"BPE","vocab":{"a":0,"\u0061":1},"merges":[]}})") ==
+          "t.json: model.vocab: the key \"a\" stands twice");
+    CHECK(error_of(R"({"model":{"type":"BPE","vocab":{"a":0,"b":0},"merges":[]}})") ==
+          "t.json: model.vocab[\"b\"]: the id 0 is that of \"a\" too; expected one token for each id");
+    for (const char* id : {"-1", "1.0", "\"1\"", "16777216", "18446744073709551615", "null"})
+        CHECK(error_of("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":" + std::string(id) + "},\"merges\":[]}}").find("expected an integer from 0 to 16777215") != std::string::npos);
+    CHECK(error_of(small("", "", R"("a":0,"b":1)", R"(["a","b"])")) ==
+          "t.json: model.merges[0]: the result \"ab\" is not in the vocabulary");
+    CHECK(error_of(small("", "", R"("a":0,"b":1)", R"(["a","x"])")) ==
+          "t.json: model.merges[0]: the right part \"x\" is not in the vocabulary");
+    CHECK(error_of(small("", "", R"("a":0)", R"("a")")) ==
+          "t.json: model.merges[0]: found \"a\"; expected two tokens with a space between");
+    CHECK(error_of(small("", "", R"("a":0)", R"("a b c")")).find("expected two tokens") != std::string::npos);
+    CHECK(error_of(small("", "", R"("a":0,"aa":1)", R"(["a","a"],"a a")")).find("model.merges[1]: found a string") != std::string::npos);
+    CHECK(error_of(small("", "", R"("a":0,"aa":1)", R"(["a","a","a"])")).find("pair of strings") != std::string::npos);
+    CHECK(error_of(small("", R"("dropout":2.0)")) == "t.json: model.dropout: found a real number; expected a number from 0 to 1");
+    CHECK(error_of(small(R"("normalizer":{"type":"Precompiled","precompiled_charsmap":""})")).find("normalizer.type: found \"Precompiled\"") !=
+          std::string::npos);
+    CHECK(error_of(small(R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"UnicodeScripts"}]})"))
+              .find("pre_tokenizer.pretokenizers[0].type: found \"UnicodeScripts\"") != std::string::npos);
+    CHECK(error_of(small(R"("decoder":{"type":"CTC"})")).find("decoder.type: found \"CTC\"") != std::string::npos);
+    CHECK(error_of(small(R"("post_processor":{"type":"Odd"})")).find("post_processor.type: found \"Odd\"") != std::string::npos);
+    CHECK(error_of(small(R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":"(a"},"behavior":"Isolated","invert":false})")) ==
+          "t.json: pre_tokenizer.pattern: regular expression \"(a\" at byte 2: expected )");
+    CHECK(error_of(small("\"added_tokens\":[" + added(8, "<x>") + "," + added(8, "<y>") + "]")).find("stands twice") != std::string::npos);
+    CHECK(error_of(small("\"added_tokens\":[" + added(8, std::string(2000, 'x')) + "]")).find("2000 bytes; expected at most 1024") !=
+          std::string::npos);
+    CHECK(error_of(small("\"added_tokens\":[" + added(2, "<x>") + "]", "", R"("a":0,"b":3)", "")) == "");
+    CHECK(error_of(small("\"added_tokens\":[" + added(2, "<x>") + "," + added(3, "<y>") + "]", "", R"("a":0,"b":3)", "")).find("without holes") !=
+          std::string::npos);
+    std::string deep = R"("normalizer":)";
+    for (int i = 0; i < 1000; ++i) deep += R"({"type":"Sequence","normalizers":[)";
+    CHECK(error_of(small(deep)).find("nested deeper") != std::string::npos);
+    CHECK(error_of("{\"model\":{\"vocab\":{" + std::string(100, '"')).find("not valid JSON") != std::string::npos);
+}
+
+TEST_CASE("tokenizer: bombs end in an error, and soon") {
+    auto begin = std::chrono::steady_clock::now();
+    auto split = [](const std::string& regex) {
+        return small(R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":")" + regex + R"("},"behavior":"Isolated","invert":false})");
+    };
+    auto bomb = parse(split("(?:a+)+b"));
+    CHECK(bomb->encode(std::string(50, 'a') + "c", false).status().message().find("gave up after too many steps") != std::string::npos);
+    CHECK(bomb->encode("aab", false).ok());
+    CHECK(error_of(split("(?:(?:(?:a{1000}){1000}){1000}){1000}")).find("a pattern of this size") != std::string::npos);
+    CHECK(error_of(split("(?:(?:(?:(?:){9999}){9999}){9999})")).find("a pattern of this size") != std::string::npos);
+    CHECK(error_of(split(std::string(1000, '(') + std::string(1000, ')'))).find("nesting") != std::string::npos);
+    std::string grow = R"("normalizer":{"type":"Sequence","normalizers":[)";
+    for (int i = 0; i < 40; ++i) grow += std::string(i > 0 ? "," : "") + R"({"type":"Replace","pattern":{"String":"a"},"content":"aaaaaaaaaaaaaaaa"})";
+    CHECK(parse(small(grow + "]}"))->encode("a", false).status().message().find("grows beyond") != std::string::npos);
+    CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(60));
+}
+
+TEST_CASE("tokenizer: a long word takes n log n time") {
+    auto tokenizer = parse(gunzip(data + "llama2.json.gz"));
+    for (const std::string& text : {std::string(1 << 20, 'a'), std::string(1 << 20, ' '), std::string(1 << 20, '\xff')}) {
+        auto begin = std::chrono::steady_clock::now();
+        CHECK(tokenizer->encode(text, true).ok());
+        CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(20));    // far more than it takes: see the bound of n^2
+    }
+    CHECK(tokenizer->encode(std::string(Tokenizer::text_limit + 1, 'a'), true).status().message().find("expected at most") !=
+          std::string::npos);
+}
