@@ -6,8 +6,6 @@ namespace awq {
 
 namespace {
 
-constexpr size_t text_limit = size_t{256} << 20;    // bytes a text may grow to
-
 // One character after another, each to what `change(out, c)` appends.
 template <class Change>
 void map_characters(NormalizedText& text, Change change) {
@@ -54,20 +52,20 @@ void strip(NormalizedText& text, bool left, bool right) {
 }
 
 Status replace(const Normalizer::Step& step, NormalizedText& text, Regex::Budget& budget) {
-    std::vector<PatternPart> parts;
-    AWQ_TRY(step.pattern.find(text.text, false, budget, parts));
     std::string out;
-    size_t origin = 0;
-    for (const PatternPart& part : parts) {
-        out += part.is_match ? std::string_view(step.content) : std::string_view(text.text).substr(part.begin, part.end - part.begin);
-        // What replaces a match is laid to the match's last character.
-        if (part.end <= text.origin)
-            origin = out.size();
-        else if (part.begin < text.origin && !part.is_match)
-            origin = out.size() - (part.end - text.origin);
-        if (out.size() > text_limit)
-            return Status(Code::invalid_argument, "normalizer Replace: the text grows beyond " + std::to_string(text_limit) + " bytes");
-    }
+    size_t last = 0, origin = 0;
+    auto copy = [&](size_t end) {
+        if (last < text.origin) origin = out.size() + std::min(end, text.origin) - last;
+        out.append(text.text, last, end - last);
+    };
+    AWQ_TRY(step.pattern.for_each_match(text.text, budget, [&](size_t begin, size_t end) {
+        if (out.size() > grown_text_limit) return;    // the search goes on, to no effect
+        copy(begin);
+        out += step.content;
+        if (end <= text.origin) origin = out.size();    // what replaces a match is laid to the match's last character
+        last = end;
+    }));
+    if (out.size() <= grown_text_limit) copy(text.text.size());
     text = {std::move(out), origin};
     return {};
 }
@@ -111,8 +109,8 @@ Status Normalizer::apply(NormalizedText& text, Regex::Budget& budget) const {
                 break;
             }
         }
-        if (text.text.size() > text_limit)
-            return Status(Code::invalid_argument, "normalizer: the text grows beyond " + std::to_string(text_limit) + " bytes");
+        if (text.text.size() > grown_text_limit)
+            return Status(Code::invalid_argument, "normalizer: the text grows beyond " + std::to_string(grown_text_limit) + " bytes");
     }
     return {};
 }

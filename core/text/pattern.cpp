@@ -3,13 +3,6 @@
 
 namespace awq {
 
-namespace {
-
-// More than this is no text but an attack: a replacement that grows the text without bound.
-constexpr size_t result_limit = size_t{256} << 20;
-
-}  // namespace
-
 Pattern Pattern::of(Predicate predicate) {
     Pattern out;
     out.predicate_ = predicate;
@@ -51,35 +44,34 @@ Status Pattern::find(std::string_view text, bool invert, Regex::Budget& budget, 
         return {};
     }
     size_t last = 0;
-    auto match = [&](size_t begin, size_t end) {
-        if (begin > last) parts.push_back({last, begin, invert});
-        parts.push_back({begin, end, !invert});
-        last = end;
+    auto add = [&](size_t begin, size_t end, bool is_match) {
+        parts.push_back({static_cast<uint32_t>(begin), static_cast<uint32_t>(end), is_match});
     };
-    if (predicate_ != nullptr) {
-        for (size_t pos = 0; pos < text.size();) {
-            size_t begin = pos;
-            if (predicate_(unicode::decode(text, pos))) match(begin, pos);
-        }
-    } else if (regex_ != nullptr) {
-        if (!regex_->for_each_match(text, budget, match))
-            return Status(Code::unsupported, "regular expression \"" + quote(source_) + "\": gave up after too many steps on this text");
-    } else {
-        for (size_t pos; (pos = text.find(literal_, last)) != text.npos;) match(pos, pos + literal_.size());
-    }
-    if (last < text.size()) parts.push_back({last, text.size(), invert});
+    AWQ_TRY(for_each_match(text, budget, [&](size_t begin, size_t end) {
+        if (begin > last) add(last, begin, invert);
+        add(begin, end, !invert);
+        last = end;
+    }));
+    if (last < text.size()) add(last, text.size(), invert);
     return {};
+}
+
+Status Pattern::gave_up() const {
+    return Status(Code::unsupported, "regular expression \"" + quote(source_) + "\": gave up after too many steps on this text");
 }
 
 Result<std::string> Pattern::replace(std::string_view text, std::string_view content, Regex::Budget& budget) const {
     std::string out;
-    std::vector<PatternPart> parts;
-    AWQ_TRY(find(text, false, budget, parts));
-    for (const PatternPart& part : parts) {
-        out += part.is_match ? content : text.substr(part.begin, part.end - part.begin);
-        if (out.size() > result_limit)
-            return Status(Code::invalid_argument, "Replace: the text grows beyond " + std::to_string(result_limit) + " bytes");
-    }
+    size_t last = 0;
+    AWQ_TRY(for_each_match(text, budget, [&](size_t begin, size_t end) {
+        if (out.size() > grown_text_limit) return;    // the search goes on, to no effect
+        out.append(text, last, begin - last);
+        out += content;
+        last = end;
+    }));
+    if (out.size() > grown_text_limit)
+        return Status(Code::invalid_argument, "Replace: the text grows beyond " + std::to_string(grown_text_limit) + " bytes");
+    out.append(text, last);
     return out;
 }
 

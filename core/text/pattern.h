@@ -8,9 +8,11 @@ namespace awq {
 
 // A part of a text that matched, or what lies between matches. Parts cover the text from left to right.
 struct PatternPart {
-    size_t begin, end;
+    uint32_t begin, end;    // texts are far smaller than 4 GiB: Tokenizer::text_limit
     bool is_match;
 };
+// What a text may grow to, by Replace or a normal form: beyond that it is no text but an attack.
+inline constexpr size_t grown_text_limit = size_t{32} << 20;
 
 class Pattern {
 public:
@@ -24,10 +26,28 @@ public:
     Status find(std::string_view text, bool invert, Regex::Budget& budget, std::vector<PatternPart>& parts) const;
     // `text` with each match replaced.
     Result<std::string> replace(std::string_view text, std::string_view content, Regex::Budget& budget) const;
+    // visit(begin, end) for each match.
+    template <class Visit>
+    Status for_each_match(std::string_view text, Regex::Budget& budget, Visit visit) const {
+        if (text.empty()) return {};
+        if (predicate_ != nullptr) {
+            for (size_t pos = 0; pos < text.size();) {
+                size_t begin = pos;
+                if (predicate_(unicode::decode(text, pos))) visit(begin, pos);
+            }
+        } else if (regex_ != nullptr) {
+            if (!regex_->for_each_match(text, budget, visit)) return gave_up();
+        } else {
+            for (size_t pos = 0; (pos = text.find(literal_, pos)) != text.npos; pos += literal_.size())
+                visit(pos, pos + literal_.size());
+        }
+        return {};
+    }
     // The one character that all matches consist of, where that is plain from the pattern.
     std::optional<uint32_t> single_character() const;
 
 private:
+    Status gave_up() const;
     Predicate predicate_ = nullptr;
     std::string literal_;
     std::shared_ptr<const Regex> regex_;

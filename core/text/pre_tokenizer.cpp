@@ -9,8 +9,8 @@ namespace {
 using Piece = PreTokenized::Piece;
 
 // The part [begin, end) of `piece`, both counted from the piece's beginning.
-Piece part_of(const Piece& piece, size_t begin, size_t end) {
-    size_t origin = piece.origin > begin ? std::min(piece.origin, end) - begin : 0;
+Piece part_of(const Piece& piece, uint32_t begin, uint32_t end) {
+    uint32_t origin = piece.origin > begin ? std::min(piece.origin, end) - begin : 0;
     return {piece.begin + begin, piece.begin + end, origin, -1};
 }
 
@@ -42,9 +42,9 @@ void rewrite(PreTokenized& words, Change change) {
         if (piece.token >= 0) continue;
         std::string_view text = std::string_view(words.text).substr(piece.begin, piece.end - piece.begin);
         size_t begin = out.size();
-        piece.origin = change(out, piece, text);
-        piece.begin = begin;
-        piece.end = out.size();
+        piece.origin = static_cast<uint32_t>(change(out, piece, text));
+        piece.begin = static_cast<uint32_t>(begin);
+        piece.end = static_cast<uint32_t>(out.size());
     }
     words.text = std::move(out);
 }
@@ -55,7 +55,7 @@ Status byte_level_step(const PreTokenizer::Step& step, PreTokenized& words, Rege
             bool add = !text.starts_with(' ');
             if (add) out += ' ';
             out += text;
-            return piece.origin > 0 && add ? piece.origin + 1 : piece.origin;
+            return size_t{piece.origin} + (piece.origin > 0 && add ? 1 : 0);
         });
     if (step.use_regex)
         AWQ_TRY(cut(words, [&](std::string_view text, std::vector<PatternPart>& parts) {
@@ -102,13 +102,13 @@ Status whitespace_parts(std::string_view text, std::vector<PatternPart>& parts) 
     parts.clear();
     Sort before = Sort::space;
     for (size_t pos = 0; pos < text.size();) {
-        size_t begin = pos;
+        auto begin = static_cast<uint32_t>(pos);
         Sort sort = sort_of(unicode::decode(text, pos));
         if (sort != Sort::space) {
             if (sort == before)
-                parts.back().end = pos;
+                parts.back().end = static_cast<uint32_t>(pos);
             else
-                parts.push_back({begin, pos, false});
+                parts.push_back({begin, static_cast<uint32_t>(pos), false});
         }
         before = sort;
     }
@@ -118,9 +118,9 @@ Status whitespace_parts(std::string_view text, std::vector<PatternPart>& parts) 
 Status fixed_length_parts(size_t length, std::string_view text, std::vector<PatternPart>& parts) {
     parts.clear();
     for (size_t pos = 0; pos < text.size();) {
-        size_t begin = pos;
+        auto begin = static_cast<uint32_t>(pos);
         for (size_t i = 0; i < length && pos < text.size(); ++i) pos += unicode::sequence_length(static_cast<uint8_t>(text[pos]));
-        parts.push_back({begin, pos, false});
+        parts.push_back({begin, static_cast<uint32_t>(pos), false});
     }
     return {};
 }
@@ -146,8 +146,8 @@ Status PreTokenizer::apply(PreTokenized& words, Regex::Budget& budget) const {
                 }));
                 break;
         }
-        if (words.text.size() > size_t{256} << 20)
-            return Status(Code::invalid_argument, "pre_tokenizer: the text grows beyond 256 MiB");
+        if (words.text.size() > 2 * grown_text_limit)
+            return Status(Code::invalid_argument, "pre_tokenizer: the text grows beyond " + std::to_string(2 * grown_text_limit) + " bytes");
     }
     return {};
 }

@@ -8,8 +8,8 @@ namespace awq {
 // A text cut into pieces, in order. Pieces that are tokens already (added tokens) are left alone.
 struct PreTokenized {
     struct Piece {
-        size_t begin, end;      // in `text`
-        size_t origin = 0;      // as NormalizedText::origin; positive: the piece begins where the input began
+        uint32_t begin, end;    // in `text`
+        uint32_t origin = 0;    // as NormalizedText::origin; positive: the piece begins where the input began
         int32_t token = -1;     // >= 0: this added token, whatever the text
     };
     std::string text;

@@ -40,9 +40,10 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_s
         NormalizedText part{std::string(text.substr(begin, end - begin)), origin};
         AWQ_TRY(normalizer_.apply(part, budget));
         return cut_out(normalized_matcher_, part.text, words, [&](size_t from, size_t to) -> Status {
-            size_t at = words.text.size();
-            words.text.append(part.text, from, to - from);
-            words.pieces.push_back({at, words.text.size(), part.origin > from ? std::min(part.origin, to) - from : 0, -1});
+            auto at = static_cast<uint32_t>(words.text.size()), size = static_cast<uint32_t>(to - from);
+            words.text.append(part.text, from, size);
+            auto origin_here = static_cast<uint32_t>(part.origin > from ? std::min(part.origin, to) - from : 0);
+            words.pieces.push_back({at, at + size, origin_here, -1});
             return {};
         });
     }));

@@ -25,7 +25,7 @@ namespace awq {
 class Tokenizer {
 public:
     static constexpr size_t file_limit = size_t{64} << 20;    // bytes of a tokenizer.json
-    static constexpr size_t text_limit = size_t{32} << 20;    // bytes of a text
+    static constexpr size_t text_limit = size_t{16} << 20;    // bytes of a text
 
     static Result<std::shared_ptr<const Tokenizer>> load(const std::string& path);
     // `name` stands in messages for the file.
@@ -50,7 +50,6 @@ public:
 private:
     friend class TokenizerLoader;
     Tokenizer() = default;
-    void split_added_tokens(std::string_view text, bool normalized, size_t origin, PreTokenized& words) const;
 
     Bpe model_;
     std::vector<AddedToken> added_;                // by id, ascending
