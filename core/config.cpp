@@ -8,9 +8,7 @@ namespace {
 // A value of config.json as a message shows it.
 std::string shown(const Json* value) {
     if (!value) return "nothing";
-    if (value->is_array() || value->is_object()) return value->type_name();
-    std::string text = quote(dump_json(*value));
-    return value->is_string() || value->is_null() ? text : std::string(value->type_name()) + " " + text;
+    return value->is_array() || value->is_object() ? value->type_name() : quote(dump_json(*value));
 }
 
 std::string number(double value) {

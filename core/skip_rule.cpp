@@ -1,4 +1,5 @@
 #include "core/skip_rule.h"
+#include <algorithm>
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
@@ -29,6 +30,37 @@ std::string pcre2_text(int error) {
     return reinterpret_cast<const char*>(text);
 }
 
+// Whether a pattern uses syntax that PCRE2 has and Python has not (there it is an error): verbs, callouts, recursion, flags
+// set in the middle, escapes of its own. Both sides must agree on what an entry means before it decides anything.
+bool is_foreign(std::string_view pattern) {
+    bool in_class = false;
+    for (size_t i = 0; i < pattern.size(); i++) {
+        std::string_view rest = pattern.substr(i + 1);
+        char next = rest.empty() ? '\0' : rest[0];
+        if (pattern[i] == '\\') {
+            bool letter = (next >= 'a' && next <= 'z') || (next >= 'A' && next <= 'Z');
+            if (letter && std::string_view("AbBdDsSwWZafnrtvx").find(next) == std::string_view::npos) return true;
+            i++;
+        } else if (in_class) {
+            in_class = pattern[i] != ']';
+        } else if (pattern[i] == '[') {
+            in_class = true;
+            if (next == '^') i++;
+            if (i + 1 < pattern.size() && pattern[i + 1] == ']') i++;    // a bracket in front is an ordinary one
+        } else if (pattern[i] == '(' && next == '*') {
+            return true;
+        } else if (pattern[i] == '(' && next == '?') {
+            std::string_view after = rest.substr(1);
+            size_t flags = std::min(after.find_first_not_of("aimsx-"), after.size());
+            bool known = after.starts_with("=") || after.starts_with("!") || after.starts_with("<=") || after.starts_with("<!") ||
+                         after.starts_with("P<") || after.starts_with("P=") || after.starts_with("#") || after.starts_with(">") ||
+                         (flags < after.size() && after[flags] == ':');
+            if (!known) return true;
+        }
+    }
+    return false;
+}
+
 }  // namespace
 
 Result<SkipRule> SkipRule::create(std::vector<std::string> entries, Reading reading, std::string field) {
@@ -49,8 +81,7 @@ Result<SkipRule> SkipRule::create(std::vector<std::string> entries, Reading read
         auto pattern = std::make_shared<Pattern>();
         int error = 0;
         PCRE2_SIZE at = 0;
-        // (*VERBS) and (?C) callouts are PCRE2's own; in Python both are errors
-        bool foreign = entry.find("(*") != entry.npos || entry.find("(?C") != entry.npos || entry.size() > entry_length;
+        bool foreign = is_foreign(entry) || entry.size() > entry_length;
         if (!foreign)
             pattern->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(),
                                           PCRE2_ANCHORED | PCRE2_UTF | PCRE2_UCP, &error, &at, nullptr);

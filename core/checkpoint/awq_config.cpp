@@ -201,6 +201,15 @@ bool merge(Json& json, const AwqOverrides& overrides) {
     return given > 0;
 }
 
+// With the keys of every object in order; depth is what the parser allowed.
+Json sorted(Json json) {
+    if (json.is_object()) {
+        for (auto& [key, value] : json.members()) value = sorted(std::move(value));
+        std::ranges::sort(json.members(), {}, &Json::Member::first);
+    }
+    return json;
+}
+
 }  // namespace
 
 Result<AwqConfig> read_awq_config(const Json& json, const std::string& file, const AwqOverrides& overrides) {
@@ -251,10 +260,10 @@ Json AwqConfig::to_json() const {
         json.set("backend", backend);
         json.set("bits", bits);
         json.set("do_fuse", do_fuse);
-        json.set("exllama_config", exllama_config);
+        json.set("exllama_config", sorted(exllama_config));
         json.set("fuse_max_seq_len", fuse_max_seq_len ? Json(*fuse_max_seq_len) : Json());
         json.set("group_size", group_size);
-        json.set("modules_to_fuse", modules_to_fuse);
+        json.set("modules_to_fuse", sorted(modules_to_fuse));
         json.set("modules_to_not_convert", modules_to_not_convert ? std::move(strings) : Json());
         json.set("quant_method", quant_method);
         json.set("version", version);
