@@ -36,6 +36,8 @@ Status plan_fusion(PlanWork& work);
 // plan_weights.cpp: what the backend is to hold; layouts, kernels and bytes where there is a backend.
 Status plan_weights(PlanWork& work, const Backend* backend);
 
+// Bytes of the scratch buffer that ExLlama v2 would allocate for the converted Linears of this plan.
+size_t exllama_scratch(const Plan& plan);
 // Puts a rope_theta in the place where this config.json keeps its own.
 void set_rope_theta(Json& config, const Json& theta);
 // Name of the fused weight of a group.

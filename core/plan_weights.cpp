@@ -260,6 +260,8 @@ private:
     int mixed_ = 0;
 };
 
+}  // namespace
+
 // ExLlama v2's dequantising buffer and its temporary rows, over the largest layer (bytes). Beyond 2^62: that.
 size_t exllama_scratch(const Plan& plan) {
     using Wide = unsigned __int128;
@@ -272,8 +274,6 @@ size_t exllama_scratch(const Plan& plan) {
     }
     return static_cast<size_t>(std::min<Wide>(most, Wide{1} << 62));
 }
-
-}  // namespace
 
 Status plan_weights(PlanWork& work, const Backend* backend) {
     Plan& plan = work.plan;

@@ -46,7 +46,7 @@ bool is_foreign(std::string_view pattern) {
         } else if (pattern[i] == '[') {
             in_class = true;
             if (next == '^') i++;
-            if (i + 1 < pattern.size() && pattern[i + 1] == ']') i++;    // a bracket in front is an ordinary one
+            if (i + 1 < pattern.size() && pattern[i + 1] == ']') i++;  // a bracket in front is an ordinary one
         } else if (pattern[i] == '(' && next == '*') {
             return true;
         } else if (pattern[i] == '(' && next == '?') {

@@ -34,9 +34,9 @@ std::string error(const std::string& json, const AwqOverrides& overrides = {}, c
 
 // Where the verdict or the outcome differs from the record: the differing keys as JSON -> what happens here instead.
 const std::map<std::string, std::string> mended = {
-    {R"({"version": "gemv_fast"})", "accepted"},                 // formats of other releases (quirk 34)
+    {R"({"version": "gemv_fast"})", "accepted"},  // formats of other releases (quirk 34)
     {R"({"version": "marlin"})", "accepted"},
-    {R"({"bits": 8})", "refused"},                               // the reference refuses later (quirk 22)
+    {R"({"bits": 8})", "refused"},  // the reference refuses later (quirk 22)
     {R"({"bits": "4"})", "refused"},
     {R"({"bits": null})", "refused"},
     {R"({"bits": 4.0})", "refused"},
@@ -45,11 +45,11 @@ const std::map<std::string, std::string> mended = {
     {R"({"zero_point": "yes"})", "refused"},
     {R"({"do_fuse": "true", "fuse_max_seq_len": 128})", "refused"},
     {R"({"do_fuse": 0})", "refused"},
-    {R"({"exllama_config": {"version": 2.0}, "version": "exllama"})", "refused"},    // quirk 28
+    {R"({"exllama_config": {"version": 2.0}, "version": "exllama"})", "refused"},  // quirk 28
     {R"({"exllama_config": {"version": true}, "version": "exllama"})", "refused"},
     {R"({"exllama_config": {"version": 2}, "version": "exllama"})", "completed"},
-    {R"({"q_group_size": 64, "w_bit": 3})", "refused"},          // quirk 21: these names count here
-    {R"({"modules_to_not_convert": "gate"})", "letters"},        // kept as the list that it is read as
+    {R"({"q_group_size": 64, "w_bit": 3})", "refused"},    // quirk 21: these names count here
+    {R"({"modules_to_not_convert": "gate"})", "letters"},  // kept as the list that it is read as
     {R"({"quant_method": "gptq", "unknown_key": 1})", "another method"},
 };
 
@@ -58,7 +58,7 @@ const std::map<std::string, std::string> mended = {
 TEST_CASE("awq config: AwqConfig as transformers builds it") {
     size_t compared = 0, differing = 0;
     for (const Json& c : cases("init")) {
-        if (c.has("device") || c.has("autoawq")) continue;    // refusals for want of a GPU or a package: not ours
+        if (c.has("device") || c.has("autoawq")) continue;  // refusals for want of a GPU or a package: not ours
         const Json& given = *c.find("kwargs");
         Json json = given;
         if (json.is_null()) json = Json::object();
@@ -74,7 +74,7 @@ TEST_CASE("awq config: AwqConfig as transformers builds it") {
         } else {
             differing++;
             bool same = config.ok() == !refused && config.ok() && dump_json(config->to_json()) == dump_json(expected);
-            CHECK_MESSAGE(!same, key);    // a deviation that is none any more must leave the list
+            CHECK_MESSAGE(!same, key);  // a deviation that is none any more must leave the list
             CHECK_MESSAGE(config.ok() == (deviation->second != "refused"), key);
         }
         compared++;
@@ -94,9 +94,9 @@ TEST_CASE("awq config: quantization_config as it stands in a checkpoint") {
             CHECK(config->warnings.size() == 1);
         } else if (given.find("q_group_size") != given.npos && c.find("dict")->has("quant_method")) {
             REQUIRE(config.ok());
-            CHECK(config->group_size == 64);    // quirk 21: the alias counts
+            CHECK(config->group_size == 64);  // quirk 21: the alias counts
         } else if (given.find("\"4\"") != given.npos) {
-            CHECK_FALSE(config.ok());           // the reference refuses when it builds the Linears
+            CHECK_FALSE(config.ok());  // the reference refuses when it builds the Linears
         } else {
             CHECK_MESSAGE(config.ok() == !expected.has("error"), given);
             if (config.ok()) CHECK(dump_json(config->to_json()) == dump_json(expected));
@@ -133,7 +133,7 @@ TEST_CASE("awq config: options override only what they give, and all is validate
     fuse.fuse_max_seq_len = 512;
     auto config = read(R"({"quant_method": "awq", "version": "gemv", "exllama_config": {"version": 1}})", fuse);
     REQUIRE(config.ok());
-    CHECK(config->version == "gemv");    // the reference would turn it into gemm (quirk 20)
+    CHECK(config->version == "gemv");  // the reference would turn it into gemm (quirk 20)
     CHECK(config->do_fuse);
     CHECK(*config->fuse_max_seq_len == 512);
     CHECK(dump_json(config->exllama_config) == "{\"version\": 1}");
@@ -141,7 +141,7 @@ TEST_CASE("awq config: options override only what they give, and all is validate
     AwqOverrides none;
     config = read(R"({"quant_method": "awq", "do_fuse": true, "fuse_max_seq_len": 64})", none);
     REQUIRE(config.ok());
-    CHECK(config->do_fuse);              // the reference would switch it off
+    CHECK(config->do_fuse);  // the reference would switch it off
 
     AwqOverrides version;
     version.version = "GEMV_Fast";
@@ -171,14 +171,15 @@ TEST_CASE("awq config: options override only what they give, and all is validate
     CHECK(error(R"({"quant_method": "awq"})", only_fuse).find("fuse_max_seq_len: nothing; expected a number of positions") !=
           std::string::npos);
     AwqOverrides off;
-    off.do_fuse = false;                 // what is switched off is not looked at
+    off.do_fuse = false;  // what is switched off is not looked at
     CHECK(read(R"({"quant_method": "awq", "do_fuse": true, "modules_to_fuse": {"mlp": 3}})", off).ok());
 }
 
 TEST_CASE("awq config: every refusal names the field and what was expected") {
     const std::pair<const char*, const char*> refusals[] = {
-        {R"({"bits": 4})", "config.json: quantization_config.quant_method: nothing; expected \"awq\", \"gptq\" or "
-                           "\"compressed-tensors\""},
+        {R"({"bits": 4})",
+         "config.json: quantization_config.quant_method: nothing; expected \"awq\", \"gptq\" or "
+         "\"compressed-tensors\""},
         {R"([1])", "config.json: quantization_config: an array; expected an object"},
         {R"({"quant_method": 4})", "config.json: quantization_config.quant_method: 4; expected a string"},
         {R"({"quant_method": "awq", "bits": 8})",
@@ -205,7 +206,8 @@ TEST_CASE("awq config: every refusal names the field and what was expected") {
          "config.json: quantization_config.exllama_config.version: nothing; expected 1 or 2"},
         {R"({"quant_method": "awq", "fuse_max_seq_len": 8, "modules_to_fuse": {"attention": []}})",
          "config.json: quantization_config.modules_to_fuse: lacks hidden_size, num_attention_heads, num_key_value_heads, mlp, "
-         "layernorm, use_alibi; expected all of hidden_size, num_attention_heads, num_key_value_heads, mlp, attention, layernorm, "
+         "layernorm, use_alibi; expected all of hidden_size, num_attention_heads, num_key_value_heads, mlp, attention, "
+         "layernorm, "
          "use_alibi"},
         {R"({"quant_method": "awq", "fuse_max_seq_len": 8, "modules_to_fuse": {"hidden_size": 1, "num_attention_heads": 1,
             "num_key_value_heads": 1, "mlp": ["a"], "attention": [], "layernorm": [], "use_alibi": false}})",
@@ -228,8 +230,9 @@ TEST_CASE("awq config: the neighbours, and files of their own") {
     CHECK(gptq->checkpoint_format == "gptq");
     CHECK(gptq->desc_act);
     CHECK_FALSE(gptq->sym);
-    CHECK(dump_json(gptq->to_json()) ==
-          R"({"bits": 4, "checkpoint_format": "gptq", "desc_act": true, "group_size": 32, "lm_head": false, "quant_method": "gptq", "sym": false})");
+    CHECK(
+        dump_json(gptq->to_json()) ==
+        R"({"bits": 4, "checkpoint_format": "gptq", "desc_act": true, "group_size": 32, "lm_head": false, "quant_method": "gptq", "sym": false})");
 
     auto packed = read(R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head", "re:.*gate"],
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": false,

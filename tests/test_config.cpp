@@ -33,8 +33,9 @@ size_t count(const ModuleTree& tree, ModuleKind kind) {
 }  // namespace
 
 TEST_CASE("config: each family is there, configures from nothing but its name, and has a sound tree") {
-    for (const char* name : {"llama", "mistral", "mixtral", "llava", "qwen2", "qwen3", "qwen3_moe", "phi3", "starcoder2", "falcon", "mpt", "bloom", "opt",
-                             "gptj", "gpt_neox", "gpt_bigcode", "gemma2", "gemma3", "gemma3_text", "cohere"}) {
+    for (const char* name :
+         {"llama", "mistral", "mixtral", "llava", "qwen2",    "qwen3",       "qwen3_moe", "phi3",   "starcoder2",  "falcon",
+          "mpt",   "bloom",   "opt",     "gptj",  "gpt_neox", "gpt_bigcode", "gemma2",    "gemma3", "gemma3_text", "cohere"}) {
         CAPTURE(name);
         auto model = configure(std::string("{\"model_type\": \"") + name + "\"}");
         REQUIRE_MESSAGE(model.ok(), model.status().message());
@@ -91,7 +92,8 @@ TEST_CASE("config: windows by layer") {
     CHECK(c.rope.theta == 5e5);
     CHECK(c.rope.inv_freq[0] == 0.125f);
     CHECK(c.local_rope.theta == 123);
-    c = config_of(R"({"model_type": "qwen2", "num_hidden_layers": 3, "use_sliding_window": true, "sliding_window": 16, "max_window_layers": 1})");
+    c = config_of(
+        R"({"model_type": "qwen2", "num_hidden_layers": 3, "use_sliding_window": true, "sliding_window": 16, "max_window_layers": 1})");
     CHECK(c.window == std::vector<int32_t>{0, 16, 16});
     CHECK(config_of(R"({"model_type": "qwen2", "num_hidden_layers": 1, "sliding_window": 16})").window[0] == 0);
 }
@@ -112,7 +114,7 @@ TEST_CASE("config: llava") {
     auto model = configure(json);
     REQUIRE(model.ok());
     const ModelConfig& c = model->config;
-    CHECK(c.hidden_size == 4096);    // text_config names no sizes: Llama's
+    CHECK(c.hidden_size == 4096);  // text_config names no sizes: Llama's
     CHECK(c.intermediate_size == 11008);
     CHECK(c.layers == 32);
     CHECK(c.vocab_size == 32064);
@@ -128,7 +130,8 @@ TEST_CASE("config: llava") {
     CHECK(tree.find("language_model.lm_head")->rule_path() == "lm_head");
     CHECK(tree.find("vision_tower.vision_model.encoder.layers.22.mlp.fc1")->needed);
     CHECK_FALSE(tree.find("vision_tower.vision_model.encoder.layers.23.mlp.fc1")->needed);
-    CHECK(tree.find("vision_tower.vision_model.encoder.layers.0.mlp.fc1")->rule_path() == "model.vision_tower.vision_model.encoder.layers.0.mlp.fc1");
+    CHECK(tree.find("vision_tower.vision_model.encoder.layers.0.mlp.fc1")->rule_path() ==
+          "model.vision_tower.vision_model.encoder.layers.0.mlp.fc1");
 
     CHECK(error(R"({"model_type": "llava", "text_config": {"model_type": "llava"}})") ==
           "config.json: text_config.model_type: \"llava\" is not a text model known here");
@@ -136,21 +139,23 @@ TEST_CASE("config: llava") {
           "config.json: text_config.num_attention_heads: 0; expected an integer from 1 to 1048576");
     CHECK(error(R"({"model_type": "llava", "vision_config": {"model_type": "siglip_vision_model"}})") ==
           "config.json: vision_config.model_type: \"siglip_vision_model\"; expected \"clip_vision_model\"");
-    CHECK(error(R"({"model_type": "llava", "vision_feature_layer": [-2, -5]})").find("vision_feature_layer: an array; expected an integer") !=
-          std::string::npos);
+    CHECK(error(R"({"model_type": "llava", "vision_feature_layer": [-2, -5]})")
+              .find("vision_feature_layer: an array; expected an integer") != std::string::npos);
     CHECK(error(R"({"model_type": "llava", "vision_feature_select_strategy": "cls"})") ==
           "config.json: vision_feature_select_strategy: \"cls\"; expected \"default\" or \"full\"");
 }
 
 TEST_CASE("config: experts") {
-    ModelConfig c = config_of(R"({"model_type": "qwen3_moe", "num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]})");
+    ModelConfig c =
+        config_of(R"({"model_type": "qwen3_moe", "num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]})");
     CHECK(c.sparse_layer == std::vector<bool>{false, true, false, false});
     auto model = configure(R"({"model_type": "mixtral", "num_hidden_layers": 1, "num_local_experts": 2})");
     REQUIRE(model.ok());
     ModuleTree tree;
     model->model->tree(model->config, tree);
     CHECK(count(tree, ModuleKind::linear) == 4 + 1 + 6 + 1);
-    CHECK(tree.groups[1].members == std::vector<std::string>{"model.layers.0.block_sparse_moe.experts.0.w1", "model.layers.0.block_sparse_moe.experts.0.w3",
+    CHECK(tree.groups[1].members == std::vector<std::string>{"model.layers.0.block_sparse_moe.experts.0.w1",
+                                                             "model.layers.0.block_sparse_moe.experts.0.w3",
                                                              "model.layers.0.block_sparse_moe.experts.0.w2"});
     CHECK(error(R"({"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3})") ==
           "config.json: num_experts_per_tok: 3; expected at most num_local_experts (2)");
@@ -164,20 +169,27 @@ TEST_CASE("config: every refusal names field, found and expected") {
         {R"({"model_type": 4})", "config.json: model_type: 4; expected a string"},
         {R"({"model_type": "llama", "hidden_size": 4096.0})",
          "config.json: hidden_size: 4096.0; expected an integer from 1 to 1048576"},
-        {R"({"model_type": "llama", "hidden_size": "4096"})", "config.json: hidden_size: \"4096\"; expected an integer from 1 to 1048576"},
-        {R"({"model_type": "llama", "num_hidden_layers": true})", "config.json: num_hidden_layers: true; expected an integer from 1 to 1024"},
-        {R"({"model_type": "llama", "num_hidden_layers": 0})", "config.json: num_hidden_layers: 0; expected an integer from 1 to 1024"},
+        {R"({"model_type": "llama", "hidden_size": "4096"})",
+         "config.json: hidden_size: \"4096\"; expected an integer from 1 to 1048576"},
+        {R"({"model_type": "llama", "num_hidden_layers": true})",
+         "config.json: num_hidden_layers: true; expected an integer from 1 to 1024"},
+        {R"({"model_type": "llama", "num_hidden_layers": 0})",
+         "config.json: num_hidden_layers: 0; expected an integer from 1 to 1024"},
         {R"({"model_type": "llama", "num_hidden_layers": 18446744073709551615})",
          "config.json: num_hidden_layers: 18446744073709551615; expected an integer from 1 to 1024"},
         {R"({"model_type": "llama", "hidden_size": 4097})",
          "config.json: hidden_size: 4097; expected a multiple of num_attention_heads (32), as there is no head_dim"},
-        {R"({"model_type": "llama", "num_key_value_heads": 5})", "config.json: num_attention_heads: 32; expected a multiple of the key/value heads (5)"},
-        {R"({"model_type": "llama", "head_dim": 65})", "config.json: head_dim: 65 rotating columns a head; expected an even number above 0"},
+        {R"({"model_type": "llama", "num_key_value_heads": 5})",
+         "config.json: num_attention_heads: 32; expected a multiple of the key/value heads (5)"},
+        {R"({"model_type": "llama", "head_dim": 65})",
+         "config.json: head_dim: 65 rotating columns a head; expected an even number above 0"},
         {R"({"model_type": "llama", "rms_norm_eps": -1e-5})", "config.json: rms_norm_eps: -1e-05; expected a number from 0 to 1"},
         {R"({"model_type": "llama", "hidden_act": "tanhshrink"})",
-         "config.json: hidden_act: \"tanhshrink\" is not an activation known here; expected one of silu, swish, gelu, gelu_python, gelu_new, "
+         "config.json: hidden_act: \"tanhshrink\" is not an activation known here; expected one of silu, swish, gelu, "
+         "gelu_python, gelu_new, "
          "gelu_fast, gelu_pytorch_tanh, gelu_accurate, quick_gelu, relu"},
-        {R"({"model_type": "llama", "tie_word_embeddings": "yes"})", "config.json: tie_word_embeddings: \"yes\"; expected true or false"},
+        {R"({"model_type": "llama", "tie_word_embeddings": "yes"})",
+         "config.json: tie_word_embeddings: \"yes\"; expected true or false"},
         {R"({"model_type": "gemma2", "num_hidden_layers": 2, "layer_types": ["full_attention"]})",
          "config.json: layer_types: an array; expected an array of one name for each of the 2 layers"},
         {R"({"model_type": "gemma2", "num_hidden_layers": 1, "layer_types": ["chunked_attention"]})",
@@ -187,13 +199,15 @@ TEST_CASE("config: every refusal names field, found and expected") {
         {R"({"model_type": "mpt", "attn_config": {"clip_qkv": 6}})", "config.json: attn_config.clip_qkv: 6; expected null"},
         {R"({"model_type": "mpt", "attn_config": {"alibi": false}})", "config.json: attn_config.alibi: false; expected true"},
         {R"({"model_type": "mpt", "no_bias": false})", "config.json: no_bias: false; expected true"},
-        {R"({"model_type": "gptj", "rotary_dim": 512})", "config.json: rotary_dim: 512; expected at most the width of a head (256)"},
+        {R"({"model_type": "gptj", "rotary_dim": 512})",
+         "config.json: rotary_dim: 512; expected at most the width of a head (256)"},
     };
     for (const auto& [config, message] : refusals) {
         std::string got = error(config);
         CHECK(got == message);
     }
-    CHECK(error(R"({"model_type": "t5"})").starts_with("config.json: model_type: \"t5\" is not a model known here; expected one of bloom, cohere, "));
+    CHECK(error(R"({"model_type": "t5"})")
+              .starts_with("config.json: model_type: \"t5\" is not a model known here; expected one of bloom, cohere, "));
     CHECK(error("{}").starts_with("config.json: model_type: nothing; expected one of bloom"));
     CHECK(error(R"({"model_type": "llama", "unknown_field": {"a": [1]}})") == "accepted");
 }

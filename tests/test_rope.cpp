@@ -1,7 +1,7 @@
 // Rotary frequencies against the published formulas, written out here a second time in double precision.
+#include <doctest/doctest.h>
 #include <algorithm>
 #include <cmath>
-#include <doctest/doctest.h>
 #include <numbers>
 #include "core/model.h"
 
@@ -61,14 +61,17 @@ TEST_CASE("rope: float32 as transformers computes it") {
 
 TEST_CASE("rope: llama3 keeps short waves, stretches long ones, blends between") {
     auto [rope, status] = read(R"({"rope_theta": 500000, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
-        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}})", 128, 1, 131072);
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}})",
+                               128, 1, 131072);
     REQUIRE(status.ok());
     std::vector<double> want;
     int kept = 0, stretched = 0, blended = 0;
     for (int i = 0; i < 64; i++) {
         double f = plain(500000, 128, i), wave = 2 * std::numbers::pi / f;
-        if (wave < 8192.0 / 4) kept++, want.push_back(f);
-        else if (wave > 8192.0) stretched++, want.push_back(f / 8);
+        if (wave < 8192.0 / 4)
+            kept++, want.push_back(f);
+        else if (wave > 8192.0)
+            stretched++, want.push_back(f / 8);
         else {
             double smooth = (8192 / wave - 1) / (4 - 1);
             blended++, want.push_back((1 - smooth) * f / 8 + smooth * f);
@@ -85,7 +88,9 @@ TEST_CASE("rope: llama3 keeps short waves, stretches long ones, blends between")
 
 TEST_CASE("rope: yarn, its ramp, its attention factor, and truncate") {
     auto yarn = [](double factor, double context, int dim, bool truncate) {
-        auto column = [&](double turns) { return dim * std::log(context / (turns * 2 * std::numbers::pi)) / (2 * std::log(10000.0)); };
+        auto column = [&](double turns) {
+            return dim * std::log(context / (turns * 2 * std::numbers::pi)) / (2 * std::log(10000.0));
+        };
         double low = column(32), high = column(1);
         if (truncate) low = std::floor(low), high = std::ceil(high);
         low = std::max(low, 0.0), high = std::min(high, dim - 1.0);
@@ -96,12 +101,15 @@ TEST_CASE("rope: yarn, its ramp, its attention factor, and truncate") {
         }
         return want;
     };
-    auto [rope, status] = read(R"({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}})", 64, 1, 8192);
+    auto [rope, status] =
+        read(R"({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}})", 64, 1, 8192);
     REQUIRE(status.ok());
     close(rope.inv_freq, yarn(4, 2048, 64, true));
     CHECK(rope.attention_factor == doctest::Approx(0.1 * std::log(4.0) + 1));
-    close(read(R"({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048, "truncate": false}})").rope.inv_freq,
-          yarn(4, 2048, 64, false));
+    close(
+        read(R"({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048, "truncate": false}})")
+            .rope.inv_freq,
+        yarn(4, 2048, 64, false));
     // without the original length: max_position_embeddings
     close(read(R"({"rope_scaling": {"type": "yarn", "factor": 2.0}})", 64, 1, 1024).rope.inv_freq, yarn(2, 1024, 64, true));
     CHECK(read(R"({"rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": 1.5}})").rope.attention_factor == 1.5f);
@@ -110,7 +118,8 @@ TEST_CASE("rope: yarn, its ramp, its attention factor, and truncate") {
 }
 
 TEST_CASE("rope: dynamic and longrope keep what depends on the length") {
-    auto dynamic = read(R"({"rope_scaling": {"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 7}})", 64, 1, 16).rope;
+    auto dynamic =
+        read(R"({"rope_scaling": {"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 7}})", 64, 1, 16).rope;
     CHECK(dynamic.kind == RopeParams::Kind::dynamic);
     CHECK(dynamic.factor == 4);
     CHECK(dynamic.original_length == 16);
@@ -135,10 +144,13 @@ TEST_CASE("rope: dynamic and longrope keep what depends on the length") {
 
 TEST_CASE("rope: what is wrong is named") {
     const std::pair<const char*, const char*> bad[] = {
-        {R"({"rope_scaling": {"type": "mrope"}})", "config.json: rope_scaling.type: \"mrope\" is not a rope type known here; expected one of "
-                                                   "default, linear, dynamic, llama3, yarn, longrope"},
-        {R"({"rope_scaling": {"type": "linear"}})", "config.json: rope_scaling.factor: nothing; expected a number, which rope type linear needs"},
-        {R"({"rope_scaling": {"type": "linear", "factor": "4"}})", "config.json: rope_scaling.factor: \"4\"; expected a number from 0.001 to 1e+06"},
+        {R"({"rope_scaling": {"type": "mrope"}})",
+         "config.json: rope_scaling.type: \"mrope\" is not a rope type known here; expected one of "
+         "default, linear, dynamic, llama3, yarn, longrope"},
+        {R"({"rope_scaling": {"type": "linear"}})",
+         "config.json: rope_scaling.factor: nothing; expected a number, which rope type linear needs"},
+        {R"({"rope_scaling": {"type": "linear", "factor": "4"}})",
+         "config.json: rope_scaling.factor: \"4\"; expected a number from 0.001 to 1e+06"},
         {R"({"rope_scaling": [4]})", "config.json: rope_scaling: an array; expected an object"},
         {R"({"rope_theta": 0})", "config.json: rope_theta: 0; expected a number from 0.001 to 1e+15"},
         {R"({"rope_theta": -1.5})", "config.json: rope_theta: -1.5; expected a number from 0.001 to 1e+15"},

@@ -25,8 +25,8 @@ TEST_CASE("skip rule: as transformers 4.57 and 5.23 decide") {
         std::vector<std::string> entries;
         for (const Json& entry : c->find("keys")->items()) entries.push_back(entry.string());
         const std::string& path = c->find("path")->string();
-        for (auto [key, reading] : {std::pair{"skip_4_57", SkipRule::Reading::substring},
-                                    {"skip_5_23", SkipRule::Reading::boundary_pattern}}) {
+        for (auto [key, reading] :
+             {std::pair{"skip_4_57", SkipRule::Reading::substring}, {"skip_5_23", SkipRule::Reading::boundary_pattern}}) {
             const Json& expected = *c->find(key);
             std::string want = expected.is_object() ? "error" : expected.boolean() ? "true" : "false";
             CHECK_MESSAGE(outcome(entries, reading, path) == want, key << " " << line);
@@ -44,7 +44,7 @@ TEST_CASE("skip rule: reasons, and compressed-tensors' list") {
     CHECK(*rule->match("lm_head") == "");
     auto list = SkipRule::create({"re:.*head", "model.layers.1.mlp.down_proj", "gate"}, SkipRule::Reading::ignore_list, "ignore");
     REQUIRE(list.ok());
-    CHECK(*list->match("lm_head.more") == "ignore: \"re:.*head\" (pattern)");    // re.match: the end is free
+    CHECK(*list->match("lm_head.more") == "ignore: \"re:.*head\" (pattern)");  // re.match: the end is free
     CHECK(*list->match("model.layers.1.mlp.down_proj") == "ignore: \"model.layers.1.mlp.down_proj\" (the path)");
     CHECK(*list->match("model.layers.11.mlp.down_proj") == "");
     CHECK(*list->match("model.layers.1.gate") == "");
