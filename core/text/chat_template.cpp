@@ -9,8 +9,7 @@
 namespace awq {
 namespace {
 
-constexpr int64_t step_limit = 500'000;
-constexpr size_t config_limit = 32 << 20;    // of tokenizer_config.json, which lists added tokens
+constexpr size_t config_limit = 32 << 20;  // of tokenizer_config.json, which lists added tokens
 constexpr std::string_view continue_tag = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 // A message of a template's or Python's making: cut to 1,000 characters, lines kept, other control characters escaped.
@@ -29,7 +28,9 @@ std::string shown(const std::string& text) {
 
 Status status_of(const jinja::Error& error, const std::string& name, int line) {
     using jinja::Fault;
-    Code code = error.fault == Fault::syntax ? Code::bad_file : error.fault == Fault::limit ? Code::unsupported : Code::invalid_argument;
+    Code code = error.fault == Fault::syntax  ? Code::bad_file
+                : error.fault == Fault::limit ? Code::unsupported
+                                              : Code::invalid_argument;
     std::string where = name;
     if (error.line > 0 || line > 0) where += ": line " + std::to_string(error.line > 0 ? error.line : line);
     return Status(code, where + ": " + shown(error.message));
@@ -55,7 +56,8 @@ Result<Json> prepared_messages(const Json& messages) {
     if (messages.items().empty()) return Status(Code::invalid_argument, "messages: is empty; expected at least one message");
     Json out = Json::array();
     for (const Json& message : messages.items()) {
-        if (!message.is_object()) return wrong("messages[" + std::to_string(out.items().size()) + "]", message.type_name(), "an object");
+        if (!message.is_object())
+            return wrong("messages[" + std::to_string(out.items().size()) + "]", message.type_name(), "an object");
         const Json* reasoning = nullptr;
         for (const char* name : reasoning_names) {
             const Json* value = message.find(name);
@@ -103,8 +105,9 @@ Result<std::string> cut_at_mark(std::string text, const std::string& final_text)
     std::string_view tag = continue_tag.substr(0, continue_tag.size() - 1);
     size_t at = text.rfind(tag);
     if (at == text.npos || text.find(jinja::strip(final_text, nullptr, true, true)) == text.npos)
-        return Status(Code::invalid_argument,
-                      "continue_final_message is set but the final message does not appear in the chat after applying the chat template");
+        return Status(
+            Code::invalid_argument,
+            "continue_final_message is set but the final message does not appear in the chat after applying the chat template");
     bool spaced = std::string_view(text).substr(at, continue_tag.size()) == continue_tag;
     text.resize(at);
     return spaced ? text : std::string(jinja::strip(text, nullptr, false, true));
@@ -156,13 +159,16 @@ Result<RenderRequest> render_request_from_json(const Json& line) {
         std::tm time{};
         std::string form = now->is_string() ? now->string() : "";
         int used = 0;
-        bool fine = form.size() == 19 && sscanf(form.c_str(), "%4d-%2d-%2dT%2d:%2d:%2d%n", &time.tm_year, &time.tm_mon, &time.tm_mday,
-                                                &time.tm_hour, &time.tm_min, &time.tm_sec, &used) == 6 && used == 19;
+        bool fine = form.size() == 19 &&
+                    sscanf(form.c_str(), "%4d-%2d-%2dT%2d:%2d:%2d%n", &time.tm_year, &time.tm_mon, &time.tm_mday, &time.tm_hour,
+                           &time.tm_min, &time.tm_sec, &used) == 6 &&
+                    used == 19;
         time.tm_year -= 1900;
         time.tm_mon -= 1;
         std::tm given = time;
-        if (fine) timegm(&time);    // fills in the day of the week and of the year, and moves what is no date
-        if (!fine || given.tm_mon != time.tm_mon || given.tm_mday != time.tm_mday || given.tm_hour != time.tm_hour || given.tm_min != time.tm_min || given.tm_sec != time.tm_sec)
+        if (fine) timegm(&time);  // fills in the day of the week and of the year, and moves what is no date
+        if (!fine || given.tm_mon != time.tm_mon || given.tm_mday != time.tm_mday || given.tm_hour != time.tm_hour ||
+            given.tm_min != time.tm_min || given.tm_sec != time.tm_sec)
             return wrong("now", "\"" + quote(form) + "\"", "a time such as 2026-03-05T14:07:09");
         request.now = time;
     }
@@ -173,7 +179,8 @@ Result<RenderRequest> render_request_from_json(const Json& line) {
 
 Result<ChatTemplate> ChatTemplate::parse(std::string_view text, const std::string& name) {
     if (text.size() > max_template_size)
-        return Status(Code::bad_file, name + ": has " + std::to_string(text.size()) + " bytes; at most " + std::to_string(max_template_size) + " expected");
+        return Status(Code::bad_file, name + ": has " + std::to_string(text.size()) + " bytes; at most " +
+                                          std::to_string(max_template_size) + " expected");
     ChatTemplate out;
     try {
         out.tree_ = std::make_shared<jinja::Template>(jinja::parse_template(text, name));
@@ -199,16 +206,20 @@ Result<std::string> ChatTemplate::render(const RenderRequest& request) const {
         }
     }
     std::string text;
-    jinja::Env env(*tree_, step_limit * 16, request.now ? *request.now : local_now());
+    jinja::Env env(*tree_, jinja::max_ticks, request.now ? *request.now : local_now());
     try {
-        jinja::Budget free(INT64_MAX);
-        auto define = [&](const std::string& key, const Json& value) { env.variables.insert_or_assign(key, jinja::from_json(free, value)); };
+        auto free = jinja::Budget::unlimited();
+        auto define = [&](const std::string& key, const Json& value) {
+            env.variables.insert_or_assign(key, jinja::from_json(free, value));
+        };
         if (request.vars) {
             for (const auto& [key, value] : request.vars->members()) define(key, value);
         } else {
             for (const auto& [key, value] : request.extra.members()) define(key, value);
             for (const char* own : {"messages", "tools", "documents", "add_generation_prompt"})
-                if (env.variables.contains(own)) return Status(Code::invalid_argument, std::string("extra: has \"") + own + "\", which is a variable of its own");
+                if (env.variables.contains(own))
+                    return Status(Code::invalid_argument,
+                                  std::string("extra: has \"") + own + "\", which is a variable of its own");
             define("messages", messages);
             define("tools", request.tools);
             define("documents", request.documents);
@@ -276,7 +287,8 @@ Result<ChatTemplates> ChatTemplates::load(const std::string& directory) {
     }
     std::error_code error;
     std::vector<std::string> more;
-    for (std::filesystem::directory_iterator at(directory + "/additional_chat_templates", error), end; !error && at != end; at.increment(error)) {
+    for (std::filesystem::directory_iterator at(directory + "/additional_chat_templates", error), end; !error && at != end;
+         at.increment(error)) {
         std::string name = at->path().filename().string();
         if (name.ends_with(".jinja") && file_exists(at->path().string()) && more.size() < 100) more.push_back(name);
     }
@@ -300,12 +312,14 @@ Result<ChatTemplates> ChatTemplates::load(const std::string& directory) {
         for (const Json& entry : given->items()) {
             const Json *name = entry.find("name"), *text = entry.find("template");
             if (!name || !text || !name->is_string() || !text->is_string())
-                return Status(Code::bad_file, where + ": holds " + entry.type_name() + "; expected objects with a \"name\" and a \"template\"");
+                return Status(Code::bad_file,
+                              where + ": holds " + entry.type_name() + "; expected objects with a \"name\" and a \"template\"");
             out.add(name->string(), text->string(), where + " \"" + quote(name->string()) + "\"");
         }
     } else if (given->is_object()) {
         for (const auto& [name, text] : given->members()) {
-            if (!text.is_string()) return Status(Code::bad_file, where + ": \"" + quote(name) + "\" is " + text.type_name() + "; expected a text");
+            if (!text.is_string())
+                return Status(Code::bad_file, where + ": \"" + quote(name) + "\" is " + text.type_name() + "; expected a text");
             out.add(name, text.string(), where + " \"" + quote(name) + "\"");
         }
     } else {
@@ -316,13 +330,16 @@ Result<ChatTemplates> ChatTemplates::load(const std::string& directory) {
 
 Result<const ChatTemplate*> ChatTemplates::select(bool with_tools) const {
     if (templates_.empty())
-        return Status(Code::not_found, quote(directory_, 300) + ": has no chat template; expected chat_template.jinja or \"chat_template\" in tokenizer_config.json");
+        return Status(Code::not_found,
+                      quote(directory_, 300) +
+                          ": has no chat template; expected chat_template.jinja or \"chat_template\" in tokenizer_config.json");
     auto at = with_tools ? templates_.find("tool_use") : templates_.end();
     if (at == templates_.end()) at = templates_.find("default");
     if (at == templates_.end()) {
         std::string names;
         for (const auto& [name, parsed] : templates_) names += (names.empty() ? "\"" : ", \"") + quote(name) + "\"";
-        return Status(Code::not_found, quote(directory_, 300) + ": has the chat templates " + names + "; expected one named \"default\"");
+        return Status(Code::not_found,
+                      quote(directory_, 300) + ": has the chat templates " + names + "; expected one named \"default\"");
     }
     if (!at->second.ok()) return at->second.status();
     return &*at->second;

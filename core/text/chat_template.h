@@ -18,17 +18,17 @@ namespace jinja {
 struct Template;
 }
 
-inline constexpr size_t max_template_size = 1 << 20;    // bytes
+inline constexpr size_t max_template_size = 1 << 20;  // bytes
 
 struct RenderRequest {
     Json messages = Json::array();
-    Json tools, documents;               // null: defined, and none
+    Json tools, documents;  // null: defined, and none
     bool add_generation_prompt = false;
     bool continue_final_message = false;
-    Json extra = Json::object();         // further variables; they win over special tokens
-    std::optional<Json> vars;            // instead of all of the above: the template sees just these
-    std::optional<std::string> text;     // a template to use in place of the model's
-    std::optional<std::tm> now;          // for strftime_now; the clock otherwise
+    Json extra = Json::object();      // further variables; they win over special tokens
+    std::optional<Json> vars;         // instead of all of the above: the template sees just these
+    std::optional<std::string> text;  // a template to use in place of the model's
+    std::optional<std::tm> now;       // for strftime_now; the clock otherwise
 };
 
 // The line that `awq eval render` reads (docs: "template" is the text, "now" is 2026-03-05T14:07:09).
@@ -54,7 +54,7 @@ public:
     static Result<ChatTemplates> load(const std::string& directory);
 
     bool empty() const { return templates_.empty(); }
-    const Json& special_tokens() const { return special_tokens_; }    // name to text, of those that are set
+    const Json& special_tokens() const { return special_tokens_; }  // name to text, of those that are set
     // The one for a conversation with or without tools: "tool_use" where there are tools and it exists, else "default".
     Result<const ChatTemplate*> select(bool with_tools) const;
     // With the special tokens as variables; request.text in place of the model's template.
@@ -63,7 +63,7 @@ public:
 private:
     void add(const std::string& name, std::string_view text, const std::string& where);
     std::string directory_;
-    std::map<std::string, Result<ChatTemplate>> templates_;    // one that cannot be read is an error when it is used
+    std::map<std::string, Result<ChatTemplate>> templates_;  // one that cannot be read is an error when it is used
     Json special_tokens_ = Json::object();
 };
 

@@ -28,47 +28,47 @@ struct Place {
 struct Arguments {
     std::vector<ExprPtr> positional;
     std::vector<std::pair<std::string, ExprPtr>> keywords;
-    ExprPtr rest, rest_keywords;    // *rest, **rest_keywords
+    ExprPtr rest, rest_keywords;  // *rest, **rest_keywords
 };
 
 struct Expr {
     enum class Op : uint8_t {
         constant,
-        text,           // template data
+        text,  // template data
         name,
-        attribute_of,   // ns.attr as the target of an assignment
+        attribute_of,  // ns.attr as the target of an assignment
         list,
         tuple,
-        dict,           // key, value, key, value ...
-        condition,      // test, then, else (may be null)
-        arithmetic,     // left to right, one operator each between operands: + - * / d(//) % p(**)
-        all,            // a and b and ...
-        any,            // a or b or ...
+        dict,        // key, value, key, value ...
+        condition,   // test, then, else (may be null)
+        arithmetic,  // left to right, one operator each between operands: + - * / d(//) % p(**)
+        all,         // a and b and ...
+        any,         // a or b or ...
         negate,
         plus,
-        invert,         // not
+        invert,  // not
         concat,
-        compare,        // operators: = ! < l(<=) > g(>=) i(in) n(not in)
-        attribute,      // child.name
-        item,           // child[child]
-        slice,          // child[start:stop:step]
-        bounds,         // start:stop:step itself, where no slice may stand
+        compare,    // operators: = ! < l(<=) > g(>=) i(in) n(not in)
+        attribute,  // child.name
+        item,       // child[child]
+        slice,      // child[start:stop:step]
+        bounds,     // start:stop:step itself, where no slice may stand
         call,
-        filter,         // child may be null: a filter block's body
+        filter,  // child may be null: a filter block's body
         test,
     };
     Op op;
     uint8_t depth = 1;
     int line = 0;
-    bool stores = false;        // a name that is assigned to
-    bool parameter = false;     // a name that is bound as a parameter
-    Place place;                // of names
-    std::string name;           // of names, attributes, filters, tests
+    bool stores = false;     // a name that is assigned to
+    bool parameter = false;  // a name that is bound as a parameter
+    Place place;             // of names
+    std::string name;        // of names, attributes, filters, tests
     std::string operators;
     Value value;
     std::vector<ExprPtr> children;
     std::unique_ptr<Arguments> arguments;
-    const FilterInfo* filter = nullptr;    // null: unknown, an error when reached
+    const FilterInfo* filter = nullptr;  // null: unknown, an error when reached
     const TestInfo* test = nullptr;
 };
 
@@ -76,23 +76,23 @@ struct Expr {
 struct Load {
     enum class From : uint8_t { context, alias, nothing } from;
     int slot;
-    std::string name;    // in the context
-    Place place;         // of the variable to copy
+    std::string name;  // in the context
+    Place place;       // of the variable to copy
 };
 
 struct Scope {
     std::vector<Load> loads;
-    std::vector<int> cleared;    // on leaving
+    std::vector<int> cleared;  // on leaving
 };
 
 // A macro, the body of a call block, or of a generation block: a function of the template.
 struct MacroInfo {
-    std::string name;    // empty: a call block's
+    std::string name;  // empty: a call block's
     std::vector<std::string> parameters;
     std::vector<int> parameter_slots;
-    std::vector<ExprPtr> targets;     // the parameters as names, for the analysis of scopes
-    std::vector<ExprPtr> defaults;    // of the last parameters
-    int caller_slot = -1, kwargs_slot = -1, varargs_slot = -1;    // where the body uses these
+    std::vector<ExprPtr> targets;                               // the parameters as names, for the analysis of scopes
+    std::vector<ExprPtr> defaults;                              // of the last parameters
+    int caller_slot = -1, kwargs_slot = -1, varargs_slot = -1;  // where the body uses these
     bool explicit_caller = false;
     int slots = 0;
     Scope scope;
@@ -100,43 +100,43 @@ struct MacroInfo {
 
 struct Stmt {
     enum class Op : uint8_t {
-        output,        // expressions
-        branch,        // if: tests in expressions (bodies in branches), else in other
-        loop,          // for
+        output,  // expressions
+        branch,  // if: tests in expressions (bodies in branches), else in other
+        loop,    // for
         with,
         set,
         set_block,
         filter_block,
         macro,
         call_block,
-        generation,    // {% generation %}
+        generation,  // {% generation %}
         autoescape,
         block,
-        load_template,    // include, import, from, extends: there is nothing to load from
+        load_template,  // include, import, from, extends: there is nothing to load from
         break_loop,
         continue_loop,
     };
     Op op;
     int line = 0;
-    std::vector<ExprPtr> expressions;    // output; tests; for: the iterable; set: the value; with: values; load: the name
-    std::vector<ExprPtr> targets;        // for, set, set_block, with; import: the names it would bind
-    ExprPtr filter;                      // for: the test; set_block and filter_block: the filter; call_block: the call
+    std::vector<ExprPtr> expressions;  // output; tests; for: the iterable; set: the value; with: values; load: the name
+    std::vector<ExprPtr> targets;      // for, set, set_block, with; import: the names it would bind
+    ExprPtr filter;                    // for: the test; set_block and filter_block: the filter; call_block: the call
     Body body;
     std::vector<Body> branches;
-    Body other;                          // else
+    Body other;  // else
     Scope scope, other_scope, filter_scope;
-    int slots = 0;                       // of the function that a recursive loop's body, or a block's, is
-    int filter_slots = 0;                // of the function that a loop's test is
-    ExprPtr filter_target;               // the loop's target within that function
-    Place loop_place;                    // for: the variable `loop`, where the body uses it
+    int slots = 0;          // of the function that a recursive loop's body, or a block's, is
+    int filter_slots = 0;   // of the function that a loop's test is
+    ExprPtr filter_target;  // the loop's target within that function
+    Place loop_place;       // for: the variable `loop`, where the body uses it
     bool recursive = false;
-    bool top_level = false;              // set, macro: seen by blocks
-    bool scoped = false, required = false;    // block
-    int self_slot = -1, super_slot = -1;      // block
-    std::string name;                         // block
-    std::vector<std::pair<std::string, Place>> visible;    // scoped block: the variables it can see
+    bool top_level = false;                              // set, macro: seen by blocks
+    bool scoped = false, required = false;               // block
+    int self_slot = -1, super_slot = -1;                 // block
+    std::string name;                                    // block
+    std::vector<std::pair<std::string, Place>> visible;  // scoped block: the variables it can see
     std::unique_ptr<MacroInfo> macro;
-    Place place;                              // macro: the variable that holds it
+    Place place;  // macro: the variable that holds it
 };
 
 struct Template {

@@ -14,10 +14,12 @@ void fail_undefined(const Value& value) {
 
 // ---- arguments
 
-Bound bind(const Call& call, const char* function, std::initializer_list<const char*> parameters, size_t required, bool positional_only) {
+Bound bind(const Call& call, const char* function, std::initializer_list<const char*> parameters, size_t required,
+           bool positional_only) {
     std::string name = std::string(function) + "()";
     if (call.args.size() > parameters.size())
-        fail(Fault::type, name + " takes at most " + std::to_string(parameters.size()) + " arguments (" + std::to_string(call.args.size()) + " given)");
+        fail(Fault::type, name + " takes at most " + std::to_string(parameters.size()) + " arguments (" +
+                              std::to_string(call.args.size()) + " given)");
     Bound bound;
     for (size_t i = 0; i < call.args.size(); i++) bound[i] = call.args[i];
     for (const auto& [key, value] : call.keywords) {
@@ -29,7 +31,8 @@ Bound bind(const Call& call, const char* function, std::initializer_list<const c
         to = value;
     }
     for (size_t i = 0; i < required; i++)
-        if (bound[i].is_missing()) fail(Fault::type, name + " missing 1 required positional argument: '" + *(parameters.begin() + i) + "'");
+        if (bound[i].is_missing())
+            fail(Fault::type, name + " missing 1 required positional argument: '" + *(parameters.begin() + i) + "'");
     return bound;
 }
 
@@ -152,17 +155,22 @@ namespace {
 
 // What every object of Python's has, and the built-in containers with it: there, but not for templates.
 bool is_internal(std::string_view name) {
-    static const std::string_view names[] = {
-        "__abs__", "__add__", "__class__", "__class_getitem__", "__contains__", "__delattr__", "__dict__", "__dir__", "__doc__",
-        "__eq__", "__format__", "__ge__", "__getattribute__", "__getitem__", "__getnewargs__", "__getstate__", "__gt__",
-        "__hash__", "__init__", "__init_subclass__", "__iter__", "__le__", "__len__", "__lt__", "__mod__", "__module__", "__mul__",
-        "__ne__", "__new__", "__reduce__", "__reduce_ex__", "__repr__", "__reversed__", "__rmod__", "__rmul__", "__setattr__",
-        "__sizeof__", "__str__", "__subclasshook__"};
+    static const std::string_view names[] = {"__abs__",          "__add__",     "__class__",       "__class_getitem__",
+                                             "__contains__",     "__delattr__", "__dict__",        "__dir__",
+                                             "__doc__",          "__eq__",      "__format__",      "__ge__",
+                                             "__getattribute__", "__getitem__", "__getnewargs__",  "__getstate__",
+                                             "__gt__",           "__hash__",    "__init__",        "__init_subclass__",
+                                             "__iter__",         "__le__",      "__len__",         "__lt__",
+                                             "__mod__",          "__module__",  "__mul__",         "__ne__",
+                                             "__new__",          "__reduce__",  "__reduce_ex__",   "__repr__",
+                                             "__reversed__",     "__rmod__",    "__rmul__",        "__setattr__",
+                                             "__sizeof__",       "__str__",     "__subclasshook__"};
     return std::binary_search(std::begin(names), std::end(names), name);
 }
 
 Value unsafe_attribute(const Value& object, const std::string& name) {
-    return new_undefined_hint("access to attribute " + repr_text(name) + " of " + repr_text(type_name(object)) + " object is unsafe.", Fault::security);
+    return new_undefined_hint(
+        "access to attribute " + repr_text(name) + " of " + repr_text(type_name(object)) + " object is unsafe.", Fault::security);
 }
 
 Value new_method(const Value& self, const MethodInfo* info) {
@@ -181,11 +189,13 @@ Value method_of(const Value& self, const std::vector<MethodInfo>& table, std::st
 }
 
 const std::vector<MethodInfo> loop_methods = {
-    {"cycle", [](Env&, const Value& self, Call& call) {
+    {"cycle",
+     [](Env&, const Value& self, Call& call) {
          if (call.args.empty()) fail(Fault::type, "no items for cycling given");
          return call.args[static_cast<size_t>(self.as<Loop>().index0) % call.args.size()];
      }},
-    {"changed", [](Env& env, const Value& self, Call& call) {
+    {"changed",
+     [](Env& env, const Value& self, Call& call) {
          auto& loop = self.as<Loop>();
          Value now = new_tuple(env, call.args);
          bool changed = loop.changed.is_missing() || !equal(env, loop.changed, now);
@@ -211,13 +221,15 @@ Value loop_attribute(Env&, const Value& self, const std::string& name) {
 }
 
 const std::vector<MethodInfo> cycler_methods = {
-    {"next", [](Env&, const Value& self, Call&) {
+    {"next",
+     [](Env&, const Value& self, Call&) {
          auto& cycler = self.as<Cycler>();
          Value item = cycler.items[cycler.position];
          cycler.position = (cycler.position + 1) % cycler.items.size();
          return item;
      }},
-    {"reset", [](Env&, const Value& self, Call&) {
+    {"reset",
+     [](Env&, const Value& self, Call&) {
          self.as<Cycler>().position = 0;
          return Value::none();
      }},
@@ -253,13 +265,17 @@ Value property(Env& env, const Value& object, const std::string& name) {
         case Kind::integer:
         case Kind::big:
         case Kind::real:
-            if (name == "real" || (name == "numerator" && object.is_int())) return object.is(Kind::boolean) ? Value(object.integer()) : object;
+            if (name == "real" || (name == "numerator" && object.is_int()))
+                return object.is(Kind::boolean) ? Value(object.integer()) : object;
             if (name == "imag") return object.is(Kind::real) ? Value(0.0) : Value(0);
             if (name == "denominator" && object.is_int()) return Value(1);
             return Value();
         case Kind::range: {
             const auto& range = object.as<Range>();
-            return name == "start" ? Value(range.start) : name == "stop" ? Value(range.stop) : name == "step" ? Value(range.step) : Value();
+            return name == "start"  ? Value(range.start)
+                   : name == "stop" ? Value(range.stop)
+                   : name == "step" ? Value(range.step)
+                                    : Value();
         }
         case Kind::view: return name == "mapping" ? object.as<View>().dict : Value();
         case Kind::tuple:
@@ -343,7 +359,8 @@ Value subscript(Env& env, const Value& object, const Value& key) {
             next_code_point(string.text, end);
             return new_string(env, string.text.substr(begin, end - begin), string.markup);
         }
-        case Kind::self: return key.is_string() && dynamic_cast<SelfObject*>(object.object()) ? block_of_self(key.text(), env) : Value();
+        case Kind::self:
+            return key.is_string() && dynamic_cast<SelfObject*>(object.object()) ? block_of_self(key.text(), env) : Value();
         default: return Value();
     }
 }
@@ -371,14 +388,17 @@ Value get_item(Env& env, const Value& object, const Value& key) {
 void set_attribute(Env& env, const Value& space, const Value& name, Value value) {
     if (!space.is(Kind::space)) fail(Fault::runtime, "cannot assign attribute on non-namespace object");
     if (name.text().starts_with('_'))
-        fail(Fault::security, "Chat templates cannot store underscore-prefixed attributes on a namespace, but got " + repr_text(name.text()) + ". Please rename the attribute.");
+        fail(Fault::security, "Chat templates cannot store underscore-prefixed attributes on a namespace, but got " +
+                                  repr_text(name.text()) + ". Please rename the attribute.");
     space.as<Space>().attributes.set(env, name, std::move(value));
 }
 
 Value get_slice(Env& env, const Value& object, const Value& start, const Value& stop, const Value& step) {
     if (object.is_undefined()) fail_undefined(object);
     bool sliceable = object.is_string() || object.is(Kind::bytes) || object.is_list_or_tuple() || object.is(Kind::range);
-    if (!sliceable) fail(Fault::type, object.is(Kind::dict) ? "unhashable type: 'slice'" : "'" + type_name(object) + "' object is not subscriptable");
+    if (!sliceable)
+        fail(Fault::type,
+             object.is(Kind::dict) ? "unhashable type: 'slice'" : "'" + type_name(object) + "' object is not subscriptable");
     auto bound = [](const Value& value, int64_t otherwise) -> int64_t {
         if (value.is_none()) return otherwise;
         if (value.is(Kind::big)) return value.big().negative() ? INT64_MIN : INT64_MAX;

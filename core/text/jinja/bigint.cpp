@@ -45,7 +45,9 @@ void BigInt::trim() {
     if (limbs_.empty()) negative_ = false;
 }
 
-size_t BigInt::bits() const { return limbs_.empty() ? 0 : limbs_.size() * 32 - static_cast<size_t>(std::countl_zero(limbs_.back())); }
+size_t BigInt::bits() const {
+    return limbs_.empty() ? 0 : limbs_.size() * 32 - static_cast<size_t>(std::countl_zero(limbs_.back()));
+}
 
 std::optional<int64_t> BigInt::to_int64() const {
     if (limbs_.size() > 2) return std::nullopt;
@@ -91,7 +93,8 @@ std::string BigInt::to_string(int base) const {
     std::string out;
     uint32_t chunk = static_cast<uint32_t>(base);
     int chunk_digits = 1;
-    while (static_cast<uint64_t>(chunk) * static_cast<uint64_t>(base) <= UINT32_MAX) chunk *= static_cast<uint32_t>(base), chunk_digits++;
+    while (static_cast<uint64_t>(chunk) * static_cast<uint64_t>(base) <= UINT32_MAX)
+        chunk *= static_cast<uint32_t>(base), chunk_digits++;
     for (Limbs rest = limbs_; !rest.empty();) {
         uint32_t part = divide_small(rest, chunk);
         for (int i = 0; i < chunk_digits && (part || !rest.empty()); i++) {

@@ -11,8 +11,8 @@
 
 namespace awq::jinja {
 
-inline constexpr size_t max_output = 4 << 20;    // bytes of a render, and of each text built on its way
-inline constexpr int max_nesting = 1200;         // of the interpreter's own recursion, all kinds together
+inline constexpr size_t max_output = 4 << 20;  // bytes of a render, and of each text built on its way
+inline constexpr int max_nesting = 1200;       // of the interpreter's own recursion, all kinds together
 
 // Arguments of a call.
 struct Call {
@@ -34,11 +34,11 @@ struct Env : Budget {
 
     const Template& tree;
     std::tm now;
-    int line = 0;              // being run
+    int line = 0;  // being run
     bool autoescape = false;
     int nesting = 0, calls = 0;
-    std::unordered_map<std::string, Value> variables;    // the caller's
-    std::unordered_map<std::string, Value> exported;     // set at the top level, for blocks
+    std::unordered_map<std::string, Value> variables;  // the caller's
+    std::unordered_map<std::string, Value> exported;   // set at the top level, for blocks
 
     // Objects that may come to hold themselves; emptied at the end.
     void keep(Ref<Activation> activation);
@@ -63,7 +63,7 @@ struct Clearable : Object {
 
 // A generator: gives its items once, as they are asked for.
 struct Iterator : Object {
-    virtual bool next(Env& env, Value& item) = 0;    // false at the end
+    virtual bool next(Env& env, Value& item) = 0;  // false at the end
     const char* type_name() const override { return "generator"; }
 };
 
@@ -77,12 +77,12 @@ public:
 
 private:
     Value source_;
-    size_t at_ = 0;    // index; of a string a byte offset
+    size_t at_ = 0;  // index; of a string a byte offset
 };
 
 bool is_iterable(const Value& value);
-std::vector<Value> to_vector(Env& env, const Value& value);    // list(value)
-std::optional<size_t> length_of(Env& env, const Value& value);    // none where Python's len() raises TypeError
+std::vector<Value> to_vector(Env& env, const Value& value);     // list(value)
+std::optional<size_t> length_of(Env& env, const Value& value);  // none where Python's len() raises TypeError
 size_t require_length(Env& env, const Value& value);
 [[noreturn]] void fail_undefined(const Value& undefined);
 
@@ -98,7 +98,7 @@ struct Builtin : Object {
 // A method bound to its object.
 struct MethodInfo {
     const char* name;
-    Value (*run)(Env& env, const Value& self, Call& call);    // null: it would change its object
+    Value (*run)(Env& env, const Value& self, Call& call);  // null: it would change its object
 };
 struct Method : Object {
     const MethodInfo* info = nullptr;
@@ -142,14 +142,14 @@ struct Loop : Clearable {
     int64_t index0 = -1;
     int64_t depth0 = 0;
     std::optional<int64_t> length;
-    Value before, current, after, changed;    // missing: none
-    const Stmt* recursive = nullptr;          // the loop that calling this runs again
-    Ref<Activation> outer;                    // the function around that loop
+    Value before, current, after, changed;  // missing: none
+    const Stmt* recursive = nullptr;        // the loop that calling this runs again
+    Ref<Activation> outer;                  // the function around that loop
     Env* env = nullptr;
 
     Loop(Env& env, Value iterable);
     bool next(Value& item);
-    bool peek();    // is there a next item?
+    bool peek();  // is there a next item?
     int64_t count();
     void clear() override;
     const char* type_name() const override { return "LoopContext"; }
@@ -159,9 +159,9 @@ struct Loop : Clearable {
 // ---- what filters, methods and the interpreter ask of each other
 
 Value call_value(Env& env, const Value& callee, Call& call);
-Value get_attribute(Env& env, const Value& object, const std::string& name);    // object.name
-Value get_item(Env& env, const Value& object, const Value& key);                // object[key]
-Value get_slice(Env& env, const Value& object, const Value& start, const Value& stop, const Value& step);    // none: left out
+Value get_attribute(Env& env, const Value& object, const std::string& name);                               // object.name
+Value get_item(Env& env, const Value& object, const Value& key);                                           // object[key]
+Value get_slice(Env& env, const Value& object, const Value& start, const Value& stop, const Value& step);  // none: left out
 // Does Python's getattr() find it? Methods of the object's type, properties; missing where not.
 Value find_attribute(Env& env, const Value& object, const std::string& name);
 const Value* find_global(const std::string& name);
@@ -176,7 +176,8 @@ struct Bound {
     Value& operator[](size_t i) { return values[i]; }
     const Value& get(size_t i, const Value& otherwise) const { return values[i].is_missing() ? otherwise : values[i]; }
 };
-Bound bind(const Call& call, const char* function, std::initializer_list<const char*> parameters, size_t required, bool positional_only = false);
+Bound bind(const Call& call, const char* function, std::initializer_list<const char*> parameters, size_t required,
+           bool positional_only = false);
 
 // An argument as a C integer, as Python's "__index__" gives it.
 int64_t to_index(const Value& value);
@@ -185,10 +186,10 @@ const std::string& to_string_argument(const Value& value, const char* function);
 Value binary(Env& env, char op, const Value& a, const Value& b);
 Value negate(Env& env, const Value& value);
 Value positive(Env& env, const Value& value);
-bool compare_values(Env& env, char op, const Value& a, const Value& b);    // = ! < l > g
+bool compare_values(Env& env, char op, const Value& a, const Value& b);  // = ! < l > g
 bool contains(Env& env, const Value& container, const Value& item);
 std::string escape_html(std::string_view text);
-Value escape(Env& env, const Value& value);    // Markup
-void sort_values(Env& env, std::vector<std::pair<Value, Value>>& keyed, bool reverse);    // by key, stable
+Value escape(Env& env, const Value& value);                                             // Markup
+void sort_values(Env& env, std::vector<std::pair<Value, Value>>& keyed, bool reverse);  // by key, stable
 
 }  // namespace awq::jinja

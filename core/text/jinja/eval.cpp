@@ -1,6 +1,6 @@
 // Runs a template's tree: statements write text, expressions give values.
-#include <algorithm>
 #include "core/text/jinja/eval.h"
+#include <algorithm>
 #include "core/text/jinja/filters.h"
 
 namespace awq::jinja {
@@ -142,7 +142,8 @@ public:
             items.push_back(std::move(item));
         }
         if (items.size() < count)
-            fail(Fault::value, "not enough values to unpack (expected " + std::to_string(count) + ", got " + std::to_string(items.size()) + ")");
+            fail(Fault::value, "not enough values to unpack (expected " + std::to_string(count) + ", got " +
+                                   std::to_string(items.size()) + ")");
         return items;
     }
 
@@ -150,7 +151,8 @@ public:
 
     void write(std::string& out, std::string_view text) {
         env_.text(text.size());
-        if (text.size() > max_output - out.size()) fail(Fault::limit, "the text grows past " + std::to_string(max_output >> 20) + " MiB");
+        if (text.size() > max_output - out.size())
+            fail(Fault::limit, "the text grows past " + std::to_string(max_output >> 20) + " MiB");
         out += text;
     }
 
@@ -214,14 +216,15 @@ public:
                 std::string text;
                 enter(s.scope, frame);
                 Flow flow = run(s.body, frame, text);
-                if (flow != Flow::normal) return flow;    // a break leaves what was written behind
+                if (flow != Flow::normal) return flow;  // a break leaves what was written behind
                 env_.line = s.line;
                 Value value = new_string(env_, std::move(text), env_.autoescape);
                 if (s.filter) value = filter(*s.filter, frame, &value);
                 if (s.op == S::filter_block) {
                     write_value(out, value);
                 } else {
-                    if (env_.autoescape && !(value.is_string() && value.string().markup)) value = new_string(env_, to_text(env_, value), true);
+                    if (env_.autoescape && !(value.is_string() && value.string().markup))
+                        value = new_string(env_, to_text(env_, value), true);
                     assign(*s.targets[0], std::move(value), frame, s.top_level);
                 }
                 leave(s.scope, frame);
@@ -265,9 +268,7 @@ public:
                 write(out, run_block(env_, s, s.scoped ? &visible : nullptr).text());
                 return Flow::normal;
             }
-            case S::load_template:
-                eval(*s.expressions[0], frame);
-                fail(Fault::type, "no loader for this environment specified");
+            case S::load_template: eval(*s.expressions[0], frame); fail(Fault::type, "no loader for this environment specified");
             case S::break_loop: return Flow::broken;
             case S::continue_loop: return Flow::continued;
         }
@@ -331,7 +332,7 @@ public:
         } else {
             cursor = Cursor(env_, std::move(iterable));
         }
-        bool finished_one = false;    // not set by an iteration that `continue` or `break` ends
+        bool finished_one = false;  // not set by an iteration that `continue` or `break` ends
         for (Value item; context ? context->next(item) : cursor.next(env_, item);) {
             env_.step();
             enter(s.scope, frame);
@@ -399,7 +400,9 @@ public:
             std::string name = repr_text(info.name), key = call.keywords[0].first;
             for (const auto& [k, value] : call.keywords)
                 if (k == "caller")
-                    fail(Fault::type, "macro " + name + " was invoked with two values for the special caller argument. This is most likely a bug.");
+                    fail(Fault::type,
+                         "macro " + name +
+                             " was invoked with two values for the special caller argument. This is most likely a bug.");
             fail(Fault::type, "macro " + name + " takes no keyword argument " + repr_text(key));
         }
         if (info.varargs_slot >= 0)
@@ -506,7 +509,7 @@ public:
                 if (truthy(env_, child(0))) return child(1);
                 if (e.children[2]) return child(2);
                 return new_undefined_hint("the inline if-expression on line " + std::to_string(e.line) +
-                                           " evaluated to false and no else section was defined.");
+                                          " evaluated to false and no else section was defined.");
             case Op::arithmetic: {
                 Value value = child(0);
                 for (size_t i = 1; i < e.children.size(); i++) value = binary(env_, e.operators[i - 1], value, child(i));
@@ -527,7 +530,9 @@ public:
                 for (size_t i = 1; i < e.children.size(); i++) {
                     Value right = child(i);
                     char op = e.operators[i - 1];
-                    bool holds = op == 'i' ? contains(env_, right, left) : op == 'n' ? !contains(env_, right, left) : compare_values(env_, op, left, right);
+                    bool holds = op == 'i'   ? contains(env_, right, left)
+                                 : op == 'n' ? !contains(env_, right, left)
+                                             : compare_values(env_, op, left, right);
                     if (!holds) return Value(false);
                     left = std::move(right);
                 }
@@ -565,7 +570,8 @@ public:
     // x ~ y: all as text; with autoescape, text that is no Markup is escaped once one part is Markup.
     Value concat(const Expr& e, const Frame& frame) {
         std::vector<Value> parts = children(e, frame);
-        bool markup = env_.autoescape && std::any_of(parts.begin(), parts.end(), [](const Value& v) { return v.is_string() && v.string().markup; });
+        bool markup = env_.autoescape &&
+                      std::any_of(parts.begin(), parts.end(), [](const Value& v) { return v.is_string() && v.string().markup; });
         std::string text;
         for (const Value& part : parts) write(text, markup ? escape(env_, part).text() : to_text(env_, part));
         return new_string(env_, std::move(text), markup);
@@ -610,7 +616,8 @@ Value run_block(Env& env, const Stmt& block, const std::vector<std::pair<std::st
     Ref<Activation> frame = interpreter.activate(block.slots, {});
     if (block.self_slot >= 0) frame->slots[static_cast<size_t>(block.self_slot)] = Value(Kind::self, new SelfObject);
     if (block.super_slot >= 0)
-        frame->slots[static_cast<size_t>(block.super_slot)] = new_undefined_hint("there is no parent block called " + repr_text(block.name) + ".");
+        frame->slots[static_cast<size_t>(block.super_slot)] =
+            new_undefined_hint("there is no parent block called " + repr_text(block.name) + ".");
     interpreter.enter(block.scope, frame);
     std::string out;
     interpreter.run(block.body, frame, out);

@@ -106,7 +106,8 @@ Value length(Env& env, Call& call) {
 Value attribute(Env& env, Call& call) {
     auto a = bind(call, "do_attr", {"obj", "name"}, 2);
     const std::string& name = to_string_argument(a[1], "attr");
-    if (!name.starts_with("__") && !a[0].is_undefined() && find_attribute(env, a[0], name).is_missing()) return new_undefined_of(a[0], a[1]);
+    if (!name.starts_with("__") && !a[0].is_undefined() && find_attribute(env, a[0], name).is_missing())
+        return new_undefined_of(a[0], a[1]);
     return get_attribute(env, a[0], name);
 }
 
@@ -136,8 +137,8 @@ Value file_size(Env& env, Call& call) {
 }  // namespace
 
 const std::vector<FilterInfo> number_filters = {
-    {"abs", absolute},        {"int", to_int},      {"float", to_float}, {"round", round},   {"default", default_value},
-    {"d", default_value},     {"length", length},   {"count", length},   {"attr", attribute}, {"filesizeformat", file_size},
+    {"abs", absolute},    {"int", to_int},    {"float", to_float}, {"round", round},    {"default", default_value},
+    {"d", default_value}, {"length", length}, {"count", length},   {"attr", attribute}, {"filesizeformat", file_size},
     {"tojson", to_json},
 };
 

@@ -6,7 +6,7 @@ namespace awq::jinja {
 
 struct FilterInfo {
     const char* name;
-    Value (*run)(Env& env, Call& call);    // args[0] is what is filtered
+    Value (*run)(Env& env, Call& call);  // args[0] is what is filtered
 };
 struct TestInfo {
     const char* name;

@@ -12,7 +12,7 @@ namespace {
 
 struct Path {
     std::vector<Value> parts;
-    Value otherwise;    // for what is undefined; missing: none
+    Value otherwise;  // for what is undefined; missing: none
     bool ignore_case = false;
 
     Path() = default;
@@ -26,7 +26,8 @@ struct Path {
         for (size_t begin = 0; begin <= text.size();) {
             size_t end = std::min(text.find('.', begin), text.size());
             std::string part = text.substr(begin, end - begin);
-            bool digits = !part.empty() && part.size() < 18 && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
+            bool digits = !part.empty() && part.size() < 18 &&
+                          std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
             parts.push_back(digits ? Value(static_cast<int64_t>(std::stoll(part))) : new_string(env, part));
             begin = end + 1;
         }
@@ -38,7 +39,7 @@ struct Path {
             if (item.is_undefined() && !otherwise.is_missing() && !otherwise.is_none()) item = otherwise;
         }
         if (ignore_case && item.is_string()) {
-            env.text(item.text().size() * 8);
+            env.slow_text(item.text().size());
             return new_string(env, to_lower(item.text()));
         }
         return item;
@@ -103,10 +104,12 @@ Value map(Env& env, Call& call) {
         const Value& value = call.args[0];
         if (!truthy(e, value)) return nullptr;
         if (call.args.size() > 1)
-            return over(e, value, [call](Env& e2, Value& item) { return item = run_filter(e2, call.args[1], item, call, 2), true; });
+            return over(e, value,
+                        [call](Env& e2, Value& item) { return item = run_filter(e2, call.args[1], item, call, 2), true; });
         Value attribute, otherwise;
         std::string unexpected;
-        for (const auto& [key, argument] : call.keywords) (key == "attribute" ? attribute : key == "default" ? otherwise : (unexpected = key, otherwise)) = argument;
+        for (const auto& [key, argument] : call.keywords)
+            (key == "attribute" ? attribute : key == "default" ? otherwise : (unexpected = key, otherwise)) = argument;
         if (attribute.is_missing()) fail(Fault::runtime, "map requires a filter argument");
         if (!unexpected.empty()) fail(Fault::runtime, "Unexpected keyword argument " + repr_text(unexpected));
         Path path(e, attribute);
@@ -180,7 +183,8 @@ Value batch(Env& env, Call& call) {
             }
             ended = true;
             if (row.empty()) return false;
-            if (!fill.is_missing() && !fill.is_none() && compare_values(e2, '<', Value(static_cast<int64_t>(row.size())), count)) {
+            if (!fill.is_missing() && !fill.is_none() &&
+                compare_values(e2, '<', Value(static_cast<int64_t>(row.size())), count)) {
                 int64_t wanted = to_index(count);
                 e2.elements(static_cast<size_t>(wanted));
                 row.resize(static_cast<size_t>(wanted), fill);
@@ -214,7 +218,8 @@ Value slice(Env& env, Call& call) {
 // ---- order
 
 bool is_reversible(const Value& value) {
-    return value.is_list_or_tuple() || value.is(Kind::range) || value.is(Kind::dict) || value.is(Kind::view) || value.is_string() || value.is(Kind::bytes) || value.is_undefined();
+    return value.is_list_or_tuple() || value.is(Kind::range) || value.is(Kind::dict) || value.is(Kind::view) ||
+           value.is_string() || value.is(Kind::bytes) || value.is_undefined();
 }
 
 Value reverse(Env& env, Call& call) {
@@ -226,9 +231,13 @@ Value reverse(Env& env, Call& call) {
     std::reverse(all.begin(), all.end());
     Value list = new_list(env, std::move(all));
     if (!lazy) return list;
-    const char* type = a[0].is(Kind::list) ? "list_reverseiterator" : a[0].is(Kind::range) ? "range_iterator" : a[0].is(Kind::dict) ? "dict_reversekeyiterator" : "reversed";
+    const char* type = a[0].is(Kind::list)    ? "list_reverseiterator"
+                       : a[0].is(Kind::range) ? "range_iterator"
+                       : a[0].is(Kind::dict)  ? "dict_reversekeyiterator"
+                                              : "reversed";
     Call held{{list}, {}};
-    return generate(env, held, [list](Env& e) { return over(e, list, [](Env&, Value&) { return true; }); }, type);
+    return generate(
+        env, held, [list](Env& e) { return over(e, list, [](Env&, Value&) { return true; }); }, type);
 }
 
 Value first(Env& env, Call& call) {
@@ -291,7 +300,8 @@ Value dictsort(Env& env, Call& call) {
     Path path;
     path.ignore_case = !flag(env, a[1]);
     std::vector<std::pair<Value, Value>> keyed;
-    for (const auto& [key, value] : a[0].dict().entries) keyed.emplace_back(path.of(env, by == "key" ? key : value), new_tuple(env, {key, value}));
+    for (const auto& [key, value] : a[0].dict().entries)
+        keyed.emplace_back(path.of(env, by == "key" ? key : value), new_tuple(env, {key, value}));
     sort_values(env, keyed, flag(env, a[3]));
     std::vector<Value> out;
     for (auto& [key, pair] : keyed) out.push_back(std::move(pair));
@@ -332,7 +342,8 @@ Value groupby(Env& env, Call& call) {
     for (size_t begin = 0; begin < keyed.size();) {
         size_t end = begin;
         std::vector<Value> members;
-        while (end < keyed.size() && (end == begin || equal(env, keyed[begin].first, keyed[end].first))) members.push_back(keyed[end++].second);
+        while (end < keyed.size() && (end == begin || equal(env, keyed[begin].first, keyed[end].first)))
+            members.push_back(keyed[end++].second);
         Value key = flag(env, a[3]) ? keyed[begin].first : path.of(env, members[0]);
         groups.push_back(new_tuple(env, {key, new_list(env, std::move(members))}, true));
         begin = end;

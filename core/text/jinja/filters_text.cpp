@@ -36,7 +36,8 @@ bool flag(Env& env, const Value& value) { return !value.is_missing() && truthy(e
 Value replace(Env& env, Call& call) {
     auto a = bind(call, "do_replace", {"s", "old", "new", "count"}, 3);
     int64_t most = a[3].is_missing() || a[3].is_none() ? -1 : to_index(a[3]);
-    if (!env.autoescape) return new_string(env, replace_all(env, to_text(env, a[0]), to_text(env, a[1]), to_text(env, a[2]), most));
+    if (!env.autoescape)
+        return new_string(env, replace_all(env, to_text(env, a[0]), to_text(env, a[1]), to_text(env, a[2]), most));
     auto is_markup = [](const Value& v) { return v.is_string() && v.string().markup; };
     Value s = is_markup(a[1]) || (is_markup(a[2]) && !is_markup(a[0])) ? escape(env, a[0]) : soft(env, a[0]);
     return run_method(env, s, "replace", {soft(env, a[1]), soft(env, a[2]), Value(most)});
@@ -46,15 +47,18 @@ Value replace(Env& env, Call& call) {
 Value title(Env& env, Call& call) {
     auto a = bind(call, "do_title", {"s"}, 1);
     std::string text = to_text(env, a[0]), out;
-    env.text(text.size() * 8);
-    auto is_break = [](char32_t c) { return is_space(c) || (c < 0x80 && std::string_view("-({[<").find(static_cast<char>(c)) != std::string_view::npos); };
+    env.slow_text(text.size());
+    auto is_break = [](char32_t c) {
+        return is_space(c) || (c < 0x80 && std::string_view("-({[<").find(static_cast<char>(c)) != std::string_view::npos);
+    };
     for (size_t i = 0; i < text.size();) {
         size_t begin = i;
         bool breaks = is_break(next_code_point(text, i));
         size_t first = i;
         for (size_t next = i; next < text.size(); i = next)
             if (is_break(next_code_point(text, next)) != breaks) break;
-        out += to_upper(std::string_view(text).substr(begin, first - begin)) + to_lower(std::string_view(text).substr(first, i - first));
+        out += to_upper(std::string_view(text).substr(begin, first - begin)) +
+               to_lower(std::string_view(text).substr(first, i - first));
     }
     return new_string(env, std::move(out));
 }
@@ -99,7 +103,8 @@ Value truncate(Env& env, Call& call) {
     int64_t length = a[1].is_missing() ? 255 : to_index(a[1]), leeway = a[4].is_missing() || a[4].is_none() ? 5 : to_index(a[4]);
     Value end = a[3].is_missing() ? new_string(env, "...") : a[3];
     auto end_length = static_cast<int64_t>(require_length(env, end));
-    if (length < end_length) fail(Fault::value, "expected length >= " + std::to_string(end_length) + ", got " + std::to_string(length));
+    if (length < end_length)
+        fail(Fault::value, "expected length >= " + std::to_string(end_length) + ", got " + std::to_string(length));
     if (leeway < 0) fail(Fault::value, "expected leeway >= 0, got " + std::to_string(leeway));
     auto size = static_cast<int64_t>(require_length(env, a[0]));
     if (size - leeway <= length) return a[0];
@@ -120,8 +125,11 @@ std::vector<std::u32string> chunks_of(const std::u32string& text, bool on_hyphen
     std::vector<std::u32string> chunks;
     auto space = [&](size_t i) { return (text[i] >= 9 && text[i] <= 13) || text[i] == ' '; };
     auto letter = [&](size_t i) { return i < text.size() && is_word(text[i]) && !is_decimal(text[i]); };
-    auto punctuated = [&](size_t i) { return is_word(text[i]) || (text[i] < 0x80 && std::string_view("!\"'&.,?").find(static_cast<char>(text[i])) != std::string_view::npos); };
-    auto dash_then_word = [&](size_t i) {    // two dashes or more, then a word: where they end
+    auto punctuated = [&](size_t i) {
+        return is_word(text[i]) ||
+               (text[i] < 0x80 && std::string_view("!\"'&.,?").find(static_cast<char>(text[i])) != std::string_view::npos);
+    };
+    auto dash_then_word = [&](size_t i) {  // two dashes or more, then a word: where they end
         size_t end = i;
         while (end < text.size() && text[end] == '-') end++;
         return end - i >= 2 && end < text.size() && is_word(text[end]) ? end : 0;
@@ -138,8 +146,10 @@ std::vector<std::u32string> chunks_of(const std::u32string& text, bool on_hyphen
             for (end = at + 1;; end++) {
                 if (end >= text.size() || space(end)) break;
                 bool hyphen = text[end] == '-' &&
-                              ((end >= 2 && letter(end - 1) && letter(end - 2)) || (end >= 3 && letter(end - 1) && text[end - 2] == '-' && letter(end - 3))) &&
-                              letter(end + 1) && (letter(end + 2) || (end + 2 < text.size() && text[end + 2] == '-' && letter(end + 3)));
+                              ((end >= 2 && letter(end - 1) && letter(end - 2)) ||
+                               (end >= 3 && letter(end - 1) && text[end - 2] == '-' && letter(end - 3))) &&
+                              letter(end + 1) &&
+                              (letter(end + 2) || (end + 2 < text.size() && text[end + 2] == '-' && letter(end + 3)));
                 if (hyphen) {
                     end++;
                     break;
@@ -173,7 +183,8 @@ std::vector<std::u32string> wrap_line(const std::u32string& text, size_t width, 
                 size_t end = room;
                 if (on_hyphens && chunk.size() > room && room > 0) {
                     size_t hyphen = chunk.rfind('-', room - 1);
-                    if (hyphen != chunk.npos && hyphen > 0 && chunk.substr(0, hyphen).find_first_not_of('-') != chunk.npos) end = hyphen + 1;
+                    if (hyphen != chunk.npos && hyphen > 0 && chunk.substr(0, hyphen).find_first_not_of('-') != chunk.npos)
+                        end = hyphen + 1;
                 }
                 if (room < 1) end = 1;
                 if (room >= 1 || line.empty()) {
@@ -203,7 +214,8 @@ Value wordwrap(Env& env, Call& call) {
     int64_t width = a[1].is_missing() ? 79 : to_index(a[1]);
     bool break_long = a[2].is_missing() || truthy(env, a[2]), on_hyphens = a[4].is_missing() || truthy(env, a[4]);
     std::string newline = a[3].is_missing() || a[3].is_none() ? "\n" : to_string_argument(a[3], "join");
-    env.text(a[0].text().size() * 16);
+    env.slow_text(a[0].text().size());
+    env.elements(a[0].text().size());
     std::string out;
     bool first = true;
     for (const std::string& line : split_lines(a[0].text(), false)) {
@@ -225,7 +237,7 @@ Value wordwrap(Env& env, Call& call) {
 Value wordcount(Env& env, Call& call) {
     auto a = bind(call, "do_wordcount", {"s"}, 1);
     std::string text = to_text(env, a[0]);
-    env.text(text.size() * 8);
+    env.slow_text(text.size());
     int64_t count = 0;
     for (size_t i = 0, inside = 0; i < text.size();) {
         bool word = is_word(next_code_point(text, i));
@@ -260,17 +272,17 @@ Value string(Env& env, Call& call) {
 Value striptags(Env& env, Call& call) {
     auto a = bind(call, "do_striptags", {"value"}, 1);
     std::string text = to_text(env, a[0]);
-    env.text(text.size() * 8);
+    env.slow_text(text.size());
     return new_string(env, strip_tags(text));
 }
 
 std::string url_quote(Env& env, const Value& value, bool for_query) {
     std::string text = to_text(env, value), out;
-    env.text(text.size() * 3);
+    env.slow_text(text.size());
     if (has_surrogate(text)) fail(Fault::value, "'utf-8' codec can't encode characters: surrogates not allowed");
     for (char c : text) {
-        bool plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || c == '.' || c == '-' || c == '~' ||
-                     (c == '/' && !for_query);
+        bool plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || c == '.' ||
+                     c == '-' || c == '~' || (c == '/' && !for_query);
         if (plain) {
             out += c;
         } else if (c == ' ' && for_query) {
@@ -302,7 +314,7 @@ Value urlencode(Env& env, Call& call) {
 Value urlize_filter(Env& env, Call& call) {
     auto a = bind(call, "do_urlize", {"value", "trim_url_limit", "nofollow", "target", "rel", "extra_schemes"}, 1);
     std::string text = escape(env, a[0]).text();
-    env.text(text.size() * 16);
+    env.slow_text(text.size());
     UrlOptions options;
     if (!a[1].is_missing() && !a[1].is_none()) options.trim = to_index(a[1]);
     std::vector<std::string> rel;
@@ -329,7 +341,8 @@ Value xmlattr(Env& env, Call& call) {
     for (const auto& [key, value] : a[0].dict().entries) {
         if (value.is_none() || value.is_undefined()) continue;
         if (!key.is_string()) fail(Fault::type, "expected string or bytes-like object, got '" + type_name(key) + "'");
-        if (key.text().find_first_of(" \t\n\r\f\v/>=") != std::string::npos) fail(Fault::value, "Invalid character in attribute name: " + repr(env, key));
+        if (key.text().find_first_of(" \t\n\r\f\v/>=") != std::string::npos)
+            fail(Fault::value, "Invalid character in attribute name: " + repr(env, key));
         if (!out.empty()) out += ' ';
         out += escape(env, key).text() + "=\"" + escape(env, value).text() + "\"";
     }
@@ -338,7 +351,8 @@ Value xmlattr(Env& env, Call& call) {
 }
 
 Value format(Env& env, Call& call) {
-    if (call.args.size() > 1 && !call.keywords.empty()) fail(Fault::runtime, "can't handle positional and keyword arguments at the same time");
+    if (call.args.size() > 1 && !call.keywords.empty())
+        fail(Fault::runtime, "can't handle positional and keyword arguments at the same time");
     Value text = soft(env, call.args[0]);
     if (call.keywords.empty()) return format_percent(env, text, new_tuple(env, {call.args.begin() + 1, call.args.end()}));
     Ref<Dict> dict(new Dict);

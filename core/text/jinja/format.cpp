@@ -88,7 +88,8 @@ std::string grouped(const std::string& digits, char separator, size_t size) {
 }
 
 // sign, prefix (0x) and the number's digits, put together; `rest` is what follows the integer part.
-std::string number(Env& env, const Spec& spec, bool negative, const std::string& prefix, std::string digits, const std::string& rest) {
+std::string number(Env& env, const Spec& spec, bool negative, const std::string& prefix, std::string digits,
+                   const std::string& rest) {
     std::string sign = negative ? "-" : spec.sign == '+' ? "+" : spec.sign == ' ' ? " " : "";
     size_t group = spec.type == 'b' || spec.type == 'o' || spec.type == 'x' || spec.type == 'X' ? 4 : 3;
     char align = spec.align ? spec.align : spec.zero ? '=' : '>';
@@ -135,7 +136,8 @@ std::string format_real(Env& env, double value, Spec spec, const char* type) {
     bool negative = std::signbit(value) && !std::isnan(value);
     if (!std::isfinite(value)) {
         text = std::isnan(value) ? "nan" : "inf";
-        if (kind == 'E' || kind == 'F' || kind == 'G') std::transform(text.begin(), text.end(), text.begin(), [](char c) { return static_cast<char>(c - 32); });
+        if (kind == 'E' || kind == 'F' || kind == 'G')
+            std::transform(text.begin(), text.end(), text.begin(), [](char c) { return static_cast<char>(c - 32); });
         if (kind == '%') text += '%';
         return number(env, spec, negative, "", text, "");
     }
@@ -144,7 +146,9 @@ std::string format_real(Env& env, double value, Spec spec, const char* type) {
         case 'E': text = print_double(env, spec.alternate ? "%#.*E" : "%.*E", precision, magnitude); break;
         case 'f':
         case 'F':
-        case '%': text = print_double(env, spec.alternate ? "%#.*f" : "%.*f", precision, magnitude) + (kind == '%' ? "%" : ""); break;
+        case '%':
+            text = print_double(env, spec.alternate ? "%#.*f" : "%.*f", precision, magnitude) + (kind == '%' ? "%" : "");
+            break;
         case 'g':
         case 'n': text = print_double(env, spec.alternate ? "%#.*g" : "%.*g", precision, magnitude); break;
         case 'G': text = print_double(env, spec.alternate ? "%#.*G" : "%.*G", precision, magnitude); break;
@@ -195,7 +199,9 @@ std::string format_integer(Env& env, const Value& value, Spec spec) {
     bool negative = integer.negative();
     std::string digits = base == 10 ? integer_text(value) : integer.to_string(base);
     if (negative) digits.erase(0, 1);
-    if (kind == 'X') std::transform(digits.begin(), digits.end(), digits.begin(), [](char c) { return c >= 'a' ? static_cast<char>(c - 32) : c; });
+    if (kind == 'X')
+        std::transform(digits.begin(), digits.end(), digits.begin(),
+                       [](char c) { return c >= 'a' ? static_cast<char>(c - 32) : c; });
     std::string prefix = spec.alternate && base != 10 ? std::string("0") + kind : "";
     return number(env, spec, negative, prefix, digits, "");
 }
@@ -214,13 +220,15 @@ std::string format_spec(Env& env, const Value& value, const std::string& text) {
     if (!value.is_string()) fail(Fault::type, "unsupported format string passed to " + type_name(value) + ".__format__");
     if (value.string().markup) fail(Fault::value, "Unsupported format specification for Markup.");
     Spec spec = parse_spec(text);
-    if (spec.type && spec.type != 's') fail(Fault::value, std::string("Unknown format code '") + spec.type + "' for object of type 'str'");
+    if (spec.type && spec.type != 's')
+        fail(Fault::value, std::string("Unknown format code '") + spec.type + "' for object of type 'str'");
     if (spec.sign != '-' || text.find_first_of("+-") == 0) fail(Fault::value, "Sign not allowed in string format specifier");
     if (spec.align == '=') fail(Fault::value, "'=' alignment not allowed in string format specifier");
     if (spec.alternate) fail(Fault::value, "Alternate form (#) not allowed in string format specifier");
     if (spec.grouping) fail(Fault::value, std::string("Cannot specify '") + spec.grouping + "' with 's'.");
     std::string shown = value.text();
-    if (spec.precision >= 0 && static_cast<size_t>(spec.precision) < value.string().length) shown.resize(value.string().offset(static_cast<size_t>(spec.precision)));
+    if (spec.precision >= 0 && static_cast<size_t>(spec.precision) < value.string().length)
+        shown.resize(value.string().offset(static_cast<size_t>(spec.precision)));
     return aligned(env, shown, spec, '<');
 }
 
@@ -230,7 +238,8 @@ namespace {
 
 class Braces {
 public:
-    Braces(Env& env, const Value& format, Call& call, const Value* mapping) : env_(env), markup_(format.string().markup), call_(call), mapping_(mapping) {}
+    Braces(Env& env, const Value& format, Call& call, const Value* mapping)
+        : env_(env), markup_(format.string().markup), call_(call), mapping_(mapping) {}
 
     std::string run(std::string_view text, int depth) {
         if (depth < 0) fail(Fault::value, "Max string recursion exceeded");
@@ -282,7 +291,8 @@ private:
         if (at < text.size()) spec = text.substr(at + 1);
         if (name.empty() || std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; })) {
             bool automatic = name.empty();
-            if (automatic ? manual_ : next_ > 0) fail(Fault::value, "cannot switch between manual field specification and automatic field numbering");
+            if (automatic ? manual_ : next_ > 0)
+                fail(Fault::value, "cannot switch between manual field specification and automatic field numbering");
             if (automatic)
                 name = std::to_string(next_++);
             else
@@ -308,7 +318,12 @@ private:
         for (size_t i = 0; i < text.size();) {
             char32_t c = next_code_point(text, i);
             char buffer[16];
-            snprintf(buffer, sizeof buffer, c < 0x80 ? "%c" : c < 0x100 ? "\\x%02x" : c < 0x10000 ? "\\u%04x" : "\\U%08x", static_cast<unsigned>(c));
+            snprintf(buffer, sizeof buffer,
+                     c < 0x80      ? "%c"
+                     : c < 0x100   ? "\\x%02x"
+                     : c < 0x10000 ? "\\u%04x"
+                                   : "\\U%08x",
+                     static_cast<unsigned>(c));
             out += buffer;
         }
         return out;
@@ -320,7 +335,8 @@ private:
         Value value;
         if (!first.empty() && std::all_of(first.begin(), first.end(), [](char c) { return c >= '0' && c <= '9'; })) {
             size_t index = first.size() < 9 ? std::stoul(first) : call_.args.size();
-            if (index >= call_.args.size()) fail(Fault::index, "Replacement index " + first + " out of range for positional args tuple");
+            if (index >= call_.args.size())
+                fail(Fault::index, "Replacement index " + first + " out of range for positional args tuple");
             value = call_.args[index];
         } else if (mapping_) {
             if (mapping_->is_undefined()) fail_undefined(*mapping_);
@@ -347,7 +363,8 @@ private:
                 bool digits = key.size() < 18 && std::all_of(key.begin(), key.end(), [](char c) { return c >= '0' && c <= '9'; });
                 value = get_item(env_, value, digits ? Value(static_cast<int64_t>(std::stoll(key))) : new_string(env_, key));
                 at = end + 1;
-                if (at < name.size() && name[at] != '.' && name[at] != '[') fail(Fault::value, "Only '.' or '[' may follow ']' in format field specifier");
+                if (at < name.size() && name[at] != '.' && name[at] != '[')
+                    fail(Fault::value, "Only '.' or '[' may follow ']' in format field specifier");
             }
         }
         return value;
@@ -389,7 +406,8 @@ public:
             env_.text(shown.size());
             out += shown;
         }
-        bool mapping = arguments_.is(Kind::dict) || arguments_.is(Kind::list) || arguments_.is(Kind::range) || arguments_.is_undefined() || arguments_.is(Kind::bytes);
+        bool mapping = arguments_.is(Kind::dict) || arguments_.is(Kind::list) || arguments_.is(Kind::range) ||
+                       arguments_.is_undefined() || arguments_.is(Kind::bytes);
         size_t count = arguments_.is(Kind::tuple) ? arguments_.items().size() : 1;
         if (!mapping && next_ < count) fail(Fault::type, "not all arguments converted during string formatting");
         return out;
@@ -479,7 +497,8 @@ private:
 
     std::string shown(const Value& value, const Spec& spec) {
         std::string text = spec.type == 's' ? to_text(env_, value) : repr(env_, value);
-        if (format_.string().markup && !(spec.type == 's' && value.is_string() && value.string().markup)) text = escape_html(text);
+        if (format_.string().markup && !(spec.type == 's' && value.is_string() && value.string().markup))
+            text = escape_html(text);
         if (spec.precision >= 0) {
             size_t at = 0;
             for (int64_t n = spec.precision; n > 0 && at < text.size(); n--) next_code_point(text, at);
@@ -509,7 +528,8 @@ private:
         if (value.is_undefined()) fail_undefined(value);
         if (value.is(Kind::real) && spec.type == 'd') value = truncate_double(value.real());
         if (!value.is_int())
-            fail(Fault::type, std::string("%") + spec.type + " format: " + (spec.type == 'd' ? "a real number" : "an integer") + " is required, not " + type_name(value));
+            fail(Fault::type, std::string("%") + spec.type + " format: " + (spec.type == 'd' ? "a real number" : "an integer") +
+                                  " is required, not " + type_name(value));
         zero_fill(spec);
         // A precision is the least number of digits.
         int64_t digits = spec.precision;

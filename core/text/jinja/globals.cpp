@@ -8,7 +8,8 @@ namespace awq::jinja {
 namespace {
 
 Value make_range(Env&, Call& call) {
-    if (!call.keywords.empty()) fail(Fault::type, "safe_range() got an unexpected keyword argument '" + call.keywords[0].first + "'");
+    if (!call.keywords.empty())
+        fail(Fault::type, "safe_range() got an unexpected keyword argument '" + call.keywords[0].first + "'");
     if (call.args.empty() || call.args.size() > 3)
         fail(Fault::type, "range expected 1 to 3 arguments, got " + std::to_string(call.args.size()));
     auto range = new Range;
@@ -37,10 +38,13 @@ void fill_dict(Env& env, const Call& call, Dict& dict) {
             Cursor cursor(env, from);
             int64_t index = 0;
             for (Value item; cursor.next(env, item); index++) {
-                if (!is_iterable(item)) fail(Fault::type, "cannot convert dictionary update sequence element #" + std::to_string(index) + " to a sequence");
+                if (!is_iterable(item))
+                    fail(Fault::type,
+                         "cannot convert dictionary update sequence element #" + std::to_string(index) + " to a sequence");
                 std::vector<Value> pair = to_vector(env, item);
                 if (pair.size() != 2)
-                    fail(Fault::value, "dictionary update sequence element #" + std::to_string(index) + " has length " + std::to_string(pair.size()) + "; 2 is required");
+                    fail(Fault::value, "dictionary update sequence element #" + std::to_string(index) + " has length " +
+                                           std::to_string(pair.size()) + "; 2 is required");
                 dict.set(env, pair[0], pair[1]);
             }
         }
@@ -61,13 +65,15 @@ Value make_namespace(Env& env, Call& call) {
     fill_dict(env, call, space->attributes);
     for (const auto& [key, value] : space->attributes.entries)
         if (key.is_string() && key.text().starts_with('_'))
-            fail(Fault::security, "Chat templates cannot store underscore-prefixed attributes on a namespace, but got " + repr_text(key.text()) + ". Please rename the attribute.");
+            fail(Fault::security, "Chat templates cannot store underscore-prefixed attributes on a namespace, but got " +
+                                      repr_text(key.text()) + ". Please rename the attribute.");
     env.keep(owner);
     return Value(Kind::space, owner);
 }
 
 Value make_cycler(Env& env, Call& call) {
-    if (!call.keywords.empty()) fail(Fault::type, "Cycler.__init__() got an unexpected keyword argument '" + call.keywords[0].first + "'");
+    if (!call.keywords.empty())
+        fail(Fault::type, "Cycler.__init__() got an unexpected keyword argument '" + call.keywords[0].first + "'");
     if (call.args.empty()) fail(Fault::runtime, "at least one item has to be provided");
     env.elements(call.args.size());
     auto cycler = new Cycler;
@@ -110,7 +116,7 @@ Value strftime_now(Env& env, Call& call) {
         char c = given[++i];
         if (c == 'f')
             format += "000000";
-        else if (c != 'z' && c != 'Z')    // of a time without a zone: nothing
+        else if (c != 'z' && c != 'Z')  // of a time without a zone: nothing
             (format += '%') += c;
     }
     static const locale_t c_locale = newlocale(LC_ALL_MASK, "C", nullptr);
@@ -121,7 +127,7 @@ Value strftime_now(Env& env, Call& call) {
             out.resize(n);
             return new_string(env, std::move(out));
         }
-        if (size >= 256 * format.size()) break;    // it really is empty, or absurdly wide
+        if (size >= 256 * format.size()) break;  // it really is empty, or absurdly wide
     }
     return new_string(env, "");
 }

@@ -1,7 +1,7 @@
 // The filter tojson: Python's json.dumps, as transformers gives it to templates.
+#include "core/text/jinja/json_text.h"
 #include <cmath>
 #include "core/text/jinja/filters.h"
-#include "core/text/jinja/json_text.h"
 #include "core/text/jinja/unicode.h"
 
 namespace awq::jinja {
@@ -10,7 +10,13 @@ namespace {
 class Writer {
 public:
     Writer(Env& env, bool ascii, bool pretty, std::string indent, std::string comma, std::string colon, bool sorted)
-        : env_(env), ascii_(ascii), pretty_(pretty), sorted_(sorted), indent_(std::move(indent)), comma_(std::move(comma)), colon_(std::move(colon)) {}
+        : env_(env),
+          ascii_(ascii),
+          pretty_(pretty),
+          sorted_(sorted),
+          indent_(std::move(indent)),
+          comma_(std::move(comma)),
+          colon_(std::move(colon)) {}
 
     void write(const Value& value, int level) {
         env_.spend(2);
@@ -51,7 +57,9 @@ public:
 
 private:
     struct Group {
-        Group(Writer& w, char open, char close, bool empty, int level) : w(w), close(close), empty(empty), level(level) { w.out_ += open; }
+        Group(Writer& w, char open, char close, bool empty, int level) : w(w), close(close), empty(empty), level(level) {
+            w.out_ += open;
+        }
         void next() {
             if (!first) w.out_ += w.comma_;
             first = false;
@@ -106,7 +114,7 @@ private:
     }
 
     void string(std::string_view text) {
-        env_.text(text.size() * 2);
+        env_.slow_text(text.size());
         out_ += '"';
         for (size_t i = 0; i < text.size();) {
             size_t begin = i;

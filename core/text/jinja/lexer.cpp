@@ -70,7 +70,7 @@ private:
                 keep = before;
             }
         } else if (sign != '+' && lstrip) {
-            size_t line = text.rfind('\n') + 1;    // npos + 1 is 0
+            size_t line = text.rfind('\n') + 1;  // npos + 1 is 0
             if (line > 0 || line_starting_) {
                 size_t i = line;
                 while (i < text.size()) {
@@ -160,11 +160,14 @@ private:
     }
 
     void code(bool block) {
-        std::string open;    // brackets not closed yet
+        std::string open;  // brackets not closed yet
         for (;;) {
             if (at_ >= source_.size()) return;
             if (open.empty()) {
-                size_t end = block ? tag_end(at_, "%}") : at("-}}") ? skip_space(at_ + 3) : at("}}") ? at_ + 2 : std::string::npos;
+                size_t end = block       ? tag_end(at_, "%}")
+                             : at("-}}") ? skip_space(at_ + 3)
+                             : at("}}")  ? at_ + 2
+                                         : std::string::npos;
                 if (end != std::string::npos) {
                     add(block ? Type::block_end : Type::variable_end, "");
                     advance(end);
@@ -183,7 +186,9 @@ private:
 
     // Digits with single underscores between them; the place after them, or `from`.
     size_t digits(size_t from, const char* allowed) const {
-        auto is = [&](size_t i) { return i < source_.size() && source_[i] && std::string_view(allowed).find(source_[i]) != std::string_view::npos; };
+        auto is = [&](size_t i) {
+            return i < source_.size() && source_[i] && std::string_view(allowed).find(source_[i]) != std::string_view::npos;
+        };
         if (!is(from)) return from;
         while (is(from) || (from < source_.size() && source_[from] == '_' && is(from + 1))) from++;
         return from;
@@ -209,7 +214,10 @@ private:
         }
         if (source_[at_] == '0') {
             char mark = at_ + 1 < source_.size() ? static_cast<char>(source_[at_ + 1] | 32) : '\0';
-            const char* allowed = mark == 'b' ? "01" : mark == 'o' ? "01234567" : mark == 'x' ? "0123456789abcdefABCDEF" : nullptr;
+            const char* allowed = mark == 'b'   ? "01"
+                                  : mark == 'o' ? "01234567"
+                                  : mark == 'x' ? "0123456789abcdefABCDEF"
+                                                : nullptr;
             if (allowed) {
                 size_t first = at_ + 2 < source_.size() && source_[at_ + 2] == '_' ? at_ + 3 : at_ + 2;
                 size_t stop = digits(first, allowed);
@@ -280,7 +288,8 @@ private:
             } else if (c >= '0' && c <= '7') {
                 char32_t code = 0;
                 size_t j = i + 1;
-                for (; j < text.size() && j < i + 4 && text[j] >= '0' && text[j] <= '7'; j++) code = code * 8 + static_cast<char32_t>(text[j] - '0');
+                for (; j < text.size() && j < i + 4 && text[j] >= '0' && text[j] <= '7'; j++)
+                    code = code * 8 + static_cast<char32_t>(text[j] - '0');
                 append_code_point(out, code);
                 i = j;
             } else if (c == 'x' || c == 'u' || c == 'U') {
@@ -288,7 +297,9 @@ private:
                 char32_t code = 0;
                 for (size_t j = 0; j < count; j++) {
                     char digit = i + 2 + j < text.size() ? text[i + 2 + j] : '\0';
-                    int value = is_digit_char(digit) ? digit - '0' : (digit | 32) >= 'a' && (digit | 32) <= 'f' ? (digit | 32) - 'a' + 10 : -1;
+                    int value = is_digit_char(digit)                         ? digit - '0'
+                                : (digit | 32) >= 'a' && (digit | 32) <= 'f' ? (digit | 32) - 'a' + 10
+                                                                             : -1;
                     if (value < 0) error("truncated \\" + std::string(1, c) + "XX escape");
                     code = code << 4 | static_cast<char32_t>(value);
                 }
@@ -302,7 +313,8 @@ private:
                 size_t next = i + 1;
                 char32_t code = next_code_point(text, next);
                 out += code < 0x100 ? "\\x" : code < 0x10000 ? "\\u" : "\\U";
-                for (int shift = code < 0x100 ? 4 : code < 0x10000 ? 12 : 28; shift >= 0; shift -= 4) out += "0123456789abcdef"[code >> shift & 15];
+                for (int shift = code < 0x100 ? 4 : code < 0x10000 ? 12 : 28; shift >= 0; shift -= 4)
+                    out += "0123456789abcdef"[code >> shift & 15];
                 i = next;
             } else {
                 out += '\\';
@@ -323,7 +335,8 @@ private:
             error("unexpected char " + repr_text(std::string_view(source_).substr(at_, next - at_)));
         }
         char c = here[0];
-        if (length == 1 && std::string_view("([{").find(c) != std::string_view::npos) open += c == '(' ? ')' : c == '[' ? ']' : '}';
+        if (length == 1 && std::string_view("([{").find(c) != std::string_view::npos)
+            open += c == '(' ? ')' : c == '[' ? ']' : '}';
         if (c == ')' || c == ']' || c == '}') {
             if (open.empty()) error("unexpected '" + std::string(here) + "'");
             if (open.back() != c) error("unexpected '" + std::string(here) + "', expected '" + open.back() + "'");

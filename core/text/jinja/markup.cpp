@@ -38,7 +38,8 @@ const std::unordered_map<std::string_view, char32_t>& entities() {
         std::unordered_map<std::string_view, char32_t> out{{"apos", '\''}};
         for (std::string_view entry : split_space(entity_names)) {
             size_t equals = entry.find('=');
-            out.emplace(entry.substr(0, equals), static_cast<char32_t>(std::stoul(std::string(entry.substr(equals + 1)), nullptr, 16)));
+            out.emplace(entry.substr(0, equals),
+                        static_cast<char32_t>(std::stoul(std::string(entry.substr(equals + 1)), nullptr, 16)));
         }
         return out;
     }();
@@ -84,7 +85,9 @@ std::string unescape(std::string_view text) {
                 continue;
             }
         } else {
-            while (end < text.size() && end - i <= 32 && std::string_view("\t\n\f <&#;").find(text[end]) == std::string_view::npos) end++;
+            while (end < text.size() && end - i <= 32 &&
+                   std::string_view("\t\n\f <&#;").find(text[end]) == std::string_view::npos)
+                end++;
             std::string_view name = text.substr(i + 1, end - i - 1);
             if (end < text.size() && text[end] == ';' && entities().contains(name)) {
                 append_code_point(out, entities().at(name));
@@ -203,7 +206,8 @@ bool is_url(std::string_view text) {
         if (scheme >= 7 && is_address(host)) return true;
         if (scheme >= 7 && host.starts_with('[') && host.find(']') != host.npos) {
             std::string_view inner = host.substr(1, host.find(']') - 1);
-            bool hex = std::all_of(inner.begin(), inner.end(), [](char c) { return is_number(c) || ((c | 32) >= 'a' && (c | 32) <= 'f') || c == ':'; });
+            bool hex = std::all_of(inner.begin(), inner.end(),
+                                   [](char c) { return is_number(c) || ((c | 32) >= 'a' && (c | 32) <= 'f') || c == ':'; });
             if (hex && std::count(inner.begin(), inner.end(), ':') >= 2) return url_rest(host.substr(host.find(']') + 1));
         }
     }
@@ -238,7 +242,8 @@ bool is_email(std::string_view text) {
         }
         if (end < text.size() || last_dot == 0) continue;
         size_t tail = last_dot + 1;
-        while (is_word_at(text, tail)) {}
+        while (is_word_at(text, tail)) {
+        }
         if (tail == text.size() && tail > last_dot + 1) return true;
     }
     return false;
@@ -257,7 +262,8 @@ std::string link_word(std::string_view word, const UrlOptions& options) {
             if (std::string_view(middle).substr(head.size()).starts_with(mark)) return head += mark, true;
         return false;
     };
-    while (starts({"(", "<", "&lt;"})) {}
+    while (starts({"(", "<", "&lt;"})) {
+    }
     middle.erase(0, head.size());
     size_t keep = middle.size();
     for (bool found = true; found;) {
@@ -280,8 +286,11 @@ std::string link_word(std::string_view word, const UrlOptions& options) {
             tail.erase(0, end);
         }
     }
-    std::string attributes = (options.rel.empty() ? "" : " rel=\"" + options.rel + "\"") + (options.target.empty() ? "" : " target=\"" + options.target + "\"");
-    auto link = [&](const std::string& to, const std::string& shown, bool plain) { return "<a href=\"" + to + "\"" + (plain ? "" : attributes) + ">" + shown + "</a>"; };
+    std::string attributes = (options.rel.empty() ? "" : " rel=\"" + options.rel + "\"") +
+                             (options.target.empty() ? "" : " target=\"" + options.target + "\"");
+    auto link = [&](const std::string& to, const std::string& shown, bool plain) {
+        return "<a href=\"" + to + "\"" + (plain ? "" : attributes) + ">" + shown + "</a>";
+    };
     if (is_url(middle)) {
         std::string shown = middle;
         if (options.trim >= 0 && static_cast<int64_t>(count_code_points(middle)) > options.trim) {
@@ -293,7 +302,8 @@ std::string link_word(std::string_view word, const UrlOptions& options) {
         middle = link((has_scheme ? "" : "https://") + middle, shown, false);
     } else if (middle.starts_with("mailto:") && is_email(std::string_view(middle).substr(7))) {
         middle = link(middle, middle.substr(7), true);
-    } else if (middle.find('@') != middle.npos && !middle.starts_with("www.") && !middle.starts_with('@') && middle.find(':') == middle.npos && is_email(middle)) {
+    } else if (middle.find('@') != middle.npos && !middle.starts_with("www.") && !middle.starts_with('@') &&
+               middle.find(':') == middle.npos && is_email(middle)) {
         middle = link("mailto:" + middle, middle, true);
     } else {
         for (const std::string& scheme : options.schemes)

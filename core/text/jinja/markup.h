@@ -7,10 +7,10 @@
 
 namespace awq::jinja {
 
-std::string strip_tags(std::string_view text);    // white space collapsed, entities as the characters they name
+std::string strip_tags(std::string_view text);  // white space collapsed, entities as the characters they name
 
 struct UrlOptions {
-    int64_t trim = -1;    // shown length of a URL; -1: all of it
+    int64_t trim = -1;  // shown length of a URL; -1: all of it
     std::string rel, target;
     std::vector<std::string> schemes;
 };

@@ -1,7 +1,7 @@
 // Methods of lists, tuples, dicts, numbers, ranges, views and bytes.
+#include "core/text/jinja/methods.h"
 #include <algorithm>
 #include <cmath>
-#include "core/text/jinja/methods.h"
 #include "core/text/jinja/unicode.h"
 
 namespace awq::jinja {
@@ -78,7 +78,8 @@ Value integer_ratio(Env& env, const Value& self, Call& call) {
     bind(call, "as_integer_ratio", {}, 0);
     if (self.is_int()) return new_tuple(env, {positive(env, self), Value(1)});
     double value = self.real();
-    if (!std::isfinite(value)) fail(std::isnan(value) ? Fault::value : Fault::overflow, "cannot convert " + repr_double(value) + " to integer ratio");
+    if (!std::isfinite(value))
+        fail(std::isnan(value) ? Fault::value : Fault::overflow, "cannot convert " + repr_double(value) + " to integer ratio");
     BigInt denominator(1);
     for (; value != std::trunc(value); value *= 2) denominator = denominator * BigInt(2);
     return new_tuple(env, {new_integer(BigInt::from_double(value)), new_integer(denominator)});
@@ -125,7 +126,7 @@ Value decode(Env& env, const Value& self, Call& call) {
 
 Value hex_of_bytes(Env& env, const Value& self, Call& call) {
     bind(call, "hex", {}, 0);
-    env.text(self.text().size() * 2);
+    env.slow_text(self.text().size());
     std::string out;
     for (unsigned char c : self.text()) (out += "0123456789abcdef"[c >> 4]) += "0123456789abcdef"[c & 15];
     return new_string(env, std::move(out));
@@ -134,14 +135,14 @@ Value hex_of_bytes(Env& env, const Value& self, Call& call) {
 }  // namespace
 
 const std::vector<MethodInfo> list_methods = {
-    {"index", find_item}, {"count", count_items}, {"copy", copy},   {"append", nullptr}, {"clear", nullptr},  {"pop", nullptr},
+    {"index", find_item}, {"count", count_items}, {"copy", copy},    {"append", nullptr}, {"clear", nullptr},  {"pop", nullptr},
     {"reverse", nullptr}, {"insert", nullptr},    {"sort", nullptr}, {"extend", nullptr}, {"remove", nullptr},
 };
 const std::vector<MethodInfo> tuple_methods = {{"index", find_item}, {"count", count_items}};
 const std::vector<MethodInfo> dict_methods = {
-    {"get", get},       {"items", view<View::items>}, {"keys", view<View::keys>}, {"values", view<View::values>}, {"copy", copy},
-    {"fromkeys", from_keys}, {"clear", nullptr},      {"pop", nullptr},           {"popitem", nullptr},           {"setdefault", nullptr},
-    {"update", nullptr},
+    {"get", get},         {"items", view<View::items>}, {"keys", view<View::keys>}, {"values", view<View::values>},
+    {"copy", copy},       {"fromkeys", from_keys},      {"clear", nullptr},         {"pop", nullptr},
+    {"popitem", nullptr}, {"setdefault", nullptr},      {"update", nullptr},
 };
 const std::vector<MethodInfo> number_methods = {
     {"bit_length", bit_length}, {"bit_count", bit_count}, {"conjugate", conjugate}, {"as_integer_ratio", integer_ratio}};

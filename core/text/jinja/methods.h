@@ -8,25 +8,25 @@ namespace awq::jinja {
 // which the sandbox forbids.
 const MethodInfo* find_method(const Value& object, std::string_view name);
 
-extern const std::vector<MethodInfo> string_methods;                                           // methods_string.cpp
-extern const std::vector<MethodInfo> string_predicates;                                        // the same
+extern const std::vector<MethodInfo> string_methods;     // methods_string.cpp
+extern const std::vector<MethodInfo> string_predicates;  // the same
 extern const std::vector<MethodInfo> list_methods, tuple_methods, dict_methods, number_methods, float_methods, view_methods,
-    range_methods, bytes_methods;                                                              // methods.cpp
+    range_methods, bytes_methods;  // methods.cpp
 
 // Python's str.format and the % operator on strings, in format.cpp.
 Value format_braces(Env& env, const Value& format, Call& call, const Value* mapping = nullptr);
 Value format_percent(Env& env, const Value& format, const Value& arguments);
-std::string format_spec(Env& env, const Value& value, const std::string& spec);    // format(value, spec)
-std::string format_fixed(double value, int precision);                             // %.nf
+std::string format_spec(Env& env, const Value& value, const std::string& spec);  // format(value, spec)
+std::string format_fixed(double value, int precision);                           // %.nf
 
-double to_double(const Value& value);                         // float() of a number; OverflowError where too large
-Value parse_integer(std::string_view text, int64_t base);     // int(text, base): missing where it is no integer
-bool parse_double(std::string_view text, double& value);      // float(text)
-Value truncate_double(double value);                          // int(value)
+double to_double(const Value& value);                      // float() of a number; OverflowError where too large
+Value parse_integer(std::string_view text, int64_t base);  // int(text, base): missing where it is no integer
+bool parse_double(std::string_view text, double& value);   // float(text)
+Value truncate_double(double value);                       // int(value)
 std::vector<std::string> split_lines(std::string_view text, bool keep_ends);
 std::string_view strip(std::string_view text, const std::string* characters, bool left, bool right);
 std::vector<std::string_view> split_space(std::string_view text);
 std::string replace_all(Env& env, const std::string& text, const std::string& from, const std::string& to, int64_t count);
-std::string padded(Env& env, const String& text, int64_t width, std::string_view fill, char align);    // < > ^(as str.center)
+std::string padded(Env& env, const String& text, int64_t width, std::string_view fill, char align);  // < > ^(as str.center)
 
 }  // namespace awq::jinja

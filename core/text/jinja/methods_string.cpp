@@ -22,7 +22,7 @@ const std::string& text_argument(const Value& value) {
 // A part of the text by Python's start and end (in code points): bytes, and where it begins.
 struct Window {
     std::string_view text;
-    size_t begin;    // in bytes
+    size_t begin;  // in bytes
     bool empty_past_end;
 };
 
@@ -58,7 +58,8 @@ Value affix(Env& env, const Value& self, Call& call, const char* name, bool pref
     auto a = bind(call, name, {"affix", "start", "end"}, 1, true);
     Window w = window(env, str(self), a[1], a[2]);
     auto fits = [&](const Value& value) {
-        if (!value.is_string()) fail(Fault::type, std::string(name) + " first arg must be str or a tuple of str, not " + type_name(value));
+        if (!value.is_string())
+            fail(Fault::type, std::string(name) + " first arg must be str or a tuple of str, not " + type_name(value));
         return !w.empty_past_end && (prefix ? w.text.starts_with(value.text()) : w.text.ends_with(value.text()));
     };
     if (!a[0].is(Kind::tuple)) return Value(fits(a[0]));
@@ -211,7 +212,8 @@ Value join(Env& env, const Value& self, Call& call) {
         if (str(self).markup)
             part = escape(env, item).text();
         else if (!item.is_string())
-            fail(Fault::type, "sequence item " + std::to_string(index) + ": expected str instance, " + type_name(item) + " found");
+            fail(Fault::type,
+                 "sequence item " + std::to_string(index) + ": expected str instance, " + type_name(item) + " found");
         const std::string& text = str(self).markup ? part : item.text();
         env.text(text.size() + str(self).text.size());
         if (index) out += str(self).text;
@@ -239,7 +241,8 @@ Value encode(Env& env, const Value& self, Call& call) {
     std::string encoding = a[0].is_missing() ? "utf-8" : to_lower(text_argument(a[0]));
     bool ascii = encoding == "ascii" || encoding == "us-ascii";
     if (!ascii && encoding != "utf-8" && encoding != "utf8") fail(Fault::key, "unknown encoding: " + encoding);
-    if ((ascii && !str(self).ascii()) || has_surrogate(str(self).text)) fail(Fault::value, "'" + encoding + "' codec can't encode characters");
+    if ((ascii && !str(self).ascii()) || has_surrogate(str(self).text))
+        fail(Fault::value, "'" + encoding + "' codec can't encode characters");
     return new_bytes(env, str(self).text);
 }
 
@@ -248,14 +251,17 @@ Value make_table(Env& env, const Value&, Call& call) {
     Ref<Dict> table(new Dict);
     auto codes = [](const Value& text) {
         std::vector<Value> out;
-        for (size_t i = 0; i < text_argument(text).size();) out.push_back(Value(static_cast<int64_t>(next_code_point(text.text(), i))));
+        for (size_t i = 0; i < text_argument(text).size();)
+            out.push_back(Value(static_cast<int64_t>(next_code_point(text.text(), i))));
         return out;
     };
     if (a[1].is_missing()) {
         if (!a[0].is(Kind::dict)) fail(Fault::type, "if you give only one argument to maketrans it must be a dict");
         for (const auto& [key, value] : a[0].dict().entries) {
-            if (key.is_string() && key.string().length != 1) fail(Fault::value, "string keys in translate table must be of length 1");
-            if (!key.is_string() && !key.is(Kind::integer)) fail(Fault::type, "keys in translate table must be strings or integers");
+            if (key.is_string() && key.string().length != 1)
+                fail(Fault::value, "string keys in translate table must be of length 1");
+            if (!key.is_string() && !key.is(Kind::integer))
+                fail(Fault::type, "keys in translate table must be strings or integers");
             table->set(env, key.is_string() ? codes(key)[0] : key, value);
         }
         return new_dict(table);
@@ -292,7 +298,8 @@ Value splitlines(Env& env, const Value& self, Call& call) {
     auto a = bind(call, "splitlines", {"keepends"}, 0);
     env.text(str(self).text.size());
     std::vector<Value> lines;
-    for (std::string& line : split_lines(str(self).text, !a[0].is_missing() && truthy(env, a[0]))) lines.push_back(like(env, self, std::move(line)));
+    for (std::string& line : split_lines(str(self).text, !a[0].is_missing() && truthy(env, a[0])))
+        lines.push_back(like(env, self, std::move(line)));
     return new_list(env, std::move(lines));
 }
 
@@ -300,7 +307,7 @@ using Mapping = std::string (*)(std::string_view);
 template <Mapping mapping>
 Value mapped(Env& env, const Value& self, Call& call) {
     bind(call, "str", {}, 0);
-    env.text(str(self).text.size() * 8);
+    env.slow_text(str(self).text.size());
     return like(env, self, mapping(str(self).text));
 }
 
@@ -309,7 +316,7 @@ template <bool (*fits)(char32_t)>
 Value all_are(Env& env, const Value& self, Call& call) {
     bind(call, "str", {}, 0);
     const std::string& text = str(self).text;
-    env.text(text.size() * 8);
+    env.slow_text(text.size());
     for (size_t i = 0; i < text.size();)
         if (!fits(next_code_point(text, i))) return Value(false);
     return Value(!text.empty());
@@ -318,7 +325,7 @@ Value all_are(Env& env, const Value& self, Call& call) {
 Value is_one_case(Env& env, const Value& self, Call& call, bool upper) {
     bind(call, "str", {}, 0);
     const std::string& text = str(self).text;
-    env.text(text.size() * 8);
+    env.slow_text(text.size());
     bool cased = false;
     for (size_t i = 0; i < text.size();) {
         char32_t c = next_code_point(text, i);
@@ -331,7 +338,7 @@ Value is_one_case(Env& env, const Value& self, Call& call, bool upper) {
 Value is_titled(Env& env, const Value& self, Call& call) {
     bind(call, "istitle", {}, 0);
     const std::string& text = str(self).text;
-    env.text(text.size() * 8);
+    env.slow_text(text.size());
     bool cased = false, in_word = false;
     for (size_t i = 0; i < text.size();) {
         char32_t c = next_code_point(text, i);
@@ -380,7 +387,8 @@ const std::vector<MethodInfo> string_methods = {
     {"maketrans", make_table},
     {"translate", translate},
     {"format", [](Env& e, const Value& s, Call& c) { return format_braces(e, s, c); }},
-    {"format_map", [](Env& e, const Value& s, Call& c) {
+    {"format_map",
+     [](Env& e, const Value& s, Call& c) {
          auto a = bind(c, "format_map", {"mapping"}, 1, true);
          Call none;
          return format_braces(e, s, none, &a[0]);
@@ -391,12 +399,14 @@ const std::vector<MethodInfo> string_methods = {
     {"isnumeric", all_are<is_numeric>},
     {"isalnum", all_are<is_alnum>},
     {"isspace", all_are<is_space>},
-    {"isprintable", [](Env& e, const Value& s, Call& c) { return str(s).text.empty() ? Value(true) : all_are<is_printable>(e, s, c); }},
+    {"isprintable",
+     [](Env& e, const Value& s, Call& c) { return str(s).text.empty() ? Value(true) : all_are<is_printable>(e, s, c); }},
     {"isascii", [](Env&, const Value& s, Call& c) { return bind(c, "isascii", {}, 0), Value(str(s).ascii()); }},
     {"isupper", [](Env& e, const Value& s, Call& c) { return is_one_case(e, s, c, true); }},
     {"islower", [](Env& e, const Value& s, Call& c) { return is_one_case(e, s, c, false); }},
     {"istitle", is_titled},
-    {"isidentifier", [](Env& e, const Value& s, Call& c) {
+    {"isidentifier",
+     [](Env& e, const Value& s, Call& c) {
          size_t first = 0;
          bool start = !str(s).text.empty() && is_identifier_start(next_code_point(str(s).text, first));
          return start ? all_are<is_identifier_part>(e, s, c) : Value(false);

@@ -30,7 +30,7 @@ bool plain_digits(std::string_view text, std::string& out) {
         char32_t c = next_code_point(text, i);
         if (c >= 0x80) {
             if (!is_decimal(c)) return false;
-            char32_t zero = c;    // decimal digits stand in runs of ten
+            char32_t zero = c;  // decimal digits stand in runs of ten
             while (is_decimal(zero - 1) && c - zero < 9) zero--;
             c = '0' + (c - zero);
         }
@@ -79,7 +79,7 @@ Value parse_integer(std::string_view given, int64_t base) {
         if (digit >= base) return Value();
     }
     if (text.size() > 4300) {
-        if ((base & (base - 1)) != 0) return Value();    // Python refuses so many digits with a ValueError
+        if ((base & (base - 1)) != 0) return Value();  // Python refuses so many digits with a ValueError
         fail(Fault::limit, "an integer of more than 4300 digits");
     }
     BigInt value = BigInt::from_digits(text, static_cast<int>(base));

@@ -8,7 +8,7 @@
 namespace awq::jinja {
 namespace {
 
-constexpr size_t max_bits = 1 << 16;    // of an integer
+constexpr size_t max_bits = 1 << 16;  // of an integer
 
 BigInt to_big(const Value& value) { return value.is(Kind::big) ? value.big() : BigInt(value.integer()); }
 
@@ -35,7 +35,8 @@ const char* symbol(char op) {
 }
 
 [[noreturn]] void unsupported(char op, const Value& a, const Value& b) {
-    fail(Fault::type, std::string("unsupported operand type(s) for ") + symbol(op) + ": '" + type_name(a) + "' and '" + type_name(b) + "'");
+    fail(Fault::type,
+         std::string("unsupported operand type(s) for ") + symbol(op) + ": '" + type_name(a) + "' and '" + type_name(b) + "'");
 }
 
 [[noreturn]] void divided_by_zero(const char* what) { fail(Fault::zero_division, what); }
@@ -65,8 +66,9 @@ double divide_integers(const BigInt& a, const BigInt& b) {
 Value integer_power(Env& env, const Value& a, const Value& b) {
     if (b.is(Kind::big) || b.integer() < 0) {
         if (b.is(Kind::big) && !b.big().negative()) {
-            if (a.is(Kind::big) || std::abs(a.integer()) > 1) fail(Fault::limit, "an integer grows past " + std::to_string(max_bits) + " bits");
-            return a;    // 0 and 1; -1 to so large a power is not worth a case
+            if (a.is(Kind::big) || std::abs(a.integer()) > 1)
+                fail(Fault::limit, "an integer grows past " + std::to_string(max_bits) + " bits");
+            return a;  // 0 and 1; -1 to so large a power is not worth a case
         }
         double base = to_double(a);
         if (base == 0) divided_by_zero("0.0 cannot be raised to a negative power");
@@ -145,9 +147,11 @@ Value real_arithmetic(char op, double x, double y) {
         }
         default: {
             if (x == 0 && y < 0) divided_by_zero("0.0 cannot be raised to a negative power");
-            if (x < 0 && std::isfinite(x) && std::isfinite(y) && y != std::floor(y)) fail(Fault::value, "complex numbers are not supported");
+            if (x < 0 && std::isfinite(x) && std::isfinite(y) && y != std::floor(y))
+                fail(Fault::value, "complex numbers are not supported");
             double value = std::pow(x, y);
-            if (std::isinf(value) && std::isfinite(x) && std::isfinite(y)) fail(Fault::overflow, "(34, 'Numerical result out of range')");
+            if (std::isinf(value) && std::isfinite(x) && std::isfinite(y))
+                fail(Fault::overflow, "(34, 'Numerical result out of range')");
             return Value(value);
         }
     }
@@ -158,7 +162,8 @@ Value repeat(Env& env, const Value& sequence, const Value& times) {
     if (times.is(Kind::big) && count) fail(Fault::overflow, "cannot fit 'int' into an index-sized integer");
     size_t size = sequence.is_list_or_tuple() ? sequence.items().size() : sequence.text().size();
     if (size == 0) count = 0;
-    if (count > 0 && size > (size_t{1} << 40) / static_cast<size_t>(count)) fail(Fault::limit, "a repeated sequence grows too large");
+    if (count > 0 && size > (size_t{1} << 40) / static_cast<size_t>(count))
+        fail(Fault::limit, "a repeated sequence grows too large");
     if (sequence.is_list_or_tuple()) {
         env.elements(size * static_cast<size_t>(count));
         std::vector<Value> items;
@@ -209,7 +214,8 @@ Value binary(Env& env, char op, const Value& a, const Value& b) {
     if (op == '*') {
         if (is_sequence(a) && b.is_int()) return repeat(env, a, b);
         if (is_sequence(b) && a.is_int()) return repeat(env, b, a);
-        if (is_sequence(a) || is_sequence(b)) fail(Fault::type, "can't multiply sequence by non-int of type '" + type_name(is_sequence(a) ? b : a) + "'");
+        if (is_sequence(a) || is_sequence(b))
+            fail(Fault::type, "can't multiply sequence by non-int of type '" + type_name(is_sequence(a) ? b : a) + "'");
     }
     unsupported(op, a, b);
 }
@@ -261,7 +267,7 @@ bool compare_values(Env& env, char op, const Value& a, const Value& b) {
     if (a.is_undefined()) fail_undefined(a);
     if (b.is_undefined()) fail_undefined(b);
     if (a.kind() == b.kind()) {
-        if (a.is_string() || a.is(Kind::bytes)) {    // the order of UTF-8 bytes is that of code points
+        if (a.is_string() || a.is(Kind::bytes)) {  // the order of UTF-8 bytes is that of code points
             env.text(std::min(a.text().size(), b.text().size()));
             return ordered(op, a.text().compare(b.text()));
         }
@@ -277,7 +283,8 @@ bool compare_values(Env& env, char op, const Value& a, const Value& b) {
             return (op == '>' ? n > m : n >= m) && is_subset(env, b, a);
         }
     }
-    fail(Fault::type, std::string("'") + symbol(op) + "' not supported between instances of '" + type_name(a) + "' and '" + type_name(b) + "'");
+    fail(Fault::type, std::string("'") + symbol(op) + "' not supported between instances of '" + type_name(a) + "' and '" +
+                          type_name(b) + "'");
 }
 
 bool contains(Env& env, const Value& container, const Value& item) {
@@ -357,7 +364,7 @@ std::string escape_html(std::string_view text) {
 Value escape(Env& env, const Value& value) {
     if (value.is_string() && value.string().markup) return value;
     std::string text = to_text(env, value);
-    env.text(text.size() * 5);
+    env.slow_text(text.size());
     return new_string(env, escape_html(text), true);
 }
 

@@ -24,7 +24,8 @@ public:
 private:
     struct Nesting {
         explicit Nesting(Parser& p) : parser(p) {
-            if (++parser.nesting_ > max_depth) parser.error("nested deeper than " + std::to_string(max_depth) + " levels", Fault::limit);
+            if (++parser.nesting_ > max_depth)
+                parser.error("nested deeper than " + std::to_string(max_depth) + " levels", Fault::limit);
         }
         ~Nesting() { parser.nesting_--; }
         Parser& parser;
@@ -38,7 +39,9 @@ private:
     bool skip_symbol(std::string_view s) { return now().is_symbol(s) && (take(), true); }
     bool skip_name(std::string_view s) { return now().is_name(s) && (take(), true); }
 
-    [[noreturn]] void error(std::string message, Fault fault = Fault::syntax) const { throw Error{fault, std::move(message), now().line}; }
+    [[noreturn]] void error(std::string message, Fault fault = Fault::syntax) const {
+        throw Error{fault, std::move(message), now().line};
+    }
 
     [[noreturn]] void unexpected(const std::string& expected) const {
         if (now().is(Type::end)) error("unexpected end of template, expected '" + expected + "'.");
@@ -72,7 +75,7 @@ private:
         return expr;
     }
     Value text_value(std::string text) {
-        Budget free(INT64_MAX);
+        auto free = Budget::unlimited();
         return new_string(free, std::move(text));
     }
 
@@ -87,7 +90,8 @@ private:
         Nesting nesting(*this);
         Body body;
         auto output = [&](ExprPtr expr) {
-            if (body.empty() || body.back()->op != Stmt::Op::output || !joinable_) body.push_back(statement(Stmt::Op::output, expr->line));
+            if (body.empty() || body.back()->op != Stmt::Op::output || !joinable_)
+                body.push_back(statement(Stmt::Op::output, expr->line));
             body.back()->expressions.push_back(std::move(expr));
             joinable_ = true;
         };
@@ -257,7 +261,8 @@ private:
         }
         take();
         for (size_t i = 0; i < macro.parameters.size(); i++)
-            if (std::find(macro.parameters.begin(), macro.parameters.begin() + static_cast<long>(i), macro.parameters[i]) != macro.parameters.begin() + static_cast<long>(i))
+            if (std::find(macro.parameters.begin(), macro.parameters.begin() + static_cast<long>(i), macro.parameters[i]) !=
+                macro.parameters.begin() + static_cast<long>(i))
                 error("duplicate argument '" + macro.parameters[i] + "' in function definition");
     }
 
@@ -285,12 +290,16 @@ private:
         stmt->name = expect(Type::name, "name").text;
         stmt->scoped = skip_name("scoped");
         stmt->required = skip_name("required");
-        if (now().is_symbol("-")) error("Block names in Jinja have to be valid Python identifiers and may not contain hyphens, use an underscore instead.");
+        if (now().is_symbol("-"))
+            error(
+                "Block names in Jinja have to be valid Python identifiers and may not contain hyphens, use an underscore "
+                "instead.");
         stmt->body = last_body("endblock");
         if (stmt->required)
             for (const auto& inner : stmt->body)
                 for (const auto& expr : inner->expressions)
-                    if (inner->op != Stmt::Op::output || expr->op != Op::text || expr->value.text().find_first_not_of(" \t\n\v\f\r") != std::string::npos)
+                    if (inner->op != Stmt::Op::output || expr->op != Op::text ||
+                        expr->value.text().find_first_not_of(" \t\n\v\f\r") != std::string::npos)
                         error("Required blocks can only contain comments or whitespace");
         skip_name(stmt->name);
         for (const Stmt* other : tree_.blocks)
@@ -357,7 +366,8 @@ private:
     }
 
     bool can_assign(const Expr& expr) {
-        if (expr.op == Op::tuple) return std::all_of(expr.children.begin(), expr.children.end(), [&](const auto& c) { return can_assign(*c); });
+        if (expr.op == Op::tuple)
+            return std::all_of(expr.children.begin(), expr.children.end(), [&](const auto& c) { return can_assign(*c); });
         return expr.op == Op::name || expr.op == Op::attribute_of;
     }
 
@@ -421,7 +431,8 @@ private:
             include(expr->arguments->rest);
             include(expr->arguments->rest_keywords);
         }
-        if (inner >= 2 * max_depth) error("an expression is deeper than " + std::to_string(2 * max_depth) + " levels", Fault::limit);
+        if (inner >= 2 * max_depth)
+            error("an expression is deeper than " + std::to_string(2 * max_depth) + " levels", Fault::limit);
         expr->depth = static_cast<uint8_t>(inner + 1);
         return expr;
     }
@@ -453,7 +464,8 @@ private:
     }
     ExprPtr compare() {
         return chain(Op::compare, &Parser::sum, [this] {
-            static const std::pair<const char*, char> symbols[] = {{"==", '='}, {"!=", '!'}, {"<", '<'}, {"<=", 'l'}, {">", '>'}, {">=", 'g'}};
+            static const std::pair<const char*, char> symbols[] = {{"==", '='}, {"!=", '!'}, {"<", '<'},
+                                                                   {"<=", 'l'}, {">", '>'},  {">=", 'g'}};
             for (auto [symbol, code] : symbols)
                 if (skip_symbol(symbol)) return code;
             if (skip_name("in")) return 'i';
@@ -717,7 +729,8 @@ private:
         auto out = make(Op::test, line, std::move(expr));
         out->name = dotted_name();
         const Token& next = now();
-        bool literal = next.is(Type::string) || next.is(Type::integer) || next.is(Type::real) || next.is_symbol("[") || next.is_symbol("{");
+        bool literal =
+            next.is(Type::string) || next.is(Type::integer) || next.is(Type::real) || next.is_symbol("[") || next.is_symbol("{");
         if (next.is_symbol("(")) {
             out->arguments = arguments();
         } else {
@@ -735,7 +748,7 @@ private:
     std::vector<Token> tokens_;
     size_t at_ = 0;
     int nesting_ = 0;
-    bool joinable_ = false;    // the last statement is output that more output may join
+    bool joinable_ = false;  // the last statement is output that more output may join
 };
 
 }  // namespace

@@ -54,7 +54,9 @@ private:
     std::vector<std::pair<Value, Value>> sorted(const Dict& dict) {
         auto entries = dict.entries;
         std::vector<std::pair<Value, Value>> keyed;
-        bool alike = std::all_of(entries.begin(), entries.end(), [&](const auto& e) { return e.first.kind() == entries[0].first.kind() || (e.first.is_number() && entries[0].first.is_number()); });
+        bool alike = std::all_of(entries.begin(), entries.end(), [&](const auto& e) {
+            return e.first.kind() == entries[0].first.kind() || (e.first.is_number() && entries[0].first.is_number());
+        });
         bool ordered = alike && !entries.empty() && (entries[0].first.is_number() || entries[0].first.is_string());
         for (auto& entry : entries) {
             Value key = ordered ? entry.first : new_string(env_, type_name(entry.first) + " " + repr(env_, entry.first));
@@ -111,7 +113,7 @@ private:
                 parts.push_back(shown);
                 continue;
             }
-            std::vector<std::string_view> words;    // each with the white space after it
+            std::vector<std::string_view> words;  // each with the white space after it
             for (size_t begin = 0; begin < lines[i].size();) {
                 size_t end = begin;
                 bool space = false;

@@ -21,7 +21,9 @@ struct Function {
     int depth = 0;
     // Scopes of one level share the variable of a name, as they do in the Python that Jinja generates.
     std::unordered_map<std::string, int> slots;
-    int slot(int level, const std::string& name) { return slots.emplace(std::to_string(level) + " " + name, static_cast<int>(slots.size())).first->second; }
+    int slot(int level, const std::string& name) {
+        return slots.emplace(std::to_string(level) + " " + name, static_cast<int>(slots.size())).first->second;
+    }
     int count() const { return static_cast<int>(slots.size()); }
 };
 
@@ -35,7 +37,7 @@ struct Symbols {
     struct Entry {
         int slot;
         From from;
-        Variable outer;    // alias: what to copy
+        Variable outer;  // alias: what to copy
     };
     struct Change {
         std::string name;
@@ -51,7 +53,7 @@ struct Symbols {
     int level;
     std::unordered_map<std::string, Entry> names;
     std::unordered_set<std::string> stores;
-    std::vector<Change> log;    // of the branches being read
+    std::vector<Change> log;  // of the branches being read
     int branches = 0;
 
     const Entry* find(const std::string& name, const Function** owner) const {
@@ -161,7 +163,7 @@ struct Walker {
     void stmt(const Stmt& s) {
         on_stmt(s);
         if (s.op == S::block && !into_blocks) return;
-        if (s.op != S::load_template)    // what an import binds are no names in Jinja's sense
+        if (s.op != S::load_template)  // what an import binds are no names in Jinja's sense
             for (const auto& t : s.targets) expr(*t);
         if (s.filter && s.op != S::loop) expr(*s.filter);
         if (s.macro) {
@@ -268,8 +270,8 @@ private:
 struct Frame {
     Symbols* symbols;
     bool top_level = false;
-    bool soft = false;       // in an `if`: unknown filters matter only when they are reached
-    bool in_loop = false;    // break and continue have something to leave
+    bool soft = false;     // in an `if`: unknown filters matter only when they are reached
+    bool in_loop = false;  // break and continue have something to leave
 };
 
 class Resolver {
@@ -320,8 +322,10 @@ private:
     void expr(Expr& e, const Frame& frame) {
         if (e.op == Op::bounds) error("a slice stands between brackets", e.line);
         if (e.op == Op::name || e.op == Op::attribute_of) e.place = place(e.name, frame, e.line);
-        if (e.op == Op::filter && !(e.filter = find_filter(e.name)) && !frame.soft) error("No filter named " + repr_text(e.name) + ".", e.line);
-        if (e.op == Op::test && !(e.test = find_test(e.name)) && !frame.soft) error("No test named " + repr_text(e.name) + ".", e.line);
+        if (e.op == Op::filter && !(e.filter = find_filter(e.name)) && !frame.soft)
+            error("No filter named " + repr_text(e.name) + ".", e.line);
+        if (e.op == Op::test && !(e.test = find_test(e.name)) && !frame.soft)
+            error("No test named " + repr_text(e.name) + ".", e.line);
         Frame inner = frame;
         if (e.op == Op::condition) inner.soft = true;
         each_child(e, [&](const Expr& child) { expr(const_cast<Expr&>(child), inner); });
@@ -400,7 +404,8 @@ private:
                 break;
             case S::break_loop:
             case S::continue_loop:
-                if (!frame.in_loop) error(s.op == S::break_loop ? "'break' outside loop" : "'continue' not properly in loop", s.line);
+                if (!frame.in_loop)
+                    error(s.op == S::break_loop ? "'break' outside loop" : "'continue' not properly in loop", s.line);
                 break;
         }
     }
@@ -414,10 +419,12 @@ private:
         bool has_scoped_block = false;
         walker.on_stmt = [&](const Stmt& inner) { has_scoped_block |= inner.op == S::block && inner.scoped; };
         walker.on_name = [&](const Expr& e) {
-            if (e.stores && !e.parameter && e.name == "loop") error("Can't assign to special loop variable in for-loop target", e.line);
+            if (e.stores && !e.parameter && e.name == "loop")
+                error("Can't assign to special loop variable in for-loop target", e.line);
         };
         walker.stmt(s);
-        Symbols symbols(frame.symbols, function), test_symbols(frame.symbols, &test_function), else_symbols(frame.symbols, function);
+        Symbols symbols(frame.symbols, function), test_symbols(frame.symbols, &test_function),
+            else_symbols(frame.symbols, function);
         bool extended = s.recursive || has_scoped_block || undeclared(s.body, {"loop"}).contains("loop");
         if (extended) s.loop_place = {0, symbols.parameter("loop")};
         Reader reader(symbols);
@@ -471,12 +478,16 @@ private:
             if (!macro.explicit_caller)
                 macro.caller_slot = symbols.parameter("caller");
             else if (static_cast<size_t>(macro.parameters.end() - caller) > macro.defaults.size())
-                error("When defining macros or call blocks the special \"caller\" argument must be omitted or be given a default.", s.line);
+                error(
+                    "When defining macros or call blocks the special \"caller\" argument must be omitted or be given a default.",
+                    s.line);
             else
                 macro.caller_slot = symbols.names.at("caller").slot;
         }
-        if (special.contains("kwargs") && declared("kwargs") == macro.parameters.end()) macro.kwargs_slot = symbols.parameter("kwargs");
-        if (special.contains("varargs") && declared("varargs") == macro.parameters.end()) macro.varargs_slot = symbols.parameter("varargs");
+        if (special.contains("kwargs") && declared("kwargs") == macro.parameters.end())
+            macro.kwargs_slot = symbols.parameter("kwargs");
+        if (special.contains("varargs") && declared("varargs") == macro.parameters.end())
+            macro.varargs_slot = symbols.parameter("varargs");
         macro.scope = scope(symbols, false);
         Frame inner{&symbols};
         for (auto& d : macro.defaults) expr(*d, inner);

@@ -29,13 +29,14 @@ bool is_kind(Env&, Call& call) {
 
 bool is_sequence(Env&, Call& call) {
     Value v = one(call, "sequence");
-    return v.is_string() || v.is_list_or_tuple() || v.is(Kind::dict) || v.is(Kind::range) || v.is(Kind::bytes) || v.is_undefined();
+    return v.is_string() || v.is_list_or_tuple() || v.is(Kind::dict) || v.is(Kind::range) || v.is(Kind::bytes) ||
+           v.is_undefined();
 }
 
 bool is_callable(Env&, Call& call) {
     Value v = one(call, "callable");
-    return v.is(Kind::function) || v.is(Kind::method) || v.is(Kind::macro) || v.is(Kind::loop) || v.is(Kind::joiner) || v.is_undefined() ||
-           (v.is(Kind::self) && dynamic_cast<BlockObject*>(v.object()));
+    return v.is(Kind::function) || v.is(Kind::method) || v.is(Kind::macro) || v.is(Kind::loop) || v.is(Kind::joiner) ||
+           v.is_undefined() || (v.is(Kind::self) && dynamic_cast<BlockObject*>(v.object()));
 }
 
 // The name of a filter or test; what is no string is the name of none, and must be hashable.
@@ -55,23 +56,59 @@ const TestInfo* find_test(std::string_view name) {
         {"mapping", is_kind<Kind::dict>},
         {"boolean", is_kind<Kind::boolean>},
         {"float", is_kind<Kind::real>},
-        {"true", [](Env&, Call& c) { Value v = one(c, "true"); return v.is(Kind::boolean) && v.boolean(); }},
-        {"false", [](Env&, Call& c) { Value v = one(c, "false"); return v.is(Kind::boolean) && !v.boolean(); }},
-        {"integer", [](Env&, Call& c) { Value v = one(c, "integer"); return v.is(Kind::integer) || v.is(Kind::big); }},
+        {"true",
+         [](Env&, Call& c) {
+             Value v = one(c, "true");
+             return v.is(Kind::boolean) && v.boolean();
+         }},
+        {"false",
+         [](Env&, Call& c) {
+             Value v = one(c, "false");
+             return v.is(Kind::boolean) && !v.boolean();
+         }},
+        {"integer",
+         [](Env&, Call& c) {
+             Value v = one(c, "integer");
+             return v.is(Kind::integer) || v.is(Kind::big);
+         }},
         {"number", [](Env&, Call& c) { return one(c, "number").is_number(); }},
         {"sequence", is_sequence},
         {"iterable", [](Env&, Call& c) { return is_iterable(one(c, "iterable")); }},
         {"callable", is_callable},
         {"odd", [](Env& e, Call& c) { return remainder_is(e, one(c, "odd"), Value(2), 1); }},
         {"even", [](Env& e, Call& c) { return remainder_is(e, one(c, "even"), Value(2), 0); }},
-        {"divisibleby", [](Env& e, Call& c) { auto a = bind(c, "divisibleby", {"value", "num"}, 2); return remainder_is(e, a[0], a[1], 0); }},
+        {"divisibleby",
+         [](Env& e, Call& c) {
+             auto a = bind(c, "divisibleby", {"value", "num"}, 2);
+             return remainder_is(e, a[0], a[1], 0);
+         }},
         {"lower", [](Env& e, Call& c) { return text_is(e, one(c, "lower"), "islower"); }},
         {"upper", [](Env& e, Call& c) { return text_is(e, one(c, "upper"), "isupper"); }},
-        {"in", [](Env& e, Call& c) { auto a = bind(c, "in", {"value", "seq"}, 2); return contains(e, a[1], a[0]); }},
-        {"sameas", [](Env&, Call& c) { auto a = bind(c, "sameas", {"value", "other"}, 2); return identical(a[0], a[1]); }},
-        {"escaped", [](Env&, Call& c) { Value v = one(c, "escaped"); return v.is_string() && v.string().markup; }},
-        {"filter", [](Env& e, Call& c) { Value v = one(c, "filter"); return find_filter(name_of(e, v)) != nullptr; }},
-        {"test", [](Env& e, Call& c) { Value v = one(c, "test"); return find_test(name_of(e, v)) != nullptr; }},
+        {"in",
+         [](Env& e, Call& c) {
+             auto a = bind(c, "in", {"value", "seq"}, 2);
+             return contains(e, a[1], a[0]);
+         }},
+        {"sameas",
+         [](Env&, Call& c) {
+             auto a = bind(c, "sameas", {"value", "other"}, 2);
+             return identical(a[0], a[1]);
+         }},
+        {"escaped",
+         [](Env&, Call& c) {
+             Value v = one(c, "escaped");
+             return v.is_string() && v.string().markup;
+         }},
+        {"filter",
+         [](Env& e, Call& c) {
+             Value v = one(c, "filter");
+             return find_filter(name_of(e, v)) != nullptr;
+         }},
+        {"test",
+         [](Env& e, Call& c) {
+             Value v = one(c, "test");
+             return find_test(name_of(e, v)) != nullptr;
+         }},
         {"==", compared<'='>},
         {"eq", compared<'='>},
         {"equalto", compared<'='>},

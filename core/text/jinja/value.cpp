@@ -10,6 +10,8 @@ void fail(Fault fault, std::string message) { throw Error{fault, std::move(messa
 
 void Budget::refuse() { fail(Fault::limit, "the template takes more than 500,000 steps"); }
 
+void Budget::refuse_text() { fail(Fault::limit, "a text grows past " + std::to_string(max_text >> 20) + " MiB"); }
+
 const BigInt& Value::big() const { return as<BigObject>().value; }
 const String& Value::string() const { return as<String>(); }
 const std::string& Value::text() const { return kind_ == Kind::bytes ? as<Bytes>().text : as<String>().text; }
@@ -48,7 +50,7 @@ int checked_depth(int inner) {
 }
 
 Value new_undefined(std::string_view name) {
-    Budget free(INT64_MAX);
+    auto free = Budget::unlimited();
     auto undefined = new Undefined;
     Ref<Object> owner(undefined);
     undefined->name = new_string(free, std::string(name));
@@ -126,7 +128,7 @@ Value new_view(const Value& dict, View::Part part) {
     auto view = new View;
     Ref<Object> owner(view);
     view->part = part;
-    view->depth = checked_depth(dict.depth() + 1);    // items are pairs
+    view->depth = checked_depth(dict.depth() + 1);  // items are pairs
     view->dict = dict;
     return Value(Kind::view, owner);
 }
@@ -158,7 +160,7 @@ Value from_json(Budget& budget, const Json& json) {
 
 namespace {
 
-constexpr size_t scanned = 8;    // dicts up to this size are searched without a table
+constexpr size_t scanned = 8;  // dicts up to this size are searched without a table
 
 size_t hash_text(std::string_view text) { return std::hash<std::string_view>()(text); }
 
@@ -388,9 +390,7 @@ size_t hash_value(Budget& budget, const Value& value) {
             if (d >= -0x1p63 && d < 0x1p63) return of_integer(static_cast<int64_t>(d));
             return BigInt::from_double(d).hash();
         }
-        case Kind::string:
-            budget.text(value.text().size());
-            return hash_text(value.text());
+        case Kind::string: budget.text(value.text().size()); return hash_text(value.text());
         case Kind::bytes: return hash_text(value.text()) + 1;
         case Kind::none: return 0x6e6f6e65;
         case Kind::undefined: return 0x756e6465;
@@ -512,13 +512,13 @@ void append_repr(Budget& budget, std::string& out, const Value& value, int nesti
         case Kind::big: out += integer_text(value); break;
         case Kind::real: out += repr_double(value.real()); break;
         case Kind::string:
-            budget.text(value.text().size() * 2);
+            budget.slow_text(value.text().size());
             if (value.string().markup) out += "Markup(";
             append_repr_text(out, value.text());
             if (value.string().markup) out += ')';
             break;
         case Kind::bytes:
-            budget.text(value.text().size() * 2);
+            budget.slow_text(value.text().size());
             out += 'b';
             append_repr_text(out, value.text(), true);
             break;

@@ -18,7 +18,8 @@
 
 namespace awq::jinja {
 
-inline constexpr int max_depth = 100;    // of nested blocks, expressions, calls, values
+inline constexpr int max_depth = 100;  // of nested blocks, expressions, calls, values
+inline constexpr int64_t max_steps = 500'000, max_ticks = max_steps * 16;
 
 // The Python or Jinja exception an error stands for; filters tell some of them apart.
 enum class Fault {
@@ -33,14 +34,14 @@ enum class Fault {
     undefined,
     security,
     runtime,
-    raised,    // raise_exception()
-    limit,     // steps, depth, memory, output
+    raised,  // raise_exception()
+    limit,   // steps, depth, memory, output
 };
 
 struct Error {
     Fault fault;
     std::string message;
-    int line = 0;    // 0: the line being run
+    int line = 0;  // 0: the line being run
 };
 
 [[noreturn]] void fail(Fault fault, std::string message);
@@ -51,21 +52,28 @@ struct Error {
 class Budget {
 public:
     explicit Budget(int64_t ticks) : left_(ticks) {}
+    static Budget unlimited() { return Budget(INT64_MAX); }  // for what the caller or the parser already bounds
     void spend(int64_t ticks) {
         if (ticks > left_) refuse();
         left_ -= ticks;
     }
     void step() { spend(16); }
-    void text(size_t bytes) { spend(1 + static_cast<int64_t>(bytes / 64)); }
+    void text(size_t bytes) {
+        if (bytes > max_text && left_ <= max_ticks) refuse_text();
+        spend(1 + static_cast<int64_t>(bytes / 64));
+    }
+    void slow_text(size_t bytes) { spend(1 + static_cast<int64_t>(bytes / 8)); }  // looked at one character at a time
     void elements(size_t count) { spend(1 + static_cast<int64_t>(count)); }
 
 private:
+    static constexpr size_t max_text = 16 << 20;
     [[noreturn]] static void refuse();
+    [[noreturn]] static void refuse_text();
     int64_t left_;
 };
 
 enum class Kind : uint8_t {
-    missing,    // not a value: a variable without one, an argument not given
+    missing,  // not a value: a variable without one, an argument not given
     undefined,
     none,
     boolean,
@@ -78,23 +86,23 @@ enum class Kind : uint8_t {
     tuple,
     dict,
     range,
-    view,        // d.keys(), d.values(), d.items()
-    iterator,    // a generator: map, select, reverse ...
-    space,       // namespace()
+    view,      // d.keys(), d.values(), d.items()
+    iterator,  // a generator: map, select, reverse ...
+    space,     // namespace()
     macro,
     loop,
     cycler,
     joiner,
     function,
     method,
-    self,        // the template's own blocks
+    self,  // the template's own blocks
 };
 
 struct Object {
     mutable std::atomic<uint32_t> references{0};
     int depth = 0;
     virtual ~Object() = default;
-    virtual const char* type_name() const { return "object"; }             // of kinds that value.cpp does not know
+    virtual const char* type_name() const { return "object"; }  // of kinds that value.cpp does not know
     virtual std::string repr() { return std::string("<") + type_name() + " object>"; }
 };
 
@@ -129,7 +137,7 @@ struct Dict;
 
 class Value {
 public:
-    Value() = default;    // missing
+    Value() = default;  // missing
     static Value none() { return Value(Kind::none); }
     Value(bool b) : kind_(Kind::boolean) { u_.b = b; }
     Value(int v) : Value(static_cast<int64_t>(v)) {}
@@ -154,12 +162,14 @@ public:
     double real() const { return u_.d; }
     const BigInt& big() const;
     const String& string() const;
-    const std::string& text() const;           // of a string or bytes
-    const std::vector<Value>& items() const;    // of a list or tuple
+    const std::string& text() const;          // of a string or bytes
+    const std::vector<Value>& items() const;  // of a list or tuple
     const Dict& dict() const;
     Object* object() const { return object_.get(); }
     template <class T>
-    T& as() const { return static_cast<T&>(*object_); }
+    T& as() const {
+        return static_cast<T&>(*object_);
+    }
     int depth() const { return object_ ? object_->depth : 0; }
 
 private:
@@ -174,8 +184,8 @@ private:
 };
 
 struct Undefined : Object {
-    std::string hint;         // the message, where not made from the rest
-    std::string owner;        // "'dict object'" or "list object", empty for a variable
+    std::string hint;   // the message, where not made from the rest
+    std::string owner;  // "'dict object'" or "list object", empty for a variable
     Value name;
     Fault fault = Fault::undefined;
     std::string message() const;
@@ -187,25 +197,25 @@ struct BigObject : Object {
 
 struct String : Object {
     std::string text;
-    size_t length = 0;        // in code points
-    bool markup = false;      // Markup: text that needs no HTML escaping
+    size_t length = 0;    // in code points
+    bool markup = false;  // Markup: text that needs no HTML escaping
     bool ascii() const { return length == text.size(); }
-    size_t offset(size_t index) const;    // byte offset of a code point; `length` gives the end
+    size_t offset(size_t index) const;  // byte offset of a code point; `length` gives the end
 };
 
 struct Bytes : Object {
     std::string text;
 };
 
-struct List : Object {    // a tuple too
+struct List : Object {  // a tuple too
     std::vector<Value> items;
-    bool group = false;    // groupby's pairs can be asked for .grouper and .list
+    bool group = false;  // groupby's pairs can be asked for .grouper and .list
 };
 
 // Insertion-ordered. Keys compare as in Python: 1, 1.0 and true are one key.
 struct Dict : Object {
     std::vector<std::pair<Value, Value>> entries;
-    void set(Budget& budget, Value key, Value value);    // only while it is being built
+    void set(Budget& budget, Value key, Value value);  // only while it is being built
     const Value* find(Budget& budget, const Value& key) const;
     const Value* find(std::string_view key) const;
     void clear() { entries.clear(), table_.clear(), hashes_.clear(); }
@@ -213,7 +223,7 @@ struct Dict : Object {
 private:
     size_t slot(Budget& budget, const Value& key, size_t hash) const;
     void grow(Budget& budget);
-    std::vector<uint32_t> table_;    // open addressing: 1 + index into entries, 0 is free; empty while there are few
+    std::vector<uint32_t> table_;  // open addressing: 1 + index into entries, 0 is free; empty while there are few
     std::vector<size_t> hashes_;
 };
 
@@ -241,23 +251,23 @@ Value new_list(Budget& budget, std::vector<Value> items);
 Value new_tuple(Budget& budget, std::vector<Value> items, bool group = false);
 Value new_dict(Ref<Dict> dict);
 Value new_view(const Value& dict, View::Part part);
-int checked_depth(int inner);    // 1 + inner, or an error
+int checked_depth(int inner);  // 1 + inner, or an error
 Value from_json(Budget& budget, const Json& json);
 
 // What Python calls a value's type, as in messages: "str", "NoneType", "dict_keys" ...
 std::string type_name(const Value& value);
-std::string owner_name(const Value& value);    // object_type_repr: "dict object", "None"
+std::string owner_name(const Value& value);  // object_type_repr: "dict object", "None"
 
 bool truthy(Budget& budget, const Value& value);
 bool equal(Budget& budget, const Value& a, const Value& b);
-int compare_numbers(const Value& a, const Value& b);    // -1, 0, 1; 2 where one is no number (NaN)
-bool identical(const Value& a, const Value& b);    // Python's `is`, with small integers and equal strings as one object
-size_t hash_value(Budget& budget, const Value& value);                          // TypeError for lists and dicts
-std::string to_text(Budget& budget, const Value& value);                        // str()
-void append_repr(Budget& budget, std::string& out, const Value& value, int nesting = 0);    // repr()
+int compare_numbers(const Value& a, const Value& b);      // -1, 0, 1; 2 where one is no number (NaN)
+bool identical(const Value& a, const Value& b);           // Python's `is`, with small integers and equal strings as one object
+size_t hash_value(Budget& budget, const Value& value);    // TypeError for lists and dicts
+std::string to_text(Budget& budget, const Value& value);  // str()
+void append_repr(Budget& budget, std::string& out, const Value& value, int nesting = 0);  // repr()
 std::string repr(Budget& budget, const Value& value);
 std::string repr_text(std::string_view text);
 std::string repr_double(double value);
-std::string integer_text(const Value& value);    // of any int
+std::string integer_text(const Value& value);  // of any int
 
 }  // namespace awq::jinja
