@@ -1,0 +1,463 @@
+// Matrix products with 4-bit and dense weights.
+//
+// 4-bit: activations are packed to 16-bit integers with one scale a token (at most 2^-16 of the row's largest value is
+// lost, less than bfloat16 loses of each), so that a product is pairs of 16-bit multiply-adds: exact in 32 bits within a
+// group. Offsets or zero points cost one multiply-add a group:
+//     y[n][t] = x_scale[t] * sum_g (scale[n][g] * sum_k q[n][k] x[t][k] + offset[n][g] * sum_k x[t][k])
+// Instruction sets without such multiply-adds keep floats as they are.
+#include "backends/cpu/kernels/activation.h"
+#include "backends/cpu/kernels/functions.h"
+
+namespace awq::cpu::AWQ_ISA {
+
+namespace {    // templates stay local to this object file
+
+#if defined(AWQ_DOT16)
+typedef int16_t Value;
+constexpr int step_columns = 2;    // columns that one vector operation takes
+typedef I Sum;
+AWQ_INLINE I broadcast(const Value* x) {
+    int32_t both;
+    __builtin_memcpy(&both, x, 4);
+    return set1_int(both);
+}
+AWQ_INLINE I multiply_add(I w, I x, I sum) { return dot(sum, w, x); }
+AWQ_INLINE I plus(I a, I b) { return add_int(a, b); }
+AWQ_INLINE I no_sum() { return set1_int(0); }
+AWQ_INLINE F finish(I sum) { return to_float(sum); }
+template <int i> AWQ_INLINE I nibbles(I word) { return and_int(shift_right<4 * i>(word), set1_int(0x000f000f)); }
+#else
+typedef float Value;
+constexpr int step_columns = 1;
+typedef F Sum;
+AWQ_INLINE F broadcast(const Value* x) { return set1(*x); }
+AWQ_INLINE F multiply_add(F w, F x, F sum) { return fma(w, x, sum); }
+AWQ_INLINE F plus(F a, F b) { return a + b; }
+AWQ_INLINE F no_sum() { return zero(); }
+AWQ_INLINE F finish(F sum) { return sum; }
+// column i of a word: even ones in the low half
+template <int i> AWQ_INLINE F nibbles(I word) { return to_float(and_int(shift_right<4 * (i / 2) + 16 * (i % 2)>(word), set1_int(15))); }
+#endif
+constexpr int word_steps = 8 / step_columns;    // operations for the 8 columns of a word
+constexpr int block_vectors = block_rows / W;
+constexpr int pair_vectors = pair_rows / W;
+
+#if defined(__AVX512F__)
+constexpr int tile = 6;                  // tokens a register tile holds beside 2 vectors of rows
+#else
+constexpr int tile = 3;
+#endif
+constexpr int most_small = 6;            // tokens for which weights are unpacked in registers
+constexpr int chunk_columns = 1024;      // columns unpacked at a time: 64 KB of 16-bit pairs stay in the second-level cache
+constexpr int chunk_tokens = 192;
+
+}  // namespace
+
+extern const int32_t value_bytes = sizeof(Value), tile_tokens = tile, large_tokens = chunk_tokens;
+// weights, scales and offsets of a chunk, sums of all tokens
+extern const size_t linear_scratch = sizeof(Value) * chunk_columns * pair_rows + 4 * (chunk_columns / 8) * 2 * pair_rows + 4 * chunk_tokens * pair_rows;
+
+// ---- activations
+
+void pack_row(const float* x, int64_t in, int32_t group, void* values, float* scale, float* sums) {
+    Value* out = static_cast<Value*>(values);
+#if defined(AWQ_DOT16)
+    // As integers floats without sign order like their values, and infinities and NaN come out on top.
+    I top = set1_int(0);
+    for (int64_t k = 0; k < in; k += W) top = max_int(top, and_int(bits(load(x + k)), set1_int(0x7fffffff)));
+    int32_t top_bits = highest_int(top);
+    float largest;
+    __builtin_memcpy(&largest, &top_bits, 4);
+    // A row that is not finite must not come out finite; one too small to divide by is zero.
+    bool sound = top_bits < 0x7f800000;
+    *scale = sound ? largest * (1.0f / 32767) : __builtin_nanf("");
+    F factor = set1(sound && largest > 1e-30f ? 32767 / largest : 0);
+    for (int64_t k = 0; k < in; k += group) {
+        I total = set1_int(0);
+        for (int i = 0; i < group; i += W) {
+            I rounded = round_int(load(x + k + i) * factor);
+            store_int16(out + k + i, rounded);
+            total = add_int(total, rounded);
+        }
+        sums[k / group] = static_cast<float>(sum_int(total));
+    }
+#else
+    *scale = 1;
+    for (int64_t k = 0; k < in; k += group) {
+        F total = zero();
+        for (int i = 0; i < group; i += W) {
+            F value = load(x + k + i);
+            store(out + k + i, value);
+            total = total + value;
+        }
+        sums[k / group] = sum(total);
+    }
+#endif
+}
+
+namespace {
+
+// ---- scales
+
+AWQ_INLINE void load_scales(ScaleKind kind, const uint8_t* header, int lane, F& scale, F& offset) {
+    const uint16_t* h = reinterpret_cast<const uint16_t*>(header) + lane;
+    switch (kind) {
+        case ScaleKind::f16_offset: scale = load_half(h), offset = load_half(h + block_rows); break;
+        case ScaleKind::f16_zero: scale = load_half(h), offset = zero() - scale * load_half(h + block_rows); break;
+        case ScaleKind::bf16_offset: scale = load_bf16(h), offset = load_bf16(h + block_rows); break;
+        case ScaleKind::bf16_zero: scale = load_bf16(h), offset = zero() - scale * load_bf16(h + block_rows); break;
+        default: {
+            const float* f = reinterpret_cast<const float*>(header) + lane;
+            scale = load(f), offset = load(f + block_rows);
+        }
+    }
+}
+AWQ_INLINE int header_bytes(ScaleKind kind) { return kind == ScaleKind::f32_offset ? 128 : 64; }
+
+// ---- sums to output
+
+// Rows of a pair as runs of output columns.
+struct Columns {
+    int64_t first[2];
+    int count[2];
+};
+AWQ_INLINE Columns columns_of(const LinearTask& task, int64_t pair) {
+    Columns c;
+    for (int half = 0; half < 2; half++) {
+        int64_t within = task.gate_up ? pair * block_rows : pair * pair_rows + half * block_rows;
+        int64_t rows = task.gate_up ? task.out / 2 : task.out;
+        int64_t left = rows - within;
+        c.first[half] = task.gate_up ? half * rows + within : within;
+        c.count[half] = static_cast<int>(left < 0 ? 0 : left < block_rows ? left : block_rows);
+    }
+    return c;
+}
+
+// sums: [tokens][stride] of the pair's 32 rows, bias and scale not yet applied
+void put_pair(const LinearTask& task, int64_t pair, int64_t first, int tokens, const float* sums, int64_t stride) {
+    Columns columns = columns_of(task, pair);
+    for (int t = 0; t < tokens; t++) {
+        const float* from = sums + t * stride;
+        float* to = task.y + (first + t) * task.y_stride;
+        const float* residual = task.residual ? task.residual + (first + t) * task.residual_stride : nullptr;
+        F scale = set1(task.type == WeightType::q4 ? task.x_scale[first + t] : 1.0f);
+        F value[pair_vectors];
+        for (int v = 0; v < pair_vectors; v++) {
+            value[v] = load(from + v * W) * scale;
+            int half = v / block_vectors, at = v % block_vectors * W, left = columns.count[half] - at;
+            if (!task.bias || left <= 0) continue;
+            const float* bias = task.bias + columns.first[half] + at;
+            value[v] = value[v] + (left >= W ? load(bias) : load(bias, left));
+        }
+        int outputs = pair_vectors;
+        if (task.gated) {
+            outputs = block_vectors;
+            for (int v = 0; v < block_vectors; v++) value[v] = activation(task.activation, value[v]) * value[v + block_vectors];
+        }
+        for (int v = 0; v < outputs; v++) {
+            int half = v / block_vectors, at = v % block_vectors * W, left = columns.count[half] - at;
+            if (left <= 0) continue;
+            int64_t column = columns.first[half] + at;
+            if (residual) value[v] = value[v] + (left >= W ? load(residual + column) : load(residual + column, left));
+            if (left >= W) store(to + column, value[v]);
+            else store(to + column, value[v], left);
+        }
+    }
+}
+
+// ---- 4-bit, few tokens: weights pass through registers once
+
+AWQ_INLINE int64_t block_bytes(const LinearTask& task) { return task.in / task.group * (header_bytes(task.scales) + task.group * 8); }
+AWQ_INLINE int64_t block_count(const LinearTask& task) {
+    int64_t rows = task.gate_up ? task.out / 2 : task.out, blocks = (rows + block_rows - 1) / block_rows;
+    return task.gate_up ? 2 * blocks : blocks;
+}
+
+// Vectors of rows that go through the columns together: all of a block's where there are registers for it.
+constexpr int small_vectors = block_vectors < 2 ? block_vectors : 2;
+
+template <int N, int i>
+AWQ_INLINE void word_step(const I (&words)[small_vectors], const Value* const (&x)[N], int64_t k, Sum (&sums)[small_vectors][N]) {
+    Sum w[small_vectors];
+    for (int v = 0; v < small_vectors; v++) w[v] = nibbles<i>(words[v]);
+    for (int n = 0; n < N; n++) {
+        auto value = broadcast(x[n] + k + step_columns * i);
+        for (int v = 0; v < small_vectors; v++) sums[v][n] = multiply_add(w[v], value, sums[v][n]);
+    }
+}
+
+template <int N>
+void small_block(const LinearTask& task, const uint8_t* block, int64_t first, float* sums, int64_t stride) {
+    // Several independent sums hide the latency of the multiply-adds where there are few tokens.
+    constexpr int chains = N == 1 ? 4 / small_vectors : N == 2 ? 2 / small_vectors : 1;
+    const Value* x[N];
+    for (int n = 0; n < N; n++) x[n] = static_cast<const Value*>(task.x) + (first + n) * task.x_stride;
+    const int64_t groups = task.in / task.group;
+    const int header = header_bytes(task.scales);
+    for (int lane = 0; lane < block_rows; lane += small_vectors * W) {
+        F total[small_vectors][N];
+        for (int v = 0; v < small_vectors; v++)
+            for (int n = 0; n < N; n++) total[v][n] = zero();
+        const uint8_t* p = block;
+        for (int64_t g = 0; g < groups; g++) {
+            const uint8_t* scales = p;
+            p += header;
+            Sum part[chains][small_vectors][N];
+            for (int c = 0; c < chains; c++)
+                for (int v = 0; v < small_vectors; v++)
+                    for (int n = 0; n < N; n++) part[c][v][n] = no_sum();
+            int64_t k = g * task.group, end = k + task.group;
+#pragma GCC unroll 2
+            for (; k < end; k += 8, p += 64) {
+                I words[small_vectors];
+                for (int v = 0; v < small_vectors; v++) words[v] = load_int(p + (lane + v * W) * 4);
+                word_step<N, 0>(words, x, k, part[0]);
+                word_step<N, 1>(words, x, k, part[1 % chains]);
+                word_step<N, 2>(words, x, k, part[2 % chains]);
+                word_step<N, 3>(words, x, k, part[3 % chains]);
+                if constexpr (word_steps == 8) {
+                    word_step<N, 4>(words, x, k, part[0]);
+                    word_step<N, 5>(words, x, k, part[1 % chains]);
+                    word_step<N, 6>(words, x, k, part[2 % chains]);
+                    word_step<N, 7>(words, x, k, part[3 % chains]);
+                }
+            }
+            for (int v = 0; v < small_vectors; v++) {
+                F scale, offset;
+                load_scales(task.scales, scales, lane + v * W, scale, offset);
+                for (int n = 0; n < N; n++) {
+                    Sum all = part[0][v][n];
+                    if constexpr (chains == 2) all = plus(all, part[1][v][n]);
+                    if constexpr (chains == 4) all = plus(plus(all, part[1][v][n]), plus(part[2][v][n], part[3][v][n]));
+                    total[v][n] = fma(scale, finish(all), fma(offset, set1(task.x_sums[(first + n) * groups + g]), total[v][n]));
+                }
+            }
+        }
+        for (int v = 0; v < small_vectors; v++)
+            for (int n = 0; n < N; n++) store(sums + n * stride + lane + v * W, total[v][n]);
+    }
+}
+
+AWQ_INLINE void small_blocks(const LinearTask& task, const uint8_t* block, int64_t first, int tokens, float* sums, int64_t stride) {
+    switch (tokens) {
+        case 1: return small_block<1>(task, block, first, sums, stride);
+        case 2: return small_block<2>(task, block, first, sums, stride);
+        case 3: return small_block<3>(task, block, first, sums, stride);
+        case 4: return small_block<4>(task, block, first, sums, stride);
+        case 5: return small_block<5>(task, block, first, sums, stride);
+        default: return small_block<6>(task, block, first, sums, stride);
+    }
+}
+
+// ---- 4-bit, many tokens: a chunk of a pair of blocks is unpacked once, then multiplied with tile after tile of tokens
+
+// values [column / step_columns][32 rows], scales and offsets [group][scale, offset][32 rows]
+void unpack_block(const LinearTask& task, const uint8_t* block, int half, int64_t group_first, int64_t group_last, Value* values, float* scales) {
+    const int header = header_bytes(task.scales);
+    const uint8_t* p = block + group_first * (header + task.group * 8);
+    constexpr int row = pair_rows * step_columns;    // values of one step
+    for (int64_t g = group_first; g < group_last; g++, scales += 2 * pair_rows) {
+        for (int v = 0; v < block_vectors; v++) {
+            F scale, offset;
+            load_scales(task.scales, p, v * W, scale, offset);
+            store(scales + half * block_rows + v * W, scale);
+            store(scales + pair_rows + half * block_rows + v * W, offset);
+        }
+        p += header;
+        for (int c = 0; c < task.group; c += 8, p += 64, values += word_steps * row) {
+            for (int v = 0; v < block_vectors; v++) {
+                I word = load_int(p + v * W * 4);
+                Value* to = values + (half * block_rows + v * W) * step_columns;
+                auto put = [&](int i, Sum w) { __builtin_memcpy(to + i * row, &w, sizeof w); };
+                put(0, nibbles<0>(word)), put(1, nibbles<1>(word)), put(2, nibbles<2>(word)), put(3, nibbles<3>(word));
+                if constexpr (word_steps == 8) put(4, nibbles<4>(word)), put(5, nibbles<5>(word)), put(6, nibbles<6>(word)), put(7, nibbles<7>(word));
+            }
+        }
+    }
+}
+
+// N tokens x 2 vectors of rows over `groups` groups; x: the first token's first column; sums [tokens][32] are added to.
+template <int N>
+void tile_kernel(const Value* values, const float* scales, int64_t groups, int group, const Value* x, int64_t x_stride,
+                 const float* x_sums, int64_t sums_stride, float* sums) {
+    constexpr int row = pair_rows * step_columns;
+    F total[N][2];
+    for (int n = 0; n < N; n++)
+        for (int v = 0; v < 2; v++) total[n][v] = load(sums + n * pair_rows + v * W);
+    for (int64_t g = 0; g < groups; g++, scales += 2 * pair_rows) {
+        Sum part[N][2];
+        for (int n = 0; n < N; n++) part[n][0] = part[n][1] = no_sum();
+#pragma GCC unroll 4
+        for (int c = 0; c < group; c += step_columns, values += row, x += step_columns) {
+            Sum w0, w1;
+            __builtin_memcpy(&w0, values, sizeof w0);
+            __builtin_memcpy(&w1, values + W * step_columns, sizeof w1);
+            for (int n = 0; n < N; n++) {
+                auto value = broadcast(x + n * x_stride);
+                part[n][0] = multiply_add(w0, value, part[n][0]);
+                part[n][1] = multiply_add(w1, value, part[n][1]);
+            }
+        }
+        F scale0 = load(scales), scale1 = load(scales + W), offset0 = load(scales + pair_rows), offset1 = load(scales + pair_rows + W);
+        for (int n = 0; n < N; n++) {
+            F sum = set1(x_sums[n * sums_stride + g]);
+            total[n][0] = fma(scale0, finish(part[n][0]), fma(offset0, sum, total[n][0]));
+            total[n][1] = fma(scale1, finish(part[n][1]), fma(offset1, sum, total[n][1]));
+        }
+    }
+    for (int n = 0; n < N; n++)
+        for (int v = 0; v < 2; v++) store(sums + n * pair_rows + v * W, total[n][v]);
+}
+
+void q4_large(const LinearTask& task, int64_t pair, int64_t first, int64_t last, void* scratch) {
+    Value* values = static_cast<Value*>(scratch);
+    float* scales = reinterpret_cast<float*>(values + chunk_columns * pair_rows);
+    float* sums = scales + chunk_columns / 8 * 2 * pair_rows;
+    const int64_t groups = task.in / task.group, per_chunk = chunk_columns / task.group;
+    const uint8_t* block = static_cast<const uint8_t*>(task.weight) + 2 * pair * block_bytes(task);
+    const bool both = 2 * pair + 1 < block_count(task);
+    for (int64_t i = 0; i < (last - first) * pair_rows; i++) sums[i] = 0;
+    for (int64_t g = 0; g < groups; g += per_chunk) {
+        int64_t end = g + per_chunk < groups ? g + per_chunk : groups;
+        unpack_block(task, block, 0, g, end, values, scales);
+        if (both) unpack_block(task, block + block_bytes(task), 1, g, end, values, scales);
+        else for (int64_t i = 0; i < (end - g) * 2; i++)    // no such rows: whatever lies there counts nothing
+                for (int r = block_rows; r < pair_rows; r++) scales[i * pair_rows + r] = 0;
+        for (int64_t t = first; t < last; t += tile) {
+            const Value* x = static_cast<const Value*>(task.x) + t * task.x_stride + g * task.group;
+            const float* x_sums = task.x_sums + t * groups + g;
+            int n = static_cast<int>(last - t < tile ? last - t : tile);
+            for (int r = 0; r < pair_rows; r += 2 * W) {
+                float* to = sums + (t - first) * pair_rows + r;
+                const Value* w = values + r * step_columns;
+                switch (n) {
+                    case 1: tile_kernel<1>(w, scales + r, end - g, task.group, x, task.x_stride, x_sums, groups, to); break;
+                    case 2: tile_kernel<2>(w, scales + r, end - g, task.group, x, task.x_stride, x_sums, groups, to); break;
+                    case 3: tile_kernel<3>(w, scales + r, end - g, task.group, x, task.x_stride, x_sums, groups, to); break;
+#if defined(__AVX512F__)
+                    case 4: tile_kernel<4>(w, scales + r, end - g, task.group, x, task.x_stride, x_sums, groups, to); break;
+                    case 5: tile_kernel<5>(w, scales + r, end - g, task.group, x, task.x_stride, x_sums, groups, to); break;
+                    case 6: tile_kernel<6>(w, scales + r, end - g, task.group, x, task.x_stride, x_sums, groups, to); break;
+#endif
+                }
+            }
+        }
+    }
+    put_pair(task, pair, first, static_cast<int>(last - first), sums, pair_rows);
+}
+
+// ---- dense rows: vectors along the columns
+
+template <WeightType type>
+AWQ_INLINE F load_weight(const void* row, int64_t k) {
+    if constexpr (type == WeightType::f32) return load(static_cast<const float*>(row) + k);
+    else if constexpr (type == WeightType::f16) return load_half(static_cast<const uint16_t*>(row) + k);
+    else return load_bf16(static_cast<const uint16_t*>(row) + k);
+}
+// The last columns of a row, fewer than a vector.
+template <WeightType type>
+AWQ_INLINE F load_rest(const void* row, int64_t k, int n) {
+    if constexpr (type == WeightType::f32) return load(static_cast<const float*>(row) + k, n);
+    uint16_t rest[W] = {};
+    __builtin_memcpy(rest, static_cast<const uint16_t*>(row) + k, static_cast<size_t>(n) * 2);
+    return load_weight<type>(rest, 0);
+}
+
+// N tokens x R rows that lie row_bytes apart; sums[n * stride + r]
+template <WeightType type, int N, int R>
+void dense_tile(const char* rows, int64_t row_bytes, int64_t in, const float* x, int64_t x_stride, float* sums, int64_t stride) {
+    constexpr int chains = N * R <= 4 ? 2 : 1;
+    F part[chains][N][R];
+    for (int c = 0; c < chains; c++)
+        for (int n = 0; n < N; n++)
+            for (int r = 0; r < R; r++) part[c][n][r] = zero();
+    int64_t k = 0;
+    for (; k + chains * W <= in; k += chains * W)
+        for (int c = 0; c < chains; c++) {
+            F w[R];
+            for (int r = 0; r < R; r++) w[r] = load_weight<type>(rows + r * row_bytes, k + c * W);
+            for (int n = 0; n < N; n++) {
+                F value = load(x + n * x_stride + k + c * W);
+                for (int r = 0; r < R; r++) part[c][n][r] = fma(w[r], value, part[c][n][r]);
+            }
+        }
+    for (; k < in; k += W) {
+        int left = in - k < W ? static_cast<int>(in - k) : W;
+        for (int r = 0; r < R; r++) {
+            F w = left == W ? load_weight<type>(rows + r * row_bytes, k) : load_rest<type>(rows + r * row_bytes, k, left);
+            for (int n = 0; n < N; n++) part[0][n][r] = fma(w, left == W ? load(x + n * x_stride + k) : load(x + n * x_stride + k, left), part[0][n][r]);
+        }
+    }
+    for (int n = 0; n < N; n++)
+        for (int r = 0; r < R; r++) {
+            F all = part[0][n][r];
+            if constexpr (chains == 2) all = all + part[1][n][r];
+            sums[n * stride + r] = sum(all);
+        }
+}
+
+template <WeightType type, int N>
+AWQ_INLINE void dense_rows(const char* rows, int64_t row_bytes, int count, const LinearTask& task, int64_t first, float* sums) {
+    const float* x = static_cast<const float*>(task.x) + first * task.x_stride;
+    int r = 0;
+    for (; r + 4 <= count; r += 4) dense_tile<type, N, 4>(rows + r * row_bytes, row_bytes, task.in, x, task.x_stride, sums + r, pair_rows);
+    for (; r < count; r++) dense_tile<type, N, 1>(rows + r * row_bytes, row_bytes, task.in, x, task.x_stride, sums + r, pair_rows);
+}
+
+template <WeightType type>
+void dense_pair(const LinearTask& task, int64_t pair, int64_t first, int64_t last) {
+    const int64_t row_bytes = task.in * (type == WeightType::f32 ? 4 : 2);
+    const Columns columns = columns_of(task, pair);
+    float sums[tile * pair_rows];
+    for (int i = 0; i < tile * pair_rows; i++) sums[i] = 0;
+    for (int64_t t = first; t < last; t += tile) {
+        int n = static_cast<int>(last - t < tile ? last - t : tile);
+        for (int half = 0; half < 2; half++) {
+            const char* rows = static_cast<const char*>(task.weight) + columns.first[half] * row_bytes;
+            float* to = sums + half * block_rows;
+            switch (n) {
+                case 1: dense_rows<type, 1>(rows, row_bytes, columns.count[half], task, t, to); break;
+                case 2: dense_rows<type, 2>(rows, row_bytes, columns.count[half], task, t, to); break;
+                case 3: dense_rows<type, 3>(rows, row_bytes, columns.count[half], task, t, to); break;
+#if defined(__AVX512F__)
+                case 4: dense_rows<type, 4>(rows, row_bytes, columns.count[half], task, t, to); break;
+                case 5: dense_rows<type, 5>(rows, row_bytes, columns.count[half], task, t, to); break;
+                case 6: dense_rows<type, 6>(rows, row_bytes, columns.count[half], task, t, to); break;
+#endif
+            }
+        }
+        put_pair(task, pair, t, n, sums, pair_rows);
+    }
+}
+
+AWQ_INLINE void dense(const LinearTask& task, int64_t pair, int64_t first, int64_t last) {
+    switch (task.type) {
+        case WeightType::f16: return dense_pair<WeightType::f16>(task, pair, first, last);
+        case WeightType::bf16: return dense_pair<WeightType::bf16>(task, pair, first, last);
+        default: return dense_pair<WeightType::f32>(task, pair, first, last);
+    }
+}
+
+}  // namespace
+
+void linear_small(const LinearTask& task, int64_t pair, int64_t first, int64_t last) {
+    if (task.type != WeightType::q4) return dense(task, pair, first, last);
+    const uint8_t* block = static_cast<const uint8_t*>(task.weight) + 2 * pair * block_bytes(task);
+    const bool both = 2 * pair + 1 < block_count(task);
+    float sums[most_small * pair_rows];
+    for (int64_t t = first; t < last; t += most_small) {
+        int n = static_cast<int>(last - t < most_small ? last - t : most_small);
+        small_blocks(task, block, t, n, sums, pair_rows);
+        if (both) small_blocks(task, block + block_bytes(task), t, n, sums + block_rows, pair_rows);
+        else for (int i = 0; i < n; i++)
+                for (int r = block_rows; r < pair_rows; r++) sums[i * pair_rows + r] = 0;
+        put_pair(task, pair, t, n, sums, pair_rows);
+    }
+}
+
+void linear_large(const LinearTask& task, int64_t pair, int64_t first, int64_t last, void* scratch) {
+    if (task.type != WeightType::q4) return dense(task, pair, first, last);
+    q4_large(task, pair, first, last, scratch);
+}
+
+}  // namespace awq::cpu::AWQ_ISA
