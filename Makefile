@@ -35,7 +35,7 @@ ISAS         := $(ISAS_$(shell uname -m))
 FLAGS_scalar     :=
 FLAGS_avx2       := -mavx2 -mfma -mf16c -mbmi2
 FLAGS_avx512     := $(FLAGS_avx2) -mavx512f -mavx512bw -mavx512vl -mavx512dq
-FLAGS_avx512vnni := $(FLAGS_avx512) -mavx512vnni -mavx512bf16 -mavx512vbmi
+FLAGS_avx512vnni := $(FLAGS_avx512) -mavx512vnni
 FLAGS_neon       := -march=armv8.2-a+dotprod+fp16
 
 LIB_OBJECTS  := $(LIB_SOURCES:%.cpp=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(ISA_SOURCES:%.cpp=$(BUILD)/%.$(isa).o))

@@ -8,10 +8,8 @@ namespace awq {
 
 bool reference_available();
 Result<std::unique_ptr<Backend>> create_reference_backend(const BackendOptions& options);
-#ifdef AWQ_HAVE_CPU_BACKEND
 bool cpu_available();
 Result<std::unique_ptr<Backend>> create_cpu_backend(const BackendOptions& options);
-#endif
 #ifdef AWQ_HAVE_CUDA
 bool cuda_available();
 Result<std::unique_ptr<Backend>> create_cuda_backend(const BackendOptions& options);
@@ -22,9 +20,7 @@ std::span<const BackendEntry> backend_table() {
 #ifdef AWQ_HAVE_CUDA
         {"cuda", cuda_available, create_cuda_backend},
 #endif
-#ifdef AWQ_HAVE_CPU_BACKEND
         {"cpu", cpu_available, create_cpu_backend},
-#endif
         {"reference", reference_available, create_reference_backend},
     };
     return table;

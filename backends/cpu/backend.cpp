@@ -201,14 +201,22 @@ struct Walk {
             }
             if (index == 0 && args->cancel && args->cancel->load(std::memory_order_relaxed)) fail(Status(Code::cancelled, "cancelled"));
             const Node& node = args->graph->nodes[static_cast<size_t>(step.id)];
+            const auto begin = args->node_seconds && index == 0 ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
+            auto done = [&] {
+                if (args->node_seconds && index == 0) args->node_seconds[step.id] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+            };
             KernelCall call{args, &node, std::span<const Tensor>(step.in, node.in.size()), step.out, step.alone ? &single : &worker};
             fail(step.op->kernel.run(call));
             if (step.alone) {
+                done();
                 waiting = true;
                 if (args->check_finite) check(node, step.out);
+                if (team->size() == 1 && !status.ok()) return;
                 continue;
             }
-            if (team->barrier(true)) return;
+            const bool stopped = team->barrier(true);
+            done();
+            if (stopped) return;
             if (args->check_finite) {
                 if (index == 0) check(node, step.out);
                 if (team->barrier(true)) return;
