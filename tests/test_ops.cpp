@@ -9,8 +9,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
+#include <tuple>
 #include "backends/backend.h"
 #include "core/graph_builder.h"
 
@@ -57,6 +59,14 @@ private:
     std::vector<float> values_, scale_, offset_;
     std::vector<uint8_t> q_;
 };
+
+// Made once for all backends: normal deviates are slow to come by.
+std::shared_ptr<RandomRows> random_rows(int64_t rows, int64_t columns, int64_t group, DType type, bool zeros, uint32_t seed, float spread) {
+    static std::map<std::tuple<int64_t, int64_t, int64_t, DType, bool, uint32_t, float>, std::shared_ptr<RandomRows>> made;
+    auto& entry = made[{rows, columns, group, type, zeros, seed, spread}];
+    if (!entry) entry = std::make_shared<RandomRows>(rows, columns, group, type, zeros, seed, spread);
+    return entry;
+}
 
 struct WeightCase {
     std::vector<int64_t> members;    // rows of each
@@ -113,7 +123,7 @@ public:
         std::vector<const WeightRows*> sources;
         for (int64_t e = 0; e < c.experts; e++)
             for (int64_t rows : c.members) {
-                owned->rows.push_back(std::make_unique<RandomRows>(rows, c.in, c.group, c.dtype, c.zeros, seed++ * 7919 + 1, spread));
+                owned->rows.push_back(random_rows(rows, c.in, c.group, c.dtype, c.zeros, seed++ * 7919 + 1, spread));
                 sources.push_back(owned->rows.back().get());
                 if (e == 0) spec.out += rows;
             }
@@ -240,7 +250,7 @@ private:
     struct Owned {
         Weight weight;
         std::unique_ptr<Buffer> buffer;
-        std::vector<std::unique_ptr<RandomRows>> rows;
+        std::vector<std::shared_ptr<RandomRows>> rows;
     };
     Backend& backend_;
     KvShape kv_;
