@@ -109,6 +109,15 @@ struct Members {
 static void pack_weight(const Weight& weight, std::span<const WeightRows* const> sources, int threads) {
     const WeightSpec& spec = weight.spec;
     const Layout layout = layout_of(spec);
+    if (spec.kind == WeightKind::vector) {    // one row; members, if there are several (biases of q, k, v), lie one behind the other in it
+        float* to = static_cast<float*>(weight.data);
+        for (const WeightRows* source : sources) {
+            source->read_dense(0, source->out, to);
+            to += source->out * source->in;
+            source->forget();
+        }
+        return;
+    }
     const size_t members = sources.size() / static_cast<size_t>(spec.experts);
     // Rows in runs of 128: formats with the rows of a matrix side by side are read a cache line at a time.
     constexpr int64_t run = 8 * block_rows;
