@@ -68,7 +68,7 @@ GgufWriter tiny_model(const Sizes& s, const std::function<uint32_t(const std::st
     std::vector<std::string> tokens = {"<|start|>", "<|im_end|>", "<user>", "a", "b", "c", "ab", "\xC4\xA0", "1", "abc"};
     std::vector<int32_t> types = {3, 3, 4, 1, 1, 1, 1, 1, 1, 1};
     while (tokens.size() < s.vocab) {
-        types.push_back(5);
+        types.push_back(tokens.size() % 2 ? 5 : 4);  // what fills the rows up: unused, in older files user-defined
         tokens.push_back("[PAD" + std::to_string(tokens.size()) + "]");
     }
     w.texts("tokenizer.ggml.tokens", tokens);
@@ -626,6 +626,29 @@ TEST_CASE("gguf import: every beginning of a file and thousands of damaged ones 
         CHECK((status.ok() || !status.message().empty()));
     }
     close(memory);
+}
+
+TEST_CASE("gguf import: vocabularies that would cost gigabytes are refused") {
+    TemporaryDirectory at;
+    auto refusal = [&](const std::vector<std::string>& tokens, int32_t type, const char* chat_template) {
+        GgufWriter w;
+        w.text("tokenizer.ggml.model", "llama");
+        w.texts("tokenizer.ggml.tokens", tokens);
+        w.numbers("tokenizer.ggml.scores", GgufKind::f32, std::vector<float>(tokens.size(), 0));
+        w.numbers("tokenizer.ggml.token_type", GgufKind::i32, std::vector<int32_t>(tokens.size(), type));
+        w.text("tokenizer.chat_template", chat_template);
+        auto gguf = Gguf::open(write_gguf(at, w.bytes()));
+        REQUIRE(gguf.ok());
+        return read_gguf_tokenizer(*gguf, 1 << 22, 2048).status().message();
+    };
+    std::vector<std::string> runs, names;
+    for (size_t n = 1; n <= 1024; n++) runs.push_back(std::string(n, 'a'));
+    CHECK(refusal(runs, 1, "").find("bytes of text; at most 67108864 expected") != std::string::npos);
+    CHECK(refusal({std::string(1025, 'a')}, 1, "").find("token 0 has 1025 bytes; at most 1024 expected") != std::string::npos);
+    for (int i = 0; i < 70000; i++) names.push_back(std::to_string(i) + "!");
+    CHECK(refusal(names, 3, "").find("has more than 65536 control and user-defined tokens") != std::string::npos);
+    CHECK(refusal({"a"}, 1, std::string(5 << 20, 'x').c_str()).find("has 5242880 bytes; at most 4194304 expected") !=
+          std::string::npos);
 }
 
 TEST_CASE("gguf import: an existing directory is left alone, or replaced whole") {

@@ -6,9 +6,11 @@
 namespace awq {
 namespace {
 
-constexpr uint64_t token_limit = 1 << 22, merge_limit = 1 << 23;
-constexpr uint64_t text_limit = 64 << 20;  // bytes of all tokens together
-constexpr uint64_t piece_limit = 1024;     // bytes of one token whose merges are rebuilt (that takes its square)
+// Far above any vocabulary, and low enough that a hostile file costs neither minutes nor gigabytes.
+constexpr uint64_t token_limit = 1 << 22, merge_limit = 1 << 23, added_limit = 1 << 16;
+constexpr uint64_t text_limit = 64 << 20;     // bytes of all tokens together, and of all merges together
+constexpr uint64_t piece_limit = 1024;        // bytes of one token whose merges are rebuilt (that takes its square)
+constexpr uint64_t template_limit = 4 << 20;  // bytes of a chat template
 
 // ---- pre-tokenizers
 
@@ -172,7 +174,7 @@ Result<Vocabulary> read_vocabulary(const Gguf& gguf, uint64_t vocab_rows) {
                                        ", the rows of the embedding, expected");
     AWQ_ASSIGN(out.types, gguf.integers("tokenizer.ggml.token_type", token_limit));
     if (out.types.empty()) out.types.assign(out.texts.size(), normal);
-    if (out.types.size() != out.texts.size())
+    if (out.types.size() < out.texts.size())
         return gguf.key_error("tokenizer.ggml.token_type", "has " + std::to_string(out.types.size()) + " elements; " +
                                                                std::to_string(out.texts.size()) + " expected, one a token");
     uint64_t bytes = 0;
@@ -228,7 +230,7 @@ Result<std::vector<Merge>> read_merges(const Gguf& gguf, const Vocabulary& vocab
 Result<std::vector<Merge>> rebuild_merges(const Gguf& gguf, const Vocabulary& vocabulary) {
     constexpr const char* key = "tokenizer.ggml.scores";
     AWQ_ASSIGN(std::vector<float> scores, gguf.reals(key, token_limit));
-    if (scores.size() != vocabulary.texts.size())
+    if (scores.size() < vocabulary.texts.size())
         return gguf.key_error(key, "has " + std::to_string(scores.size()) + " elements; " +
                                        std::to_string(vocabulary.texts.size()) + " expected, one a token");
     struct Candidate {
@@ -237,7 +239,7 @@ Result<std::vector<Merge>> rebuild_merges(const Gguf& gguf, const Vocabulary& vo
         Merge merge;
     };
     std::vector<Candidate> candidates;
-    for (size_t id = 0; id < scores.size(); id++) {
+    for (size_t id = 0; id < vocabulary.texts.size(); id++) {
         if (std::isnan(scores[id])) return gguf.key_error(key, "the score of token " + std::to_string(id) + " is not a number");
         std::string_view text = vocabulary.texts[id];
         if (vocabulary.placeholder(id)) continue;
@@ -326,18 +328,24 @@ Json post_processor(const Vocabulary& vocabulary, std::optional<uint64_t> bos, s
 // tokenizer.chat_template alone as text; with named ones beside it, a list of {name, template}.
 Status read_chat_template(const Gguf& gguf, Json& config) {
     constexpr const char *key = "tokenizer.chat_template", *names_key = "tokenizer.chat_templates";
-    AWQ_ASSIGN(auto text, gguf.text(key));
-    if (text) AWQ_TRY(check_utf8(gguf, key, *text, ""));
-    AWQ_ASSIGN(std::vector<std::string_view> names, gguf.texts(names_key, 64));
+    auto template_of = [&](const std::string& k) -> Result<std::optional<std::string_view>> {
+        AWQ_ASSIGN(auto text, gguf.text(k));
+        if (text && text->size() > template_limit)
+            return gguf.key_error(
+                k, "has " + std::to_string(text->size()) + " bytes; at most " + std::to_string(template_limit) + " expected");
+        if (text) AWQ_TRY(check_utf8(gguf, k, *text, ""));
+        return text;
+    };
+    AWQ_ASSIGN(auto text, template_of(key));
+    AWQ_ASSIGN(std::vector<std::string_view> names, gguf.texts(names_key, 16));
     Json named = Json::array();
     if (text) named.push(object({{"name", "default"}, {"template", *text}}));
     for (std::string_view name : names) {
         std::string named_key = std::string(key) + "." + std::string(name);
         AWQ_TRY(check_utf8(gguf, names_key, name, ""));
-        AWQ_ASSIGN(auto named_text, gguf.text(named_key));
+        AWQ_ASSIGN(auto named_text, template_of(named_key));
         if (!named_text)
             return gguf.key_error(names_key, "names \"" + quote(name) + "\"; the key \"" + quote(named_key) + "\" expected");
-        AWQ_TRY(check_utf8(gguf, named_key, *named_text, ""));
         if (name != "default" || !text) named.push(object({{"name", name}, {"template", *named_text}}));
     }
     if (named.items().size() > (text ? 1u : 0u))
@@ -373,6 +381,13 @@ Result<GgufTokenizer> read_gguf_tokenizer(const Gguf& gguf, uint64_t vocab_rows,
         return gguf.key_error("tokenizer.ggml.merges", "is missing; the merges of a gpt2 tokenizer expected");
     }
 
+    uint64_t merge_bytes = 0;
+    for (auto [left, right] : merges) merge_bytes += vocabulary.texts[left].size() + vocabulary.texts[right].size();
+    if (merge_bytes > text_limit)
+        return gguf.key_error(spm ? "tokenizer.ggml.tokens" : "tokenizer.ggml.merges",
+                              "the merges have " + std::to_string(merge_bytes) + " bytes of text; at most " +
+                                  std::to_string(text_limit) + " expected");
+
     // special tokens; an id past the vocabulary means none, as llama.cpp takes it
     uint64_t count = vocabulary.texts.size();
     auto special_id = [&](const char* key, std::optional<uint64_t> fallback) -> Result<std::optional<uint64_t>> {
@@ -405,7 +420,10 @@ Result<GgufTokenizer> read_gguf_tokenizer(const Gguf& gguf, uint64_t vocab_rows,
         int64_t type = vocabulary.types[id];
         bool ends_text = std::find(out.end_ids.begin(), out.end_ids.end(), id) != out.end_ids.end();
         bool special = type == control || type == unknown || ends_text || out.bos == id;
-        if (!special && type != user_defined) continue;
+        if ((!special && type != user_defined) || vocabulary.placeholder(id)) continue;
+        if (added.items().size() == added_limit)
+            return gguf.key_error("tokenizer.ggml.token_type",
+                                  "has more than " + std::to_string(added_limit) + " control and user-defined tokens");
         Json token = object({{"content", vocabulary.texts[id]},
                              {"single_word", false},
                              {"lstrip", false},
