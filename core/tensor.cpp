@@ -20,12 +20,36 @@ const char* dtype_name(DType dtype) {
     return names[static_cast<int>(dtype)];
 }
 
-float half_to_float(uint16_t bits) {
-    uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = bits >> 10 & 31, mantissa = bits & 1023;
-    if (exponent == 0) return (sign ? -1.0f : 1.0f) * static_cast<float>(mantissa) * 0x1p-24f;
-    uint32_t wide = exponent == 31 ? sign | 0x7f800000 | mantissa << 13 : sign | (exponent + 112) << 23 | mantissa << 13;
-    return std::bit_cast<float>(wide);
+namespace {
+
+// Without branches, so that a loop of them becomes vector code.
+inline float widen_half(uint16_t bits) {
+    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
+    const int32_t magnitude = (bits & 0x7fff) << 13;
+    // all bits set for infinity and NaN; for zero and subnormal numbers
+    const uint32_t huge = static_cast<uint32_t>((0x0f7fffff - magnitude) >> 31), tiny = static_cast<uint32_t>((magnitude - 0x00800000) >> 31);
+    const uint32_t normal = static_cast<uint32_t>(magnitude) + 0x38000000 + (huge & 0x38000000);    // the exponent's bias: 15 to 127
+    const uint32_t subnormal = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude + 0x38800000) - 0x1p-14f);
+    return std::bit_cast<float>(sign | (tiny & subnormal) | (~tiny & normal));
 }
+
+// In blocks of a size known here, which become vector code; the rest one by one.
+template <class Widen>
+void widen_blocks(const char* from, int64_t count, float* to, const Widen& widen) {
+    constexpr int64_t block = 32;
+    uint16_t bits[block];
+    for (; count >= block; count -= block, from += 2 * block, to += block) {
+        std::memcpy(bits, from, sizeof bits);
+        for (int64_t i = 0; i < block; i++) to[i] = widen(bits[i]);
+    }
+    if (count <= 0) return;
+    std::memcpy(bits, from, static_cast<size_t>(count) * 2);
+    for (int64_t i = 0; i < count; i++) to[i] = widen(bits[i]);
+}
+
+}  // namespace
+
+float half_to_float(uint16_t bits) { return widen_half(bits); }
 
 uint16_t float_to_half(float value) {
     uint32_t wide = std::bit_cast<uint32_t>(value), sign = wide >> 16 & 0x8000, magnitude = wide & 0x7fffffff;
@@ -52,14 +76,8 @@ void widen(DType dtype, const void* from, int64_t count, float* to) {
     const char* bytes = static_cast<const char*>(from);
     switch (dtype) {
         case DType::f32: std::memcpy(to, from, static_cast<size_t>(count) * 4); break;
-        case DType::f16:
-        case DType::bf16:
-            for (int64_t i = 0; i < count; i++) {
-                uint16_t bits;
-                std::memcpy(&bits, bytes + 2 * i, 2);
-                to[i] = dtype == DType::f16 ? half_to_float(bits) : bf16_to_float(bits);
-            }
-            break;
+        case DType::f16: widen_blocks(bytes, count, to, [](uint16_t bits) { return widen_half(bits); }); break;
+        case DType::bf16: widen_blocks(bytes, count, to, [](uint16_t bits) { return bf16_to_float(bits); }); break;
         case DType::f64:
             for (int64_t i = 0; i < count; i++) {
                 double value;
