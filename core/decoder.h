@@ -8,7 +8,7 @@ namespace awq {
 
 // Largest sizes taken from a config.json: far above any model there is, low enough that a hostile file costs little.
 inline constexpr int64_t max_layers = 1024, max_width = int64_t{1} << 20, max_vocabulary = int64_t{1} << 24;
-inline constexpr int64_t max_experts = int64_t{1} << 16;  // in all layers together
+inline constexpr int64_t max_experts = int64_t{1} << 15;  // in all layers together
 inline constexpr int64_t max_context = (int64_t{1} << 31) - 1;
 
 // Defaults of transformers' config class for a model type.

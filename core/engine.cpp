@@ -77,6 +77,7 @@ Status Engine::build(const EngineOptions& options) {
     plan_options.context = context_;
     AWQ_ASSIGN(backend_, create_backend(options.backend, options.backend_options));
     AWQ_ASSIGN(plan_, make_plan(*checkpoint_, model_, plan_options, backend_.get()));
+    if (plan_.rope) model_.config.rope = *plan_.rope;    // modules_to_fuse brought a rope_theta of its own
     if (plan_.rope) model_.config.rope = *plan_.rope;
 
     if (options.shape_config.empty()) {

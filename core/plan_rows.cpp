@@ -40,6 +40,8 @@ DType configured_dtype(const Json& config) {
     return DType::f16;
 }
 
+constexpr size_t match_work = size_t{1} << 25;
+
 struct Verdict {
     Action action;
     std::string rule;
@@ -60,6 +62,10 @@ public:
             entries = awq.ignore;
             reading = SkipRule::Reading::ignore_list;
         }
+        // hostile lists: entries x modules is the work to do
+        if (entries.size() * work.tree.modules.size() > match_work)
+            return Status(Code::bad_file, field + ": " + std::to_string(entries.size()) + " entries for " +
+                                              std::to_string(work.tree.modules.size()) + " modules; expected fewer");
         AWQ_ASSIGN(rules.list_, SkipRule::create(std::move(entries), reading, field));
         return rules;
     }

@@ -92,7 +92,14 @@ Result<std::vector<std::unique_ptr<WeightRows>>> open_sources(const Checkpoint& 
             if (optional && !checkpoint.find(tensor)) {
                 sources.push_back(std::make_unique<MadeRows>(1, size, [missing](int64_t) { return missing; }));
             } else {
-                AWQ_ASSIGN(auto rows, open_plain(checkpoint, tensor, 1, size));
+                // a norm with a weight for each head (Cohere) is a matrix in the file, one vector here
+                int64_t tensor_rows = module.kind == ModuleKind::norm ? module.out : 1;
+                AWQ_ASSIGN(auto rows, open_plain(checkpoint, tensor, tensor_rows, size));
+                if (tensor_rows > 1) {
+                    std::vector<float> flat(static_cast<size_t>(tensor_rows * size));
+                    rows->read_dense(0, tensor_rows, flat.data());
+                    rows = std::make_unique<MadeRows>(1, tensor_rows * size, [flat](int64_t k) { return flat[k]; });
+                }
                 sources.push_back(std::move(rows));
             }
         } else if (module.kind == ModuleKind::linear && row->format) {

@@ -159,8 +159,8 @@ TEST_CASE("config: experts") {
                                                              "model.layers.0.block_sparse_moe.experts.0.w2"});
     CHECK(error(R"({"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3})") ==
           "config.json: num_experts_per_tok: 3; expected at most num_local_experts (2)");
-    CHECK(error(R"({"model_type": "mixtral", "num_local_experts": 60000})") ==
-          "config.json: num_local_experts: 60000; expected at most 65536 experts in all layers together");
+    CHECK(error(R"({"model_type": "mixtral", "num_local_experts": 32000})") ==
+          "config.json: num_local_experts: 32000; expected at most 32768 experts in all layers together");
 }
 
 TEST_CASE("config: every refusal names field, found and expected") {

@@ -527,3 +527,58 @@ TEST_CASE("plan: layouts, kernels and bytes come from the backend; table and sto
                             "kernels", "bytes"})
         CHECK_MESSAGE(module.has(key), key);
 }
+
+TEST_CASE("plan: any value in any field gives a plan or one plain error") {
+    const char* strange[] = {"null",
+                             "true",
+                             "-1",
+                             "0",
+                             "1",
+                             "2",
+                             "7",
+                             "1.5",
+                             "1e300",
+                             "2147483648",
+                             "9223372036854775807",
+                             "\"\"",
+                             "\"x\"",
+                             "[]",
+                             "[[[1]]]",
+                             "{}",
+                             "{\"type\": \"yarn\", \"factor\": 1e-3}"};
+    size_t plans = 0, errors = 0;
+    for (const char* name : {"llama-3.1-8b", "mixtral-8x7b", "llava-1.5-7b", "falcon-7b", "mpt-7b", "bloom-7b1", "opt-6.7b",
+                             "gpt-j-6b", "gpt-neox-20b", "starcoder", "starcoder2-7b", "phi-3-mini", "gemma-2-9b", "qwen3-8b"}) {
+        Json config = config_with(name, "{}", 1);
+        for (const char* key : {"n_layer", "n_layers"})
+            if (config.has(key)) config.set(key, 1);
+        std::vector<std::string> keys, inner;
+        for (const auto& [key, value] : config.members()) keys.push_back(key);
+        for (const auto& [key, value] : config.find("quantization_config")->members()) inner.push_back(key);
+        auto attempt = [&](const Json& changed) {
+            auto planned = plan_config(changed);
+            (planned.ok() ? plans : errors)++;
+            if (planned.ok()) return;
+            const std::string& message = planned.status().message();
+            CHECK(message.size() < 600);
+            CHECK(std::ranges::count(message, '\n') < 5);
+        };
+        for (const char* text : strange) {
+            auto value = parse_json(text);
+            REQUIRE(value.ok());
+            for (const std::string& key : keys) {
+                Json changed = config;
+                changed.set(key, *value);
+                attempt(changed);
+            }
+            for (const std::string& key : inner) {
+                Json changed = config, quantization = *config.find("quantization_config");
+                quantization.set(key, *value);
+                changed.set("quantization_config", quantization);
+                attempt(changed);
+            }
+        }
+    }
+    CHECK(plans > 1000);
+    CHECK(errors > 1000);
+}
