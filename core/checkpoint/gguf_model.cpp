@@ -12,11 +12,12 @@ struct Family {
     bool interleaved;  // q and k rows permuted for a rotation of neighbouring pairs
     bool qkv_bias;     // the class always has biases for q, k, v
     bool qk_norm;
+    bool mlp_bias;  // the class can have biases in its MLP
 };
 constexpr Family families[] = {
-    {"llama", "LlamaForCausalLM", true, false, false},
-    {"qwen2", "Qwen2ForCausalLM", false, true, false},
-    {"qwen3", "Qwen3ForCausalLM", false, false, true},
+    {"llama", "LlamaForCausalLM", true, false, false, true},
+    {"qwen2", "Qwen2ForCausalLM", false, true, false, false},
+    {"qwen3", "Qwen3ForCausalLM", false, false, true, false},
 };
 
 // One reading of a file; the members are what its methods share.
@@ -293,9 +294,9 @@ Status ModelReader::read_modules() {
     int64_t interleaved = family_->interleaved ? size(head_dim_) : 0;
     using Kind = GgufModule::Kind;
     bool attention_bias = !family_->qkv_bias && any_bias({"attn_q", "attn_k", "attn_v", "attn_output"});
-    bool mlp_bias = any_bias({"ffn_gate", "ffn_up", "ffn_down"});
+    bool mlp_bias = family_->mlp_bias && any_bias({"ffn_gate", "ffn_up", "ffn_down"});
     if (!family_->qkv_bias) model_.config.set("attention_bias", attention_bias);
-    if (family_->interleaved) model_.config.set("mlp_bias", mlp_bias);
+    if (family_->mlp_bias) model_.config.set("mlp_bias", mlp_bias);
     bool qkv_bias = attention_bias || family_->qkv_bias;
 
     AWQ_TRY(add(Kind::table, "token_embd.weight", "model.embed_tokens", size(model_.vocab_rows), hidden));
@@ -311,10 +312,9 @@ Status ModelReader::read_modules() {
         }
         AWQ_TRY(add_linear(from + "attn_output", to + "self_attn.o_proj", hidden, q_rows, attention_bias));
         AWQ_TRY(add(Kind::vector, from + "ffn_norm.weight", to + "post_attention_layernorm", 1, hidden));
-        bool with_mlp_bias = mlp_bias && family_->interleaved;  // only the llama class has a place for them
-        AWQ_TRY(add_linear(from + "ffn_gate", to + "mlp.gate_proj", size(intermediate_), hidden, with_mlp_bias));
-        AWQ_TRY(add_linear(from + "ffn_up", to + "mlp.up_proj", size(intermediate_), hidden, with_mlp_bias));
-        AWQ_TRY(add_linear(from + "ffn_down", to + "mlp.down_proj", hidden, size(intermediate_), with_mlp_bias));
+        AWQ_TRY(add_linear(from + "ffn_gate", to + "mlp.gate_proj", size(intermediate_), hidden, mlp_bias));
+        AWQ_TRY(add_linear(from + "ffn_up", to + "mlp.up_proj", size(intermediate_), hidden, mlp_bias));
+        AWQ_TRY(add_linear(from + "ffn_down", to + "mlp.down_proj", hidden, size(intermediate_), mlp_bias));
     }
     AWQ_TRY(add(Kind::vector, "output_norm.weight", "model.norm", 1, hidden));
     if (gguf_.find_tensor("output.weight"))
