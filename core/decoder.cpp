@@ -128,7 +128,9 @@ void add_text_model(ModuleTree& tree, const ModelConfig& config, const std::stri
     ModuleTree text;
     config.text->tree(config, text);
     for (Module& module : text.modules) {
-        module.class_path = module.path.starts_with("model.") ? "model.language_model." + module.path.substr(6) : module.path;
+        // the larger model holds the bare text model, without the step that its own class puts in front; the head stays
+        size_t step = module.path.find('.');
+        module.class_path = step == module.path.npos ? module.path : "model.language_model" + module.path.substr(step);
         module.path = prefix + module.path;
         if (!module.tied_to.empty()) module.tied_to = prefix + module.tied_to;
         tree.modules.push_back(std::move(module));

@@ -50,13 +50,20 @@ struct Verdict {
 // The configuration's word on a Linear.
 class Rules {
 public:
-    static Result<Rules> create(const PlanWork& work) {
+    static Result<Rules> create(PlanWork& work) {
         Rules rules(work);
         const AwqConfig& awq = work.plan.awq;
         std::string field = "modules_to_not_convert";
         std::vector<std::string> entries = awq.modules_to_not_convert.value_or(std::vector<std::string>());
-        SkipRule::Reading reading =
-            work.options.skip_rule == 5 ? SkipRule::Reading::boundary_pattern : SkipRule::Reading::substring;
+        SkipRule::Reading reading = SkipRule::Reading::substring;
+        if (work.options.skip_rule == 5) {
+            // published lists of vision models ("vision_tower") skip nothing under the newer reading: the older counts
+            if (work.model.config.vision.layers > 0 && !entries.empty())
+                work.plan.warnings.push_back(
+                    "--skip-rule 5: lists of vision models are written for the older reading, which counts");
+            else
+                reading = SkipRule::Reading::boundary_pattern;
+        }
         if (awq.quant_method == "compressed-tensors") {
             field = "ignore";
             entries = awq.ignore;

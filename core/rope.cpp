@@ -1,5 +1,5 @@
-// Rotary frequencies of a config.json. Computed as transformers does, in float32 where it has float32: the golden
-// outputs of models at long positions depend on the last bits. What is not here: the cosines and sines (Op::rope_table).
+// Rotary frequencies of a config.json. Computed as transformers does, in float32 where it has float32: at
+// long positions the last bits count. What is not here: the cosines and sines (Op::rope_table).
 #include <cmath>
 #include <numbers>
 #include "core/model.h"

@@ -1,5 +1,6 @@
 // Mixtral: Mistral with a mixture of experts in place of the MLP.
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -34,6 +35,8 @@ void add_layer(ModuleTree& tree, const ModelConfig& config, const std::string& p
 
 void tree(const ModelConfig& config, ModuleTree& tree) { add_llama_frame(tree, config, add_layer); }
 
+void graph(const ModelConfig& config, ModelBuilder& builder) { llama_decoder(config, builder, {.moe_path = ".block_sparse_moe"}); }
+
 }  // namespace
 
 extern const Model model_mixtral;
@@ -42,7 +45,7 @@ const Model model_mixtral = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {{"q_proj", "k_proj", "v_proj", "o_proj"},
                {"w1", "w3", "w2"},

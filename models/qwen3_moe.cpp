@@ -1,6 +1,7 @@
 // Qwen3 with a mixture of experts: in every decoder_sparse_step-th layer, save those that mlp_only_layers names.
 #include <algorithm>
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -49,6 +50,8 @@ void add_layer(ModuleTree& tree, const ModelConfig& config, const std::string& p
 
 void tree(const ModelConfig& config, ModuleTree& tree) { add_llama_frame(tree, config, add_layer); }
 
+void graph(const ModelConfig& config, ModelBuilder& builder) { llama_decoder(config, builder, {.qk_norm = true, .moe_path = ".mlp"}); }
+
 }  // namespace
 
 extern const Model model_qwen3_moe;
@@ -57,7 +60,7 @@ const Model model_qwen3_moe = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

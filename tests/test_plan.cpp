@@ -528,6 +528,25 @@ TEST_CASE("plan: layouts, kernels and bytes come from the backend; table and sto
         CHECK_MESSAGE(module.has(key), key);
 }
 
+TEST_CASE("plan: the newer reading of the list, and what vision models' lists mean") {
+    PlanOptions newer;
+    newer.skip_rule = 5;
+    auto planned = plan_config(config_with("llama-3-8b", R"({"modules_to_not_convert": ["model.layers.1", "gate"]})"), newer);
+    REQUIRE(planned.ok());
+    CHECK(planned->plan.find("model.layers.1.mlp.up_proj")->rule == "modules_to_not_convert: \"model.layers.1\" (pattern)");
+    CHECK(planned->plan.find("model.layers.0.mlp.gate_proj")->action == Action::convert);
+    planned = plan_config(config_with("llama-3-8b", R"({"modules_to_not_convert": ["(unclosed"]})"), newer);
+    REQUIRE_FALSE(planned.ok());
+    CHECK(planned.status().message() ==
+          "modules_to_not_convert: \"(unclosed\": missing closing parenthesis; expected a regular expression");
+    planned = plan_config(read_json("tests/data/plan/configs/llava-1.5-7b.json"), newer);
+    REQUIRE(planned.ok());
+    CHECK(planned->plan.find("vision_tower.vision_model.encoder.layers.0.mlp.fc1")->action == Action::skip);
+    CHECK(planned->plan.warnings.size() == 1);
+    newer.skip_rule = 6;
+    CHECK(plan_config(config_with("llama-3-8b", "{}"), newer).status().message() == "--skip-rule: 6; expected 4 or 5");
+}
+
 TEST_CASE("plan: any value in any field gives a plan or one plain error") {
     const char* strange[] = {"null",
                              "true",
