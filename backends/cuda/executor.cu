@@ -126,7 +126,7 @@ size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 }  // namespace
 
 bool Executor::Key::operator==(const Key& o) const {
-    return graph == o.graph && nodes == o.nodes && peak == o.peak && plan == o.plan && activations == o.activations &&
+    return graph == o.graph && output == o.output && nodes == o.nodes && peak == o.peak && plan == o.plan && activations == o.activations &&
            kv_cache == o.kv_cache && size.tokens == o.size.tokens && size.sequences == o.size.sequences &&
            size.outputs == o.size.outputs && size.max_pages == o.size.max_pages && feature_rows == o.feature_rows &&
            min_query == o.min_query && max_query == o.max_query && max_keys == o.max_keys && inputs == o.inputs &&
@@ -410,6 +410,7 @@ Status Executor::run(const RunArgs& args) {
     AWQ_TRY(prepare(args));
     AWQ_TRY(send_inputs(args));
     Key key = {args.graph->serial.value,
+               args.graph->output,
                args.graph->nodes.size(),
                args.plan->peak,
                args.plan,

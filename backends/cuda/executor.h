@@ -46,6 +46,7 @@ private:
     // Everything that decides launches: two runs with equal keys issue the same ones.
     struct Key {
         uint64_t graph;
+        NodeId output;
         size_t nodes, peak;
         const void *plan, *activations, *kv_cache;
         BatchSize size;
