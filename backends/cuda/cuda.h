@@ -64,7 +64,7 @@ Status launch(Context& context, void (*kernel)(Parameters...), dim3 grid, dim3 b
         config.attrs = &attribute;
         config.numAttrs = 1;
     }
-    if (shared > 48 * 1024)
+    if (shared > 32 * 1024)  // beyond 48 KB, static shared memory included, only on request
         AWQ_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
     AWQ_CUDA(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...));
     context.chained = true;

@@ -126,11 +126,11 @@ size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 }  // namespace
 
 bool Executor::Key::operator==(const Key& o) const {
-    return graph == o.graph && output == o.output && nodes == o.nodes && peak == o.peak && plan == o.plan && activations == o.activations &&
-           kv_cache == o.kv_cache && size.tokens == o.size.tokens && size.sequences == o.size.sequences &&
-           size.outputs == o.size.outputs && size.max_pages == o.size.max_pages && feature_rows == o.feature_rows &&
-           min_query == o.min_query && max_query == o.max_query && max_keys == o.max_keys && inputs == o.inputs &&
-           argmax == o.argmax;
+    return graph == o.graph && output == o.output && nodes == o.nodes && peak == o.peak && plan == o.plan &&
+           activations == o.activations && kv_cache == o.kv_cache && size.tokens == o.size.tokens &&
+           size.sequences == o.size.sequences && size.outputs == o.size.outputs && size.max_pages == o.size.max_pages &&
+           feature_rows == o.feature_rows && min_query == o.min_query && max_query == o.max_query && max_keys == o.max_keys &&
+           inputs == o.inputs && argmax == o.argmax;
 }
 
 Executor::~Executor() {
@@ -322,7 +322,8 @@ Status Executor::read_marks(const RunArgs& args) {
     AWQ_CUDA(cudaStreamSynchronize(context_.stream));
     for (NodeId node : marked_) {
         float milliseconds = 0;
-        AWQ_CUDA(cudaEventElapsedTime(&milliseconds, marks_[static_cast<size_t>(node) * 2], marks_[static_cast<size_t>(node) * 2 + 1]));
+        AWQ_CUDA(cudaEventElapsedTime(&milliseconds, marks_[static_cast<size_t>(node) * 2],
+                                      marks_[static_cast<size_t>(node) * 2 + 1]));
         args.node_seconds[node] += milliseconds * 1e-3;
     }
     return {};

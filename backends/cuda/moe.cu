@@ -27,23 +27,18 @@ __global__ void __launch_bounds__(route_threads)
     wait_for_previous();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int token = warp; token < tokens; token += route_warps) {
+        // Expert i * 32 + lane: its logit, then its exponential; -1 once it is chosen, or where there is no such expert.
         float x[lane_experts];
-        float top = -INFINITY;
+        float top = -INFINITY, sum = 0;
 #pragma unroll
         for (int i = 0; i < lane_experts; i++) {
-            int e = i * 32 + lane;
-            x[i] = i * 32 < experts && e < experts ? __half2float(logits[token * stride + e]) : -INFINITY;
-            top = fmaxf(top, x[i]);
+            x[i] = -1;
+            if (i * 32 + lane < experts) top = fmaxf(top, x[i] = __half2float(logits[token * stride + i * 32 + lane]));
         }
         top = warp_max(top);
-        float sum = 0;
 #pragma unroll
         for (int i = 0; i < lane_experts; i++)
-            if (i * 32 < experts) sum += x[i] = i * 32 + lane < experts ? expf(x[i] - top) : -1.0f;
-                // -1 marks what is no candidate, and was counted in the sum
-#pragma unroll
-        for (int i = 0; i < lane_experts; i++)
-            if (i * 32 < experts && i * 32 + lane >= experts) sum += 1.0f;
+            if (i * 32 + lane < experts) sum += x[i] = expf(x[i] - top);
         sum = warp_sum(sum);
         float chosen = 0, own = 0;
         int own_expert = 0;
