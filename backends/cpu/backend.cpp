@@ -361,6 +361,11 @@ Status CpuBackend::run(const RunArgs& args) {
         const Tensor result = node_tensor(args, graph.output);
         for (int64_t r = 0; r < result.rows; r++) std::memcpy(args.result + r * result.cols, result.row<float>(r), static_cast<size_t>(result.cols) * 4);
     }
+    if (args.argmax && graph.output != no_node) {
+        Tensor logits = node_tensor(args, graph.output);
+        if (args.result) logits.data = args.result, logits.stride = logits.cols;
+        argmax_rows(logits, args.argmax);
+    }
     return {};
 }
 
