@@ -26,6 +26,10 @@ struct Module {
     // it out, transformers' record of skipped Linears does not count it, so the plan says `keep`.
     bool own_class = false;
     bool needed = true;          // false: listed, but no graph reads it (vision layers past the one that is used)
+    // The file's rows come in blocks of block_rows in another order than the graph wants them: block i of the packed weight
+    // is the file's block block_order[i]. Empty: as in the file. See heads_apart().
+    int64_t block_rows = 0;
+    std::vector<int32_t> block_order;
     std::string tied_to;         // this Linear has no tensor of its own: it is that embedding
     const std::string& rule_path() const { return class_path.empty() ? path : class_path; }
 };
@@ -50,5 +54,9 @@ struct ModuleTree {
     Module& embedding(std::string path, int64_t rows, int64_t cols) { return add(ModuleKind::embedding, std::move(path), rows, cols); }
     const Module* find(const std::string& path) const;
 };
+
+// A fused q, k, v projection whose heads lie together: `groups` times (queries_per_group q heads, a k head, a v head) of
+// head_dim rows each. Declares that it is to be packed as all q, all k, all v.
+void heads_apart(Module& module, int64_t groups, int64_t queries_per_group, int64_t head_dim);
 
 }  // namespace awq

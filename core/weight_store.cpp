@@ -21,6 +21,47 @@ private:
     std::function<float(int64_t)> element_;
 };
 
+// Another source's rows, or a vector's elements, block by block in another order.
+class BlockRows : public WeightRows {
+public:
+    BlockRows(std::unique_ptr<WeightRows> source, int64_t block_rows, std::vector<int32_t> order, bool vector)
+        : source_(std::move(source)), block_(block_rows), order_(std::move(order)), vector_(vector) {
+        static_cast<WeightRows&>(*this) = *source_;
+    }
+    void read_quantized(int64_t first, int64_t count, uint8_t* q, float* scale, float* offset) const override {
+        const int64_t groups = in / group_size;
+        runs(first, count, [&](int64_t from, int64_t rows, int64_t at) {
+            source_->read_quantized(from, rows, q + at * in, scale + at * groups, offset + at * groups);
+        });
+    }
+    void read_dense(int64_t first, int64_t count, float* rows) const override {
+        if (!vector_) {
+            runs(first, count, [&](int64_t from, int64_t some, int64_t at) { source_->read_dense(from, some, rows + at * in); });
+            return;
+        }
+        std::vector<float> all(static_cast<size_t>(in));
+        source_->read_dense(0, 1, all.data());
+        runs(0, in, [&](int64_t from, int64_t some, int64_t at) { std::copy_n(all.data() + from, some, rows + at); });
+    }
+    void prefetch() const override { source_->prefetch(); }
+    void forget() const override { source_->forget(); }
+
+private:
+    // f(first row of the source, rows, first row of the result): the runs that a stretch of the result is made of.
+    template <class F>
+    void runs(int64_t first, int64_t count, F f) const {
+        for (int64_t row = first; row < first + count;) {
+            int64_t within = row % block_, rows = std::min(block_ - within, first + count - row);
+            f(order_[static_cast<size_t>(row / block_)] * block_ + within, rows, row - first);
+            row += rows;
+        }
+    }
+    std::unique_ptr<WeightRows> source_;
+    int64_t block_;
+    std::vector<int32_t> order_;
+    bool vector_;
+};
+
 uint32_t hash(uint64_t x) {
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
@@ -109,6 +150,8 @@ Result<std::vector<std::unique_ptr<WeightRows>>> open_sources(const Checkpoint& 
             AWQ_ASSIGN(auto rows, open_plain(checkpoint, path + ".weight", module.out, module.in));
             sources.push_back(std::move(rows));
         }
+        if (module.block_rows > 0 && suffix != "input_order")
+            sources.back() = std::make_unique<BlockRows>(std::move(sources.back()), module.block_rows, module.block_order, spec.kind == WeightKind::vector);
     }
     return sources;
 }

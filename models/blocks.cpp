@@ -39,8 +39,9 @@ Attrs ModelBuilder::norm_attrs(NormKind kind, int64_t width) const {
     return attrs;
 }
 
-NodeId ModelBuilder::norm(NodeId x, const std::string& path, NormKind kind, int64_t width) {
+NodeId ModelBuilder::norm(NodeId x, const std::string& path, NormKind kind, int64_t width, float eps) {
     Attrs attrs = norm_attrs(kind, width ? width : g.node(x).cols);
+    if (eps > 0) attrs.eps = eps;
     NodeId weight = vector(path + ".weight");
     if (kind == NormKind::layer) return g.op(Op::layer_norm, path, {x, weight, vector(path + ".bias")}, attrs);
     return g.op(Op::rms_norm, path, {x, weight}, attrs);
@@ -89,6 +90,20 @@ std::vector<NodeId> ModelBuilder::norm_linears(NodeId x, const std::string& norm
     return results;
 }
 
+void ModelBuilder::split_qkv(NodeId qkv, AttentionArgs& args) {
+    const int64_t q = int64_t{config.heads} * config.head_dim, kv = int64_t{config.kv_heads} * config.head_dim;
+    args.q = g.view(qkv, 0, q, args.path + ".q");
+    args.k = g.view(qkv, q, kv, args.path + ".k");
+    args.v = g.view(qkv, q + kv, kv, args.path + ".v");
+}
+
+NodeId ModelBuilder::gated_act(NodeId both, const std::string& path) {
+    const int64_t half = g.node(both).cols / 2;
+    Attrs attrs;
+    attrs.activation = config.activation;
+    return g.op(Op::gated_act, path + ".act_fn", {g.view(both, 0, half, path + ".gate"), g.view(both, half, half, path + ".up")}, attrs);
+}
+
 NodeId ModelBuilder::linear_add(NodeId x, const std::string& path, NodeId residual) {
     const Weight* weight = whole(path);
     if (!weight) return x;
@@ -105,7 +120,7 @@ NodeId ModelBuilder::act(NodeId x, Activation activation, const std::string& pat
 
 void ModelBuilder::logits(NodeId x, const std::string& norm_path, NormKind kind, const std::string& head_path) {
     NodeId rows = g.op(Op::select_rows, "output_rows", {x, g.batch_input(Input::output_rows)});
-    NodeId y = norm_linears(rows, norm_path, kind, {head_path})[0];
+    NodeId y = norm_path.empty() ? linear(rows, head_path) : norm_linears(rows, norm_path, kind, {head_path})[0];
     if (config.logit_scale != 1) {
         Attrs attrs;
         attrs.scale = config.logit_scale;
@@ -231,6 +246,30 @@ void llama_decoder(const ModelConfig& c, ModelBuilder& b, const DecoderStyle& st
         }
     }
     b.logits(x, model + "norm", NormKind::rms, c.prefix + "lm_head");
+}
+
+void gemma_decoder(const ModelConfig& c, ModelBuilder& b) {
+    const std::string model = c.prefix + "model.";
+    NodeId x = b.embed(model + "embed_tokens", c.embed_scale);
+    NodeId rope = b.rope_table(c.rope), local_rope = c.local_rope.rot_dim > 0 ? b.rope_table(c.local_rope) : rope;
+    for (int32_t i = 0; i < c.layers; i++) {
+        const std::string layer = model + "layers." + std::to_string(i), attn = layer + ".self_attn";
+        const NormKind kind = NormKind::rms_plus_one;
+        auto qkv = b.norm_linears(x, layer + ".input_layernorm", kind, {attn + ".q_proj", attn + ".k_proj", attn + ".v_proj"});
+        AttentionArgs args{.path = attn, .layer = i, .q = qkv[0], .k = qkv[1], .v = qkv[2]};
+        args.window = c.window[i];
+        args.rope_table = args.window > 0 ? local_rope : rope;
+        if (c.qk_norm) {
+            args.q_norm = attn + ".q_norm";
+            args.k_norm = attn + ".k_norm";
+            args.qk_norm_kind = kind;
+        }
+        NodeId y = b.norm(b.linear(attention(b, args), attn + ".o_proj"), layer + ".post_attention_layernorm", kind);
+        x = b.add(y, x, attn + ".add");
+        y = gated_mlp(b, {.path = layer + ".mlp", .x = x, .norm = layer + ".pre_feedforward_layernorm", .norm_kind = kind});
+        x = b.add(b.norm(y, layer + ".post_feedforward_layernorm", kind), x, layer + ".mlp.add");
+    }
+    b.logits(x, model + "norm", NormKind::rms_plus_one, c.prefix + "lm_head");
 }
 
 }  // namespace awq

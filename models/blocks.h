@@ -11,6 +11,8 @@ namespace awq {
 
 enum class NormKind : uint8_t { rms, rms_plus_one, layer };    // plus_one: stored as weight - 1 (Gemma)
 
+struct AttentionArgs;
+
 // A GraphBuilder that knows the model's weights and numbers.
 class ModelBuilder {
 public:
@@ -26,17 +28,23 @@ public:
     NodeId rope_table(const RopeParams& rope);
 
     // width 0: over the whole row; else over runs of so many columns (per-head norms).
-    NodeId norm(NodeId x, const std::string& path, NormKind kind, int64_t width = 0);
+    // eps 0: the model's.
+    NodeId norm(NodeId x, const std::string& path, NormKind kind, int64_t width = 0, float eps = 0);
     NodeId linear(NodeId x, const std::string& path);
     // Several Linears of the same input: one matmul and views where the plan fused them.
     std::vector<NodeId> linears(NodeId x, const std::vector<std::string>& paths);
     // linears(norm(x)), as one op where everything allows it.
     std::vector<NodeId> norm_linears(NodeId x, const std::string& norm_path, NormKind kind, const std::vector<std::string>& paths);
+    // The columns q | k | v of one projection.
+    void split_qkv(NodeId qkv, AttentionArgs& args);
+    // activation(gate) * up of the columns gate | up of one projection.
+    NodeId gated_act(NodeId both, const std::string& path);
     NodeId linear_add(NodeId x, const std::string& path, NodeId residual);
     NodeId add(NodeId a, NodeId b, const std::string& name);
     // activation(x), divided by the module's scales where the checkpoint has some (AWQ's ScaledActivation).
     NodeId act(NodeId x, Activation activation, const std::string& path);
-    // Norm, head, scale and soft cap over the rows whose logits are wanted; becomes the graph's output.
+    // Norm (none where norm_path is empty), head, scale and soft cap over the rows whose logits are wanted; becomes the
+    // graph's output.
     void logits(NodeId x, const std::string& norm_path, NormKind kind, const std::string& head_path);
 
 private:
@@ -95,6 +103,9 @@ struct DecoderStyle {
     bool qk_norm = false;              // per-head RMS norms of q and k
     std::string moe_path;              // ".block_sparse_moe", ".mlp": where a sparse layer's experts hang; empty: none
 };
+// The same with Gemma's habits: norms before and after each block, stored as weight - 1, per-layer windows, and a
+// rotary base of their own for windowed layers where the config has one.
+void gemma_decoder(const ModelConfig& config, ModelBuilder& b);
 void llama_decoder(const ModelConfig& config, ModelBuilder& b, const DecoderStyle& style);
 
 }  // namespace awq

@@ -1,5 +1,6 @@
 // BLOOM: ALiBi, a norm after the embedding, q, k and v of each head together in one Linear.
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -30,13 +31,28 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
     for (int64_t i = 0; i < config.layers; i++) {
         std::string path = "transformer.h." + std::to_string(i);
         tree.norm(path + ".input_layernorm", hidden, true);
-        tree.linear(path + ".self_attention.query_key_value", hidden, 3 * hidden, true);
+        heads_apart(tree.linear(path + ".self_attention.query_key_value", hidden, 3 * hidden, true), config.heads, 1, config.head_dim);
         tree.linear(path + ".self_attention.dense", hidden, hidden, true);
         tree.norm(path + ".post_attention_layernorm", hidden, true);
         add_mlp(tree, path + ".mlp", {"dense_h_to_4h", "gelu_impl", "dense_4h_to_h"}, hidden, config.intermediate_size, true);
     }
     tree.norm("transformer.ln_f", hidden, true);
     add_head(tree, config, "lm_head", "transformer.word_embeddings");
+}
+
+void graph(const ModelConfig& c, ModelBuilder& b) {
+    NodeId x = b.norm(b.embed("transformer.word_embeddings"), "transformer.word_embeddings_layernorm", NormKind::layer);
+    const float* slopes = alibi_slopes(b, c.heads);
+    for (int32_t i = 0; i < c.layers; i++) {
+        const std::string layer = "transformer.h." + std::to_string(i), attn = layer + ".self_attention", mlp_path = layer + ".mlp";
+        NodeId normed = b.norm(x, layer + ".input_layernorm", NormKind::layer);
+        AttentionArgs args{.path = attn, .layer = i, .alibi = slopes};
+        b.split_qkv(b.linear(normed, attn + ".query_key_value"), args);
+        x = b.linear_add(attention(b, args), attn + ".dense", c.residual_after_norm ? normed : x);
+        normed = b.norm(x, layer + ".post_attention_layernorm", NormKind::layer);
+        x = mlp(b, {normed, mlp_path + ".dense_h_to_4h", mlp_path + ".gelu_impl", mlp_path + ".dense_4h_to_h", c.residual_after_norm ? normed : x});
+    }
+    b.logits(x, "transformer.ln_f", NormKind::layer, "lm_head");
 }
 
 }  // namespace
@@ -47,7 +63,7 @@ const Model model_bloom = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

@@ -1,6 +1,7 @@
 // Cohere Command R and Aya: attention and MLP side by side behind one mean-subtracting norm without bias, interleaved
 // rotation, scaled logits.
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -41,6 +42,24 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
     add_head(tree, config, "lm_head", "model.embed_tokens");
 }
 
+void graph(const ModelConfig& c, ModelBuilder& b) {
+    NodeId x = b.embed("model.embed_tokens"), rope = b.rope_table(c.rope);
+    for (int32_t i = 0; i < c.layers; i++) {
+        const std::string layer = "model.layers." + std::to_string(i), attn = layer + ".self_attn";
+        NodeId normed = b.norm(x, layer + ".input_layernorm", NormKind::layer);
+        auto qkv = b.linears(normed, {attn + ".q_proj", attn + ".k_proj", attn + ".v_proj"});
+        AttentionArgs args{.path = attn, .layer = i, .q = qkv[0], .k = qkv[1], .v = qkv[2], .rope_table = rope, .interleaved = true};
+        if (c.qk_norm) {
+            args.q_norm = attn + ".q_norm";
+            args.k_norm = attn + ".k_norm";
+            args.qk_norm_kind = NormKind::layer;
+        }
+        NodeId after = b.linear_add(attention(b, args), attn + ".o_proj", x);
+        x = gated_mlp(b, {.path = layer + ".mlp", .x = normed, .residual = after});
+    }
+    b.logits(x, "model.norm", NormKind::layer, "lm_head");
+}
+
 }  // namespace
 
 extern const Model model_cohere;
@@ -49,7 +68,7 @@ const Model model_cohere = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

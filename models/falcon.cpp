@@ -1,6 +1,8 @@
 // Falcon: 7B (one key/value head, parallel block), 40B and 11B (new_decoder_architecture: grouped q, k, v), RW (ALiBi,
 // serial block). All keep q, k and v in one Linear.
+#include <cmath>
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -40,7 +42,9 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
         std::string path = "transformer.h." + std::to_string(i);
         size_t first = tree.modules.size();
         int64_t qkv = int64_t{config.heads + 2 * config.kv_heads} * config.head_dim;
-        tree.linear(path + ".self_attention.query_key_value", hidden, qkv, config.attention_bias);
+        Module& fused = tree.linear(path + ".self_attention.query_key_value", hidden, qkv, config.attention_bias);
+        if (config.new_decoder || !config.multi_query)
+            heads_apart(fused, config.kv_heads, config.heads / config.kv_heads, config.head_dim);
         tree.linear(path + ".self_attention.dense", hidden, hidden, config.attention_out_bias);
         add_mlp(tree, path + ".mlp", {"dense_h_to_4h", "act", "dense_4h_to_h"}, hidden, config.intermediate_size,
                 config.mlp_bias);
@@ -58,6 +62,26 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
     add_head(tree, config, "lm_head", "transformer.word_embeddings");
 }
 
+void graph(const ModelConfig& c, ModelBuilder& b) {
+    NodeId x = b.embed("transformer.word_embeddings");
+    NodeId rope = c.alibi ? no_node : b.rope_table(c.rope);
+    // Falcon adds the biases before it scales the scores; transformers' eager attention, the reference for this family, has
+    // them in the mask as well, so they count twice (docs/compatibility.md).
+    const float* slopes = c.alibi ? alibi_slopes(b, c.heads, 8, 2 / std::sqrt(static_cast<float>(c.head_dim))) : nullptr;
+    for (int32_t i = 0; i < c.layers; i++) {
+        const std::string layer = "transformer.h." + std::to_string(i), attn = layer + ".self_attention", mlp_path = layer + ".mlp";
+        NodeId for_attention = b.norm(x, layer + (c.two_norms ? ".ln_attn" : ".input_layernorm"), NormKind::layer);
+        AttentionArgs args{.path = attn, .layer = i, .rope_table = rope, .alibi = slopes};
+        b.split_qkv(b.linear(for_attention, attn + ".query_key_value"), args);
+        NodeId after = b.linear_add(attention(b, args), attn + ".dense", x);
+        NodeId for_mlp = !c.parallel   ? b.norm(after, layer + ".post_attention_layernorm", NormKind::layer)
+                         : c.two_norms ? b.norm(x, layer + ".ln_mlp", NormKind::layer)
+                                       : for_attention;
+        x = mlp(b, {for_mlp, mlp_path + ".dense_h_to_4h", mlp_path + ".act", mlp_path + ".dense_4h_to_h", after});
+    }
+    b.logits(x, "transformer.ln_f", NormKind::layer, "lm_head");
+}
+
 }  // namespace
 
 extern const Model model_falcon;
@@ -66,7 +90,7 @@ const Model model_falcon = {
     .aliases = {"RefinedWeb", "RefinedWebModel"},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

@@ -1,6 +1,7 @@
 // Gemma 2: norms before and behind each block, stored as weight - 1; soft caps; a window in every other layer.
 #include <cmath>
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -47,6 +48,8 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
     add_head(tree, config, "lm_head", "model.embed_tokens");
 }
 
+void graph(const ModelConfig& c, ModelBuilder& b) { gemma_decoder(c, b); }
+
 }  // namespace
 
 extern const Model model_gemma2;
@@ -55,7 +58,7 @@ const Model model_gemma2 = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

@@ -2,6 +2,7 @@
 // tower is left aside. Windowed layers have a rotary base of their own; q and k are normed head by head.
 #include <cmath>
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -66,11 +67,13 @@ void text_tree(const ModelConfig& config, ModuleTree& tree) {
     add_head(tree, config, "lm_head", "model.embed_tokens");
 }
 
+void graph(const ModelConfig& c, ModelBuilder& b) { gemma_decoder(c, b); }
+
 const Model text_model = {.model_type = "gemma3_text",
                           .aliases = {},
                           .configure = configure_text,
                           .tree = text_tree,
-                          .graph = nullptr,
+                          .graph = graph,
                           .vision = nullptr,
                           .fusion = {}};
 
@@ -96,7 +99,7 @@ const Model model_gemma3 = {
     .aliases = {"gemma3_text"},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

@@ -1,5 +1,6 @@
 // GPT-BigCode (SantaCoder, StarCoder): learned positions, one key/value head, q, k and v in one Linear.
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -29,13 +30,26 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
     for (int64_t i = 0; i < config.layers; i++) {
         std::string path = "transformer.h." + std::to_string(i);
         tree.norm(path + ".ln_1", hidden, true);
-        tree.linear(path + ".attn.c_attn", hidden, hidden + 2 * int64_t{config.kv_heads} * config.head_dim, true);
+        Module& fused = tree.linear(path + ".attn.c_attn", hidden, hidden + 2 * int64_t{config.kv_heads} * config.head_dim, true);
+        if (!config.multi_query) heads_apart(fused, config.heads, 1, config.head_dim);
         tree.linear(path + ".attn.c_proj", hidden, hidden, true);
         tree.norm(path + ".ln_2", hidden, true);
         add_mlp(tree, path + ".mlp", {"c_fc", "act", "c_proj"}, hidden, config.intermediate_size, true);
     }
     tree.norm("transformer.ln_f", hidden, true);
     add_head(tree, config, "lm_head", "transformer.wte");
+}
+
+void graph(const ModelConfig& c, ModelBuilder& b) {
+    NodeId x = b.add(b.embed("transformer.wte"), b.embed_positions("transformer.wpe"), "transformer.positions");
+    for (int32_t i = 0; i < c.layers; i++) {
+        const std::string layer = "transformer.h." + std::to_string(i), attn = layer + ".attn", mlp_path = layer + ".mlp";
+        AttentionArgs args{.path = attn, .layer = i};
+        b.split_qkv(b.linear(b.norm(x, layer + ".ln_1", NormKind::layer), attn + ".c_attn"), args);
+        x = b.linear_add(attention(b, args), attn + ".c_proj", x);
+        x = mlp(b, {b.norm(x, layer + ".ln_2", NormKind::layer), mlp_path + ".c_fc", mlp_path + ".act", mlp_path + ".c_proj", x});
+    }
+    b.logits(x, "transformer.ln_f", NormKind::layer, "lm_head");
 }
 
 }  // namespace
@@ -46,7 +60,7 @@ const Model model_gpt_bigcode = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

@@ -1,5 +1,6 @@
 // GPT-NeoX and Pythia: partial rotation, q, k and v of each head together in one Linear, two norms into a parallel block.
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -31,13 +32,27 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
         std::string path = "gpt_neox.layers." + std::to_string(i);
         tree.norm(path + ".input_layernorm", hidden, true);
         tree.norm(path + ".post_attention_layernorm", hidden, true);
-        tree.linear(path + ".attention.query_key_value", hidden, 3 * hidden, config.attention_bias);
+        heads_apart(tree.linear(path + ".attention.query_key_value", hidden, 3 * hidden, config.attention_bias), config.heads, 1,
+                    config.head_dim);
         tree.linear(path + ".attention.dense", hidden, hidden, config.attention_out_bias);
         add_mlp(tree, path + ".mlp", {"dense_h_to_4h", "act", "dense_4h_to_h"}, hidden, config.intermediate_size,
                 config.mlp_bias);
     }
     tree.norm("gpt_neox.final_layer_norm", hidden, true);
     add_head(tree, config, "embed_out", "gpt_neox.embed_in");
+}
+
+void graph(const ModelConfig& c, ModelBuilder& b) {
+    NodeId x = b.embed("gpt_neox.embed_in"), rope = b.rope_table(c.rope);
+    for (int32_t i = 0; i < c.layers; i++) {
+        const std::string layer = "gpt_neox.layers." + std::to_string(i), attn = layer + ".attention", mlp_path = layer + ".mlp";
+        AttentionArgs args{.path = attn, .layer = i, .rope_table = rope};
+        b.split_qkv(b.linear(b.norm(x, layer + ".input_layernorm", NormKind::layer), attn + ".query_key_value"), args);
+        NodeId after = b.linear_add(attention(b, args), attn + ".dense", x);
+        NodeId normed = b.norm(c.parallel ? x : after, layer + ".post_attention_layernorm", NormKind::layer);
+        x = mlp(b, {normed, mlp_path + ".dense_h_to_4h", mlp_path + ".act", mlp_path + ".dense_4h_to_h", after});
+    }
+    b.logits(x, "gpt_neox.final_layer_norm", NormKind::layer, "embed_out");
 }
 
 }  // namespace
@@ -48,7 +63,7 @@ const Model model_gpt_neox = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

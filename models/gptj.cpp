@@ -1,5 +1,6 @@
 // GPT-J: interleaved rotation of the first rotary_dim columns, attention and MLP side by side, an output head with bias.
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -40,6 +41,19 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
     add_head(tree, config, "lm_head", "transformer.wte");
 }
 
+void graph(const ModelConfig& c, ModelBuilder& b) {
+    NodeId x = b.embed("transformer.wte"), rope = b.rope_table(c.rope);
+    for (int32_t i = 0; i < c.layers; i++) {
+        const std::string layer = "transformer.h." + std::to_string(i), attn = layer + ".attn", mlp_path = layer + ".mlp";
+        NodeId normed = b.norm(x, layer + ".ln_1", NormKind::layer);
+        auto qkv = b.linears(normed, {attn + ".q_proj", attn + ".k_proj", attn + ".v_proj"});
+        AttentionArgs args{.path = attn, .layer = i, .q = qkv[0], .k = qkv[1], .v = qkv[2], .rope_table = rope, .interleaved = true};
+        NodeId after = b.linear_add(attention(b, args), attn + ".out_proj", x);
+        x = mlp(b, {normed, mlp_path + ".fc_in", mlp_path + ".act", mlp_path + ".fc_out", after});
+    }
+    b.logits(x, "transformer.ln_f", NormKind::layer, "lm_head");
+}
+
 }  // namespace
 
 extern const Model model_gptj;
@@ -48,7 +62,7 @@ const Model model_gptj = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

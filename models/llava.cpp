@@ -1,5 +1,7 @@
 // LLaVA 1.5: a CLIP vision tower, a two-layer projector, and any text model that has a file here.
+#include <cmath>
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -85,6 +87,37 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
     add_text_model(tree, config, config.prefix);
 }
 
+void graph(const ModelConfig& config, ModelBuilder& builder) { config.text->graph(config, builder); }
+
+// CLIP's tower up to the layer whose output is taken, then the projector: pixels to features.
+void vision(const ModelConfig& config, ModelBuilder& b) {
+    const auto& v = config.vision;
+    const std::string tower = "vision_tower.vision_model", embeddings = tower + ".embeddings";
+    Attrs patch;
+    patch.patch = v.patch_size;
+    patch.image = v.image_size;
+    NodeId pixels = b.g.input(Input::pixels, Rows::fixed, v.image_size, DType::f32, int64_t{3} * v.image_size);
+    NodeId x = b.linear(b.g.op(Op::patches, embeddings + ".patches", {pixels}, patch), embeddings + ".patch_embedding");
+    x = b.g.op(Op::prepend_row, embeddings + ".class_embedding", {x, b.g.weight(b.weights.find(embeddings + ".class_embedding"))});
+    x = b.g.op(Op::add_table, embeddings + ".position_embedding", {x, b.g.weight(b.weights.find(embeddings + ".position_embedding"))});
+    auto norm = [&](NodeId y, const std::string& path) { return b.norm(y, path, NormKind::layer, 0, v.norm_eps); };
+    x = norm(x, tower + ".pre_layrnorm");
+    Attrs attend;
+    attend.heads = attend.kv_heads = v.heads;
+    attend.head_dim = static_cast<int32_t>(v.hidden_size / v.heads);
+    attend.scale = 1 / std::sqrt(static_cast<float>(attend.head_dim));
+    for (int32_t i = 0; i < v.layers_needed(); i++) {
+        const std::string layer = tower + ".encoder.layers." + std::to_string(i), attn = layer + ".self_attn";
+        auto qkv = b.linears(norm(x, layer + ".layer_norm1"), {attn + ".q_proj", attn + ".k_proj", attn + ".v_proj"});
+        x = b.linear_add(b.g.op(Op::attention_full, attn, {qkv[0], qkv[1], qkv[2]}, attend), attn + ".out_proj", x);
+        NodeId hidden = b.act(b.linear(norm(x, layer + ".layer_norm2"), layer + ".mlp.fc1"), v.activation, layer + ".mlp.activation_fn");
+        x = b.linear_add(hidden, layer + ".mlp.fc2", x);
+    }
+    if (v.drop_class_token) x = b.g.op(Op::drop_first_row, "vision_tower.features", {x});
+    x = b.act(b.linear(x, "multi_modal_projector.linear_1"), v.projector_activation, "multi_modal_projector.act");
+    b.g.graph().output = b.linear(x, "multi_modal_projector.linear_2");
+}
+
 }  // namespace
 
 extern const Model model_llava;
@@ -93,8 +126,8 @@ const Model model_llava = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
-    .vision = nullptr,
+    .graph = graph,
+    .vision = vision,
     .fusion = {{"q_proj", "k_proj", "v_proj", "o_proj"},
                {"gate_proj", "up_proj", "down_proj"},
                {"input_layernorm", "post_attention_layernorm", "norm"},

@@ -1,6 +1,8 @@
 // MPT: ALiBi, one Linear for q, k and v in three blocks, no bias anywhere, LayerNorms without one. What transformers'
 // class leaves out of the original (learned positions, clipping, q/k norms) is refused.
+#include <cmath>
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -50,6 +52,34 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
     add_head(tree, config, "lm_head", "transformer.wte");
 }
 
+// MPT's slopes for heads that are no power of two are not those of ALiBi's paper: every second one of the next power's
+// comes first.
+const float* mpt_slopes(ModelBuilder& b, int32_t heads, double max_bias) {
+    int32_t power = 1;
+    while (power < heads) power *= 2;
+    std::vector<float> all, slopes;
+    for (int32_t i = 1; i <= power; i++) all.push_back(static_cast<float>(std::exp2(-max_bias * i / power)));
+    if (power == heads) slopes = all;
+    for (int32_t first = 1; first >= 0; first--)
+        for (int32_t i = first; i < power && static_cast<int32_t>(slopes.size()) < heads; i += 2) slopes.push_back(all[i]);
+    b.g.graph().constants.push_back(std::move(slopes));
+    return b.g.graph().constants.back().data();
+}
+
+void graph(const ModelConfig& c, ModelBuilder& b) {
+    NodeId x = b.embed("transformer.wte");
+    const float* slopes = mpt_slopes(b, c.heads, c.alibi_max);
+    for (int32_t i = 0; i < c.layers; i++) {
+        const std::string layer = "transformer.blocks." + std::to_string(i);
+        AttentionArgs args{.path = layer + ".attn", .layer = i, .alibi = slopes};
+        b.split_qkv(b.linear(b.norm(x, layer + ".norm_1", NormKind::layer), layer + ".attn.Wqkv"), args);
+        x = b.linear_add(attention(b, args), layer + ".attn.out_proj", x);
+        NodeId normed = b.norm(x, layer + ".norm_2", NormKind::layer);
+        x = mlp(b, {normed, layer + ".ffn.up_proj", layer + ".ffn.act", layer + ".ffn.down_proj", x});
+    }
+    b.logits(x, "transformer.norm_f", NormKind::layer, "lm_head");
+}
+
 }  // namespace
 
 extern const Model model_mpt;
@@ -58,7 +88,7 @@ const Model model_mpt = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

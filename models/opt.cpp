@@ -1,6 +1,7 @@
 // OPT: learned positions (two rows are set apart in front), ReLU, LayerNorms before the blocks, or behind them (350M,
 // whose embedding is also narrower than the model).
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -47,6 +48,26 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
     add_head(tree, config, "lm_head", "model.decoder.embed_tokens");
 }
 
+void graph(const ModelConfig& c, ModelBuilder& b) {
+    const std::string decoder = "model.decoder.";
+    NodeId x = b.embed(decoder + "embed_tokens");
+    if (c.embed_size != c.hidden_size) x = b.linear(x, decoder + "project_in");
+    x = b.add(x, b.embed_positions(decoder + "embed_positions", 2), decoder + "positions");    // rows 0 and 1 are not used
+    for (int32_t i = 0; i < c.layers; i++) {
+        const std::string layer = decoder + "layers." + std::to_string(i), attn = layer + ".self_attn";
+        // the 350m shape norms after each residual, all others before each block
+        auto before = [&](NodeId y, const char* name) { return c.norm_before ? b.norm(y, layer + name, NormKind::layer) : y; };
+        auto after = [&](NodeId y, const char* name) { return c.norm_before ? y : b.norm(y, layer + name, NormKind::layer); };
+        auto qkv = b.linears(before(x, ".self_attn_layer_norm"), {attn + ".q_proj", attn + ".k_proj", attn + ".v_proj"});
+        AttentionArgs args{.path = attn, .layer = i, .q = qkv[0], .k = qkv[1], .v = qkv[2]};
+        x = after(b.linear_add(attention(b, args), attn + ".out_proj", x), ".self_attn_layer_norm");
+        x = after(mlp(b, {before(x, ".final_layer_norm"), layer + ".fc1", layer + ".activation_fn", layer + ".fc2", x}), ".final_layer_norm");
+    }
+    if (c.embed_size == c.hidden_size) return b.logits(x, c.final_norm ? decoder + "final_layer_norm" : "", NormKind::layer, "lm_head");
+    if (c.final_norm) x = b.norm(x, decoder + "final_layer_norm", NormKind::layer);
+    b.logits(b.linear(x, decoder + "project_out"), "", NormKind::layer, "lm_head");
+}
+
 }  // namespace
 
 extern const Model model_opt;
@@ -55,7 +76,7 @@ const Model model_opt = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

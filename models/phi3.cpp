@@ -1,5 +1,6 @@
 // Phi-3 and Phi-4: Llama whose files hold q, k, v and gate, up as one Linear each; LongRoPE for long contexts.
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -31,6 +32,20 @@ void add_layer(ModuleTree& tree, const ModelConfig& config, const std::string& p
 
 void tree(const ModelConfig& config, ModuleTree& tree) { add_llama_frame(tree, config, add_layer); }
 
+void graph(const ModelConfig& c, ModelBuilder& b) {
+    NodeId x = b.embed("model.embed_tokens"), rope = b.rope_table(c.rope);
+    for (int32_t i = 0; i < c.layers; i++) {
+        const std::string layer = "model.layers." + std::to_string(i);
+        NodeId qkv = b.norm_linears(x, layer + ".input_layernorm", NormKind::rms, {layer + ".self_attn.qkv_proj"})[0];
+        AttentionArgs args{.path = layer + ".self_attn", .layer = i, .rope_table = rope, .window = c.window[i]};
+        b.split_qkv(qkv, args);
+        x = b.linear_add(attention(b, args), layer + ".self_attn.o_proj", x);
+        NodeId both = b.norm_linears(x, layer + ".post_attention_layernorm", NormKind::rms, {layer + ".mlp.gate_up_proj"})[0];
+        x = b.linear_add(b.gated_act(both, layer + ".mlp"), layer + ".mlp.down_proj", x);
+    }
+    b.logits(x, "model.norm", NormKind::rms, "lm_head");
+}
+
 }  // namespace
 
 extern const Model model_phi3;
@@ -39,7 +54,7 @@ const Model model_phi3 = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };

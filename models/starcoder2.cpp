@@ -1,5 +1,6 @@
 // StarCoder2: rotary attention, a plain MLP, LayerNorms, and biases everywhere unless use_bias is false.
 #include "core/decoder.h"
+#include "models/blocks.h"
 
 namespace awq {
 
@@ -36,6 +37,19 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
     add_head(tree, config, "lm_head", "model.embed_tokens");
 }
 
+void graph(const ModelConfig& c, ModelBuilder& b) {
+    NodeId x = b.embed("model.embed_tokens"), rope = b.rope_table(c.rope);
+    for (int32_t i = 0; i < c.layers; i++) {
+        const std::string layer = "model.layers." + std::to_string(i), attn = layer + ".self_attn", mlp_path = layer + ".mlp";
+        auto qkv = b.norm_linears(x, layer + ".input_layernorm", NormKind::layer, {attn + ".q_proj", attn + ".k_proj", attn + ".v_proj"});
+        AttentionArgs args{.path = attn, .layer = i, .q = qkv[0], .k = qkv[1], .v = qkv[2], .rope_table = rope, .window = c.window[i]};
+        x = b.linear_add(attention(b, args), attn + ".o_proj", x);
+        NodeId normed = b.norm(x, layer + ".post_attention_layernorm", NormKind::layer);
+        x = mlp(b, {normed, mlp_path + ".c_fc", mlp_path + ".act", mlp_path + ".c_proj", x});
+    }
+    b.logits(x, "model.norm", NormKind::layer, "lm_head");
+}
+
 }  // namespace
 
 extern const Model model_starcoder2;
@@ -44,7 +58,7 @@ const Model model_starcoder2 = {
     .aliases = {},
     .configure = configure,
     .tree = tree,
-    .graph = nullptr,
+    .graph = graph,
     .vision = nullptr,
     .fusion = {},
 };
