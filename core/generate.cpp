@@ -1,0 +1,160 @@
+#include "core/generate.h"
+#include <algorithm>
+#include <chrono>
+#include "core/text/detokenizer.h"
+
+namespace awq {
+namespace {
+
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// Text on its way out: what could be the beginning of a stop string is held back until it is known not to be one.
+class StopFilter {
+public:
+    explicit StopFilter(const std::vector<std::string>& stops) : stops_(stops) {}
+    // What may be shown now. `stopped` is set once a stop string has come up; nothing after it is ever shown.
+    std::string push(std::string_view piece, bool& stopped) {
+        held_ += piece;
+        size_t cut = std::string::npos;
+        for (const std::string& stop : stops_)
+            if (!stop.empty()) cut = std::min(cut, held_.find(stop));
+        if (cut != std::string::npos) {
+            stopped = true;
+            return take(cut);
+        }
+        size_t keep = 0;
+        for (const std::string& stop : stops_)
+            for (size_t n = std::min(stop.size(), held_.size()); n > keep; n--)
+                if (held_.compare(held_.size() - n, n, stop, 0, n) == 0) keep = n;
+        return take(held_.size() - keep);
+    }
+    std::string rest() { return take(held_.size()); }
+
+private:
+    std::string take(size_t count) {
+        std::string shown = held_.substr(0, count);
+        held_.erase(0, count);
+        return shown;
+    }
+    const std::vector<std::string>& stops_;
+    std::string held_;
+};
+
+int32_t argmax(std::span<const float> logits) { return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()); }
+
+}  // namespace
+
+Result<GenerateResult> generate(Session& session, const std::shared_ptr<const Tokenizer>& tokenizer, const GenerateRequest& request) {
+    AWQ_TRY(check_sampling(request.sampling));
+    GenerateResult result;
+    const std::vector<int32_t>& prompt = request.prompt;
+    if (prompt.empty()) return Status(Code::invalid_argument, "the prompt is empty; expected at least one token");
+    Engine& engine = session.engine();
+
+    // The cache keeps what it shares with the prompt, but the last token is fed anyway: its logits are needed. Image tokens
+    // look alike whatever the image, so a prompt with images is fed from the first of them on.
+    size_t shared = 0;
+    while (shared < prompt.size() - 1 && shared < session.tokens().size() && session.tokens()[shared] == prompt[shared] &&
+           (request.features.empty() || prompt[shared] != engine.config().vision.image_token))
+        shared++;
+    session.truncate(static_cast<int64_t>(shared));
+    result.prompt_tokens = static_cast<int64_t>(prompt.size());
+    result.cached_tokens = static_cast<int64_t>(shared);
+
+    const double begin = seconds();
+    auto cancelled = [&] { return request.cancel && request.cancel->load(std::memory_order_relaxed); };
+    std::vector<float> logits;
+    Feed feed{&session, std::span(prompt).subspan(shared), Feed::Logits::last, &logits, request.features};
+    if (Status fed = engine.run({&feed, 1}, request.cancel); !fed.ok()) {
+        if (fed.code() != Code::cancelled) return fed;
+        result.finish = Finish::cancelled;
+        return result;
+    }
+    result.prompt_seconds = seconds() - begin;
+
+    Sampler sampler(request.sampling);
+    sampler.prompt(prompt);
+    StopFilter filter(request.stop);
+    std::unique_ptr<Detokenizer> detokenizer;
+    if (tokenizer) detokenizer = std::make_unique<Detokenizer>(tokenizer, true);
+    auto emit = [&](const std::string& text, int32_t token) {
+        result.text += text;
+        return !request.on_text || request.on_text(text, token);
+    };
+    bool stopped = false;
+    for (;;) {
+        if (cancelled()) {
+            result.finish = Finish::cancelled;
+            break;
+        }
+        if (request.max_tokens >= 0 && result.new_tokens >= request.max_tokens) {
+            result.finish = Finish::length;
+            break;
+        }
+        AWQ_ASSIGN(int32_t token, sampler.next(logits));
+        if (std::find(request.eos_ids.begin(), request.eos_ids.end(), token) != request.eos_ids.end()) {
+            result.finish = Finish::eos;
+            break;
+        }
+        result.ids.push_back(token);
+        result.new_tokens++;
+        std::string piece;
+        if (detokenizer) {
+            AWQ_ASSIGN(piece, detokenizer->push(token));
+        }
+        bool go_on = emit(filter.push(piece, stopped), token);
+        if (stopped || !go_on) {
+            result.finish = stopped ? Finish::stop : Finish::cancelled;
+            break;
+        }
+        if (session.length() + 1 > engine.context()) {
+            result.finish = Finish::context;
+            break;
+        }
+        Feed next{&session, {&token, 1}, Feed::Logits::last, &logits, {}};
+        if (Status fed = engine.run({&next, 1}, request.cancel); !fed.ok()) {
+            if (fed.code() != Code::cancelled) return fed;
+            result.finish = Finish::cancelled;
+            break;
+        }
+    }
+    if (!stopped) {
+        std::string tail;
+        if (detokenizer) {
+            AWQ_ASSIGN(tail, detokenizer->flush());
+        }
+        std::string shown = filter.push(tail, stopped);
+        if (!stopped) shown += filter.rest();
+        else if (result.finish != Finish::cancelled) result.finish = Finish::stop;
+        if (!shown.empty()) emit(shown, -1);
+    }
+    result.generate_seconds = seconds() - begin - result.prompt_seconds;
+    return result;
+}
+
+Result<std::vector<std::vector<int32_t>>> generate_batch(Engine& engine, const std::vector<std::vector<int32_t>>& prompts, int64_t count,
+                                                         const std::vector<float>& features) {
+    std::vector<std::unique_ptr<Session>> sessions;
+    std::vector<std::vector<float>> logits(prompts.size());
+    std::vector<Feed> feeds;
+    for (size_t i = 0; i < prompts.size(); i++) {
+        AWQ_ASSIGN(auto session, engine.new_session());
+        feeds.push_back({session.get(), prompts[i], Feed::Logits::last, &logits[i], i == 0 ? std::span<const float>(features) : std::span<const float>()});
+        sessions.push_back(std::move(session));
+    }
+    std::vector<std::vector<int32_t>> answers(prompts.size());
+    if (count <= 0) return answers;
+    AWQ_TRY(engine.run(feeds));
+    for (;;) {
+        std::vector<int32_t> next;
+        for (size_t i = 0; i < prompts.size(); i++) {
+            next.push_back(argmax(logits[i]));
+            answers[i].push_back(next.back());
+        }
+        if (static_cast<int64_t>(answers[0].size()) == count) return answers;
+        for (size_t i = 0; i < prompts.size(); i++) feeds[i] = {sessions[i].get(), {&next[i], 1}, Feed::Logits::last, &logits[i], {}};
+        AWQ_TRY(engine.run(feeds));
+    }
+}
+
+}  // namespace awq
