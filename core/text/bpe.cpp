@@ -2,6 +2,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 #include <algorithm>
+#include <array>
 #include <bit>
 #include "core/text/unicode.h"
 
@@ -51,39 +52,61 @@ T pop_heap4(std::vector<T>& heap) {
 Bpe::Scratch::Scratch(size_t text_size) : words(std::bit_ceil(std::clamp<size_t>(text_size / 8, 16, 1 << 14))) {}
 
 void Bpe::reserve_merges(size_t count) {
-    size_t slots = std::bit_ceil(std::max<size_t>(count * 2, 16));
+    size_t slots = std::bit_ceil(std::max<size_t>(count + count / 2, 16));
     merges_.assign(slots, Merge());
     merge_shift_ = 64 - std::countr_zero(slots);
-    merge_count_ = 0;
 }
 
-Status Bpe::add_merge(std::string_view left, std::string_view right, uint32_t rank) {
-    auto missing = [](std::string_view what, std::string_view token) {
-        return Status(Code::bad_file, std::string(what) + " \"" + quote(token) + "\" is not in the vocabulary");
-    };
-    int32_t a = vocabulary.find(left), b = vocabulary.find(right);
-    if (a < 0) return missing("the left part", left);
-    if (b < 0) return missing("the right part", right);
-    size_t cut = options.continuing_subword_prefix.size();
-    if (right.size() < cut) return Status(Code::bad_file, "the right part \"" + quote(right) + "\" lacks the continuing_subword_prefix");
+// The token that a merge gives: left and right joined, less the right part's continuing_subword_prefix.
+int32_t Bpe::find_result(const MergeText& merge) {
+    std::string_view right = merge.right.substr(options.continuing_subword_prefix.size());
+    size_t size = merge.left.size() + right.size();
     char small[256];
     std::string large;
-    size_t size = left.size() + right.size() - cut;
-    std::string_view joined;
-    if (size <= sizeof small) {
-        std::copy(left.begin(), left.end(), small);
-        std::copy(right.begin() + static_cast<ptrdiff_t>(cut), right.end(), small + left.size());
-        joined = {small, size};
-    } else {
-        large.append(left).append(right.substr(cut));
-        joined = large;
+    char* joined = small;
+    if (size > sizeof small) {
+        large.resize(size);
+        joined = large.data();
     }
-    int32_t result = vocabulary.find(joined);
-    if (result < 0) return missing("the result", joined);
-    uint64_t pair = pair_of(a, b);
-    size_t i = slot_of(pair);
-    while (merges_[i].pair != empty && merges_[i].pair != pair) i = (i + 1) & (merges_.size() - 1);
-    merges_[i] = {pair, rank, result};
+    std::copy(right.begin(), right.end(), std::copy(merge.left.begin(), merge.left.end(), joined));
+    std::string_view text(joined, size);
+    // Most files list merges in the order of their results: the same token again, or the next.
+    for (int32_t guess : {last_result_, last_result_ + 1})
+        if (vocabulary.text(static_cast<uint32_t>(guess)) == text) return last_result_ = guess;
+    return last_result_ = vocabulary.find(text);
+}
+
+Status Bpe::add_merges(const MergeText* merges, size_t count, uint32_t rank, size_t& failed) {
+    if (vocabulary.size() == 0 && count > 0) return Status(Code::bad_file, "a merge, but the vocabulary is empty");
+    std::array<std::array<uint32_t, 2>, merge_batch> hashes;
+    std::array<Merge, merge_batch> found;
+    for (size_t i = 0; i < count; ++i) {
+        hashes[i] = {Vocabulary::hash_of(merges[i].left), Vocabulary::hash_of(merges[i].right)};
+        for (uint32_t hash : hashes[i]) vocabulary.prefetch_slot(hash);
+    }
+    for (size_t i = 0; i < count; ++i)
+        for (uint32_t hash : hashes[i]) vocabulary.prefetch_text(hash);
+    for (size_t i = 0; i < count; ++i) {
+        failed = i;
+        auto missing = [](std::string_view what, std::string_view token) {
+            return Status(Code::bad_file, std::string(what) + " \"" + quote(token) + "\" is not in the vocabulary");
+        };
+        const auto& [left, right] = merges[i];
+        int32_t a = vocabulary.find(left, hashes[i][0]), b = vocabulary.find(right, hashes[i][1]);
+        if (a < 0) return missing("the left part", left);
+        if (b < 0) return missing("the right part", right);
+        if (right.size() < options.continuing_subword_prefix.size())
+            return Status(Code::bad_file, "the right part \"" + quote(right) + "\" lacks the continuing_subword_prefix");
+        int32_t result = find_result(merges[i]);
+        if (result < 0) return missing("the result", std::string(left) + std::string(right.substr(options.continuing_subword_prefix.size())));
+        found[i] = {pair_of(a, b), rank + static_cast<uint32_t>(i), result};
+        __builtin_prefetch(&merges_[slot_of(found[i].pair)], 1);
+    }
+    for (size_t i = 0; i < count; ++i) {
+        size_t slot = slot_of(found[i].pair);
+        while (merges_[slot].pair != empty && merges_[slot].pair != found[i].pair) slot = (slot + 1) & (merges_.size() - 1);
+        merges_[slot] = found[i];
+    }
     return {};
 }
 

@@ -23,9 +23,14 @@ public:
     Vocabulary vocabulary;
     Options options;
     void reserve_merges(size_t count);
-    // `rank` of the pair whose parts and whose result are in the vocabulary, else an error. A pair that comes again gets
-    // the new rank, as in the reference.
-    Status add_merge(std::string_view left, std::string_view right, uint32_t rank);
+    struct MergeText {
+        std::string_view left, right;
+    };
+    // Pairs whose parts and whose result must be in the vocabulary, ranked from `rank` on; `count` <= merge_batch, since
+    // their look-ups wait for memory together. A pair that comes again gets the new rank, as in the reference. On an error
+    // `failed` is the index of the one at fault.
+    static constexpr size_t merge_batch = 32;
+    Status add_merges(const MergeText* merges, size_t count, uint32_t rank, size_t& failed);
     void finish();
 
     struct Scratch;
@@ -44,14 +49,14 @@ private:
     }
     size_t slot_of(uint64_t pair) const { return pair * 0x9E3779B97F4A7C15ull >> merge_shift_; }
     const Merge* find_merge(int32_t left, int32_t right) const;
-    int32_t find_character(std::string_view character, bool first, bool last, std::string& buffer) const;
+    int32_t find_result(const MergeText& merge);
     Status split(std::string_view word, Scratch& scratch) const;
     void merge_all(Scratch& scratch) const;
     Status encode_word(std::string_view word, Scratch& scratch, std::vector<int32_t>& ids) const;
 
-    std::vector<Merge> merges_;    // open addressing, a power of two, at most half full
+    std::vector<Merge> merges_;    // open addressing, a power of two, at most two thirds full
     int merge_shift_ = 60;
-    size_t merge_count_ = 0;
+    int32_t last_result_ = 0;    // of add_merges
     std::vector<int32_t> characters_;    // tokens of one character, by code point below 0x10000; -1: none
     std::vector<int32_t> byte_tokens_;   // <0x00> ... <0xFF>; -1: none
     int32_t unk_id_ = -1;

@@ -1,6 +1,7 @@
 // Reads tokenizer.json into a Tokenizer. The document is walked where simdjson has put it: vocabulary and merges, megabytes
 // of it, never become values of their own.
 #include <algorithm>
+#include <array>
 #include <unordered_set>
 #include "core/json_simd.h"
 #include "core/text/pipeline_load.h"
@@ -182,16 +183,30 @@ Status TokenizerLoader::load_vocabulary(element json) {
         end = std::max(end, static_cast<uint32_t>(id) + 1);
     }
     vocabulary.reserve(count, bytes, end);
+    struct Entry {
+        std::string_view key;
+        uint32_t id, hash;
+    };
+    std::array<Entry, 32> batch;    // whose look-ups wait for memory together
+    size_t filled = 0;
+    auto flush = [&]() -> Status {
+        for (const auto& [key, id, hash] : std::span(batch).first(filled)) switch (vocabulary.add(key, id, hash)) {
+                case Vocabulary::Added::ok: break;
+                case Vocabulary::Added::twin_string: return twin_key("model.vocab", key);
+                case Vocabulary::Added::twin_id:
+                    return Status(Code::bad_file, "model.vocab[\"" + quote(key) + "\"]: the id " + std::to_string(id) + " is that of \"" +
+                                                      quote(vocabulary.text(id)) + "\" too; expected one token for each id");
+            }
+        filled = 0;
+        return {};
+    };
     for (auto [key, value] : object) {
-        auto id = static_cast<uint32_t>(value.get_uint64().value_unsafe());
-        switch (vocabulary.add(key, id)) {
-            case Vocabulary::Added::ok: break;
-            case Vocabulary::Added::twin_string: return twin_key("model.vocab", key);
-            case Vocabulary::Added::twin_id:
-                return Status(Code::bad_file, "model.vocab[\"" + quote(key) + "\"]: the id " + std::to_string(id) + " is that of \"" +
-                                                  quote(vocabulary.text(id)) + "\" too; expected one token for each id");
-        }
+        Entry entry{key, static_cast<uint32_t>(value.get_uint64().value_unsafe()), Vocabulary::hash_of(key)};
+        vocabulary.prefetch_slot(entry.hash);
+        batch[filled++] = entry;
+        if (filled == batch.size()) AWQ_TRY(flush());
     }
+    AWQ_TRY(flush());
     tokenizer->end_ = vocabulary.end();
     return {};
 }
@@ -206,21 +221,32 @@ Status TokenizerLoader::load_merges(element json) {
     }
     Bpe& model = tokenizer->model_;
     model.reserve_merges(count);
-    size_t index = 0;
-    uint32_t rank = 0;
+    std::array<Bpe::MergeText, Bpe::merge_batch> batch;
+    size_t index = 0, filled = 0, headers = 0;    // of the element; in the batch; lines that are no merges
+    auto fail = [](size_t at, const std::string& what) {
+        return Status(Code::bad_file, "model.merges[" + std::to_string(at) + "]: " + what);
+    };
+    auto flush = [&]() -> Status {
+        size_t failed = 0, first = index - filled;
+        Status status = model.add_merges(batch.data(), filled, static_cast<uint32_t>(first - headers), failed);
+        filled = 0;
+        return status.ok() ? status : fail(first + failed, status.message());
+    };
     bool pairs = false;
     for (element item : array) {
-        std::string_view left, right;
-        auto fail = [&](const std::string& what) { return Status(Code::bad_file, "model.merges[" + std::to_string(index) + "]: " + what); };
         if (index == 0) pairs = item.is_array();
+        std::string_view left, right;
         if (item.is_string() && !pairs) {
             std::string_view line = item.get_string().value_unsafe();
-            ++index;
-            if (line.starts_with("#version")) continue;    // the head of a merges.txt
-            --index;
+            if (line.starts_with("#version")) {    // the head of a merges.txt
+                AWQ_TRY(flush());
+                ++index;
+                ++headers;
+                continue;
+            }
             size_t space = line.find(' ');
             if (space == line.npos || line.find(' ', space + 1) != line.npos)
-                return fail("found \"" + quote(line) + "\"; expected two tokens with a space between");
+                return fail(index, "found \"" + quote(line) + "\"; expected two tokens with a space between");
             left = line.substr(0, space);
             right = line.substr(space + 1);
         } else if (item.is_array() && pairs) {
@@ -228,16 +254,15 @@ Status TokenizerLoader::load_merges(element json) {
             auto part = pair.begin();
             bool sound = pair.size() == 2 && (*part).get_string().get(left) == simdjson::SUCCESS;
             if (sound) sound = (*++part).get_string().get(right) == simdjson::SUCCESS;
-            if (!sound) return fail("found something else than a pair of strings");
+            if (!sound) return fail(index, "found something else than a pair of strings");
         } else {
-            return fail(std::string("found ") + name_of(item) + "; expected " + (pairs ? "a pair" : "a string") + " like the first");
+            return fail(index, std::string("found ") + name_of(item) + "; expected " + (pairs ? "a pair" : "a string") + " like the first");
         }
-        Status status = model.add_merge(left, right, rank);
-        if (!status.ok()) return fail(status.message());
+        batch[filled++] = {left, right};
         ++index;
-        ++rank;
+        if (filled == batch.size()) AWQ_TRY(flush());
     }
-    return {};
+    return flush();
 }
 
 Status TokenizerLoader::load_added_tokens(const Json& list) {

@@ -9,7 +9,7 @@ namespace awq {
 void Vocabulary::reserve(size_t count, size_t bytes, uint32_t end) {
     arena_.reserve(bytes);
     spans_.reserve(end);
-    slots_.assign(std::bit_ceil(std::max<size_t>(count * 2, 16)), Slot());
+    slots_.assign(std::bit_ceil(std::max<size_t>(count + count / 2, 16)), Slot());
 }
 
 void Vocabulary::grow() {
@@ -23,26 +23,27 @@ void Vocabulary::grow() {
     }
 }
 
-Vocabulary::Added Vocabulary::add(std::string_view text, uint32_t id) {
-    if ((count_ + 1) * 2 > slots_.size()) grow();
+uint32_t Vocabulary::hash_of(std::string_view text) { return static_cast<uint32_t>(XXH3_64bits(text.data(), text.size())); }
+
+Vocabulary::Added Vocabulary::add(std::string_view text, uint32_t id, uint32_t hash) {
+    if ((count_ + 1) * 3 > slots_.size() * 2) grow();
     if (has(id)) return Added::twin_id;
-    uint32_t hash = static_cast<uint32_t>(XXH3_64bits(text.data(), text.size()));
     size_t i = hash & (slots_.size() - 1);
     for (; slots_[i].id >= 0; i = (i + 1) & (slots_.size() - 1))
-        if (slots_[i].hash == hash && this->text(static_cast<uint32_t>(slots_[i].id)) == text) return Added::twin_string;
-    slots_[i] = {hash, static_cast<int32_t>(id)};
+        if (slots_[i].hash == hash && at(slots_[i].span) == text) return Added::twin_string;
+    Span span{static_cast<uint32_t>(arena_.size()), static_cast<uint32_t>(text.size())};
+    slots_[i] = {hash, static_cast<int32_t>(id), span};
     if (id >= spans_.size()) spans_.resize(id + 1);
-    spans_[id] = {static_cast<uint32_t>(arena_.size()), static_cast<uint32_t>(text.size())};
+    spans_[id] = span;
     arena_ += text;
     ++count_;
     return Added::ok;
 }
 
-int32_t Vocabulary::find(std::string_view text) const {
+int32_t Vocabulary::find(std::string_view text, uint32_t hash) const {
     if (slots_.empty()) return -1;
-    uint32_t hash = static_cast<uint32_t>(XXH3_64bits(text.data(), text.size()));
     for (size_t i = hash & (slots_.size() - 1); slots_[i].id >= 0; i = (i + 1) & (slots_.size() - 1))
-        if (slots_[i].hash == hash && this->text(static_cast<uint32_t>(slots_[i].id)) == text) return slots_[i].id;
+        if (slots_[i].hash == hash && at(slots_[i].span) == text) return slots_[i].id;
     return -1;
 }
 

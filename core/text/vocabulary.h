@@ -15,12 +15,19 @@ public:
     // Room for `count` strings of `bytes` bytes in all and ids below `end`.
     void reserve(size_t count, size_t bytes, uint32_t end);
     enum class Added : uint8_t { ok, twin_string, twin_id };
-    Added add(std::string_view text, uint32_t id);
+    Added add(std::string_view text, uint32_t id) { return add(text, id, hash_of(text)); }
 
-    int32_t find(std::string_view text) const;    // -1: none
+    int32_t find(std::string_view text) const { return find(text, hash_of(text)); }    // -1: none
+
+    // For those who look up many at once: hash all, prefetch all, then find. Loading a file is little else.
+    static uint32_t hash_of(std::string_view text);
+    void prefetch_slot(uint32_t hash) const { __builtin_prefetch(&slots_[hash & (slots_.size() - 1)]); }
+    void prefetch_text(uint32_t hash) const { __builtin_prefetch(arena_.data() + slots_[hash & (slots_.size() - 1)].span.offset); }
+    int32_t find(std::string_view text, uint32_t hash) const;
+    Added add(std::string_view text, uint32_t id, uint32_t hash);
     bool has(uint32_t id) const { return id < spans_.size() && spans_[id].length != absent; }
     std::string_view text(uint32_t id) const {    // empty if there is none
-        return has(id) ? std::string_view(arena_).substr(spans_[id].offset, spans_[id].length) : std::string_view();
+        return has(id) ? at(spans_[id]) : std::string_view();
     }
     size_t size() const { return count_; }                                         // strings
     uint32_t end() const { return static_cast<uint32_t>(spans_.size()); }          // 1 + highest id
@@ -30,14 +37,16 @@ private:
     struct Span {
         uint32_t offset = 0, length = absent;
     };
-    struct Slot {
+    struct Slot {    // the span is here too: one miss of the cache less for each look-up
         uint32_t hash = 0;
         int32_t id = -1;
+        Span span;
     };
+    std::string_view at(Span span) const { return {arena_.data() + span.offset, span.length}; }
     void grow();
     std::string arena_;
     std::vector<Span> spans_;     // by id
-    std::vector<Slot> slots_;     // a power of two, at most half full
+    std::vector<Slot> slots_;     // a power of two, at most two thirds full
     size_t count_ = 0;
 };
 
