@@ -172,14 +172,15 @@ TEST_CASE("tokenizer: all goldens" * doctest::skip(std::getenv("AWQ_GOLDEN") == 
 
 TEST_CASE("tokenizer: merges go by rank, then place; both forms of merges") {
     CHECK(encode(small(""), "abcab") == Ids{4, 3});
-    CHECK(encode(small("", "", R"("a":0,"b":1,"c":2,"ab":3,"abc":4,"bc":5)", R"("#version: 0.2","a b","b c","ab c")"), "abcab") == Ids{4, 3});
+    CHECK(encode(small("", "", R"("a":0,"b":1,"c":2,"ab":3,"abc":4,"bc":5)", R"("#version: 0.2","a b","b c","ab c")"), "abcab") ==
+          Ids{4, 3});
     CHECK(encode(small("", "", R"("a":0,"b":1,"c":2,"ab":3,"abc":4,"bc":5)", R"("b c","a b")"), "abc") == Ids{0, 5});
     CHECK(encode(small("", R"("ignore_merges":true)", R"("a":0,"b":1,"c":2,"ca":3)", ""), "ca") == Ids{3});
     CHECK(encode(small("", R"("ignore_merges":false)", R"("a":0,"b":1,"c":2,"ca":3)", ""), "ca") == Ids{2, 0});
 }
 
 TEST_CASE("tokenizer: unknown characters") {
-    CHECK(encode(small(""), "axyb") == Ids{3});    // no unk_token: they vanish, their neighbours meet
+    CHECK(encode(small(""), "axyb") == Ids{3});  // no unk_token: they vanish, their neighbours meet
     CHECK(encode(small("", R"("unk_token":"<unk>")"), "axyb") == Ids{0, 7, 7, 1});
     CHECK(encode(small("", R"("unk_token":"<unk>","fuse_unk":true)"), "axyb") == Ids{0, 7, 1});
     // Byte tokens do not end a run of unknown ones, and overtake it: x is unknown, y has a byte token.
@@ -187,8 +188,7 @@ TEST_CASE("tokenizer: unknown characters") {
           Ids{0, 2, 1, 0});
     auto tokenizer = parse(small("", R"("unk_token":"<gone>")"));
     CHECK(tokenizer->encode("ab", false).ok());
-    CHECK(tokenizer->encode("x", false).status().message() ==
-          "model.unk_token: \"<gone>\" is needed but not in the vocabulary");
+    CHECK(tokenizer->encode("x", false).status().message() == "model.unk_token: \"<gone>\" is needed but not in the vocabulary");
 }
 
 TEST_CASE("tokenizer: continuing_subword_prefix and end_of_word_suffix") {
@@ -202,8 +202,8 @@ TEST_CASE("tokenizer: continuing_subword_prefix and end_of_word_suffix") {
 TEST_CASE("tokenizer: added tokens") {
     auto with = [](const std::string& tokens) { return small("\"added_tokens\":[" + tokens + "]"); };
     CHECK(encode(with(added(8, "<x>")), "a<x>b") == Ids{0, 8, 1});
-    CHECK(encode(with(added(8, "<x>") + "," + added(9, "<x><y>")), "<x><y><x>") == Ids{9, 8});    // the longest
-    CHECK(encode(with(added(8, "a<") + "," + added(9, "<xyz>")), "a<xyz>") == Ids{8});            // the leftmost
+    CHECK(encode(with(added(8, "<x>") + "," + added(9, "<x><y>")), "<x><y><x>") == Ids{9, 8});  // the longest
+    CHECK(encode(with(added(8, "a<") + "," + added(9, "<xyz>")), "a<xyz>") == Ids{8});          // the leftmost
     CHECK(encode(with(added(8, "<x>", "lstrip")), "a  <x> b") == Ids{0, 8, 6, 1});
     CHECK(encode(with(added(8, "<x>", "rstrip")), "a <x>\xc2\xa0\t b") == Ids{0, 6, 8, 1});
     CHECK(encode(with(added(8, "<x>", "lstrip rstrip")), "a <x>  <x> b") == Ids{0, 8, 8, 1});
@@ -212,7 +212,7 @@ TEST_CASE("tokenizer: added tokens") {
                        added(9, "<Y>") + "]"),
                  "<x><X><y><Y>") == Ids{8, 8, 9});
     CHECK(encode(with(added(8, "")), "ab") == Ids{3});
-    CHECK(encode(with(added(3, "ab")), "abc") == Ids{3, 2});    // one of the vocabulary's
+    CHECK(encode(with(added(3, "ab")), "abc") == Ids{3, 2});  // one of the vocabulary's
     // The id is that of the token's place, as for the reference; a disagreeing file is told of.
     auto tokenizer = parse(with(added(17, "<x>")));
     CHECK(*tokenizer->encode("<x>", false) == Ids{8});
@@ -239,9 +239,11 @@ TEST_CASE("tokenizer: lookups") {
 
 TEST_CASE("tokenizer: ill-formed UTF-8 is read as U+FFFD") {
     std::string json = small("", R"("unk_token":"<unk>")");
-    CHECK(encode(json, "a\xff" "b") == Ids{0, 7, 1});
-    CHECK(encode(json, "a\xe2\x82") == Ids{0, 7});            // one maximal part
-    CHECK(encode(json, "\xed\xa0\x80") == Ids{7, 7, 7});      // a surrogate: three
+    CHECK(encode(json,
+                 "a\xff"
+                 "b") == Ids{0, 7, 1});
+    CHECK(encode(json, "a\xe2\x82") == Ids{0, 7});        // one maximal part
+    CHECK(encode(json, "\xed\xa0\x80") == Ids{7, 7, 7});  // a surrogate: three
     CHECK(encode(json, std::string_view("a\0b", 3)) == Ids{0, 7, 1});
 }
 
@@ -252,11 +254,13 @@ TEST_CASE("tokenizer: post-processors") {
                        special + "}";
     CHECK(encode(small(both), "ab", true) == Ids{7, 3, 7, 3});
     CHECK(encode(small(both), "ab", false) == Ids{3, 3});
-    std::string none = R"("post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}}],"pair":[],)" +
-                       special + "}";
+    std::string none =
+        R"("post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}}],"pair":[],)" +
+        special + "}";
     CHECK(encode(small(none), "ab", true) == Ids{7});
     CHECK(encode(small(none), "ab", false).empty());
-    std::string roberta = R"("post_processor":{"type":"RobertaProcessing","sep":["</s>",2],"cls":["<s>",0],"trim_offsets":true,"add_prefix_space":true})";
+    std::string roberta =
+        R"("post_processor":{"type":"RobertaProcessing","sep":["</s>",2],"cls":["<s>",0],"trim_offsets":true,"add_prefix_space":true})";
     CHECK(encode(small(roberta), "ab", true) == Ids{0, 3, 2});
 }
 
@@ -282,7 +286,8 @@ TEST_CASE("detokenizer: any chain of decoders gives, piece by piece, what it giv
         auto tokenizer = parse(small("\"decoder\":" + std::string(decoder), "", vocab, ""));
         for (int round = 0; round < 200; ++round) {
             Ids ids;
-            for (int n = round % 12; n > 0; --n) ids.push_back(static_cast<int32_t>((seed = seed * 1664525 + 1013904223) >> 16) % 16);
+            for (int n = round % 12; n > 0; --n)
+                ids.push_back(static_cast<int32_t>((seed = seed * 1664525 + 1013904223) >> 16) % 16);
             check_stream_is_whole(tokenizer, ids, false);
         }
     }
@@ -292,7 +297,9 @@ TEST_CASE("detokenizer: any chain of decoders gives, piece by piece, what it giv
     CHECK(text(decoders[2], {7, 8, 7}) == "c  c");
     CHECK(text(decoders[3], {1, 9, 1}) == "bd b");
     CHECK(text(decoders[4], {0, 0, 10}) == "a a  ");
-    CHECK(text(decoders[6], {0, 3, 4, 5, 6, 3, 1}) == "a\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD" "b");
+    CHECK(text(decoders[6], {0, 3, 4, 5, 6, 3, 1}) ==
+          "a\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD"
+          "b");
     CHECK(text(decoders[6], {0, 3, 4, 5, 6, 1}) == "a€Ab");
     CHECK(text(decoders[7], {10, 0, 2}) == " a");
 }
@@ -304,10 +311,12 @@ TEST_CASE("detokenizer: what is held back") {
     CHECK(*stream.push(1) == "");
     CHECK(*stream.push(2) == "€");
     CHECK(*stream.push(0) == "");
-    CHECK(*stream.push(3) == "\xEF\xBF\xBD" "A");
+    CHECK(*stream.push(3) ==
+          "\xEF\xBF\xBD"
+          "A");
     CHECK(*stream.push(0) == "");
     CHECK(*stream.flush() == "\xEF\xBF\xBD");
-    CHECK(*stream.push(3) == "A");    // begun anew
+    CHECK(*stream.push(3) == "A");  // begun anew
 }
 
 TEST_CASE("tokenizer: files that lie are refused, and told what is wrong") {
@@ -321,7 +330,8 @@ TEST_CASE("tokenizer: files that lie are refused, and told what is wrong") {
     CHECK(error_of(R"({"model":{"type":"BPE","vocab":{"a":0,"b":0},"merges":[]}})") ==
           "t.json: model.vocab[\"b\"]: the id 0 is that of \"a\" too; expected one token for each id");
     for (const char* id : {"-1", "1.0", "\"1\"", "16777216", "18446744073709551615", "null"})
-        CHECK(error_of("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":" + std::string(id) + "},\"merges\":[]}}").find("expected an integer from 0 to 16777215") != std::string::npos);
+        CHECK(error_of("{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":" + std::string(id) + "},\"merges\":[]}}")
+                  .find("expected an integer from 0 to 16777215") != std::string::npos);
     CHECK(error_of(small("", "", R"("a":0,"b":1)", R"(["a","b"])")) ==
           "t.json: model.merges[0]: the result \"ab\" is not in the vocabulary");
     CHECK(error_of(small("", "", R"("a":0,"b":1)", R"(["a","x"])")) ==
@@ -329,23 +339,25 @@ TEST_CASE("tokenizer: files that lie are refused, and told what is wrong") {
     CHECK(error_of(small("", "", R"("a":0)", R"("a")")) ==
           "t.json: model.merges[0]: found \"a\"; expected two tokens with a space between");
     CHECK(error_of(small("", "", R"("a":0)", R"("a b c")")).find("expected two tokens") != std::string::npos);
-    CHECK(error_of(small("", "", R"("a":0,"aa":1)", R"(["a","a"],"a a")")).find("model.merges[1]: found a string") != std::string::npos);
+    CHECK(error_of(small("", "", R"("a":0,"aa":1)", R"(["a","a"],"a a")")).find("model.merges[1]: found a string") !=
+          std::string::npos);
     CHECK(error_of(small("", "", R"("a":0,"aa":1)", R"(["a","a","a"])")).find("pair of strings") != std::string::npos);
     CHECK(error_of(small("", R"("dropout":2.0)")) == "t.json: model.dropout: found a real number; expected a number from 0 to 1");
-    CHECK(error_of(small(R"("normalizer":{"type":"Precompiled","precompiled_charsmap":""})")).find("normalizer.type: found \"Precompiled\"") !=
-          std::string::npos);
+    CHECK(error_of(small(R"("normalizer":{"type":"Precompiled","precompiled_charsmap":""})"))
+              .find("normalizer.type: found \"Precompiled\"") != std::string::npos);
     CHECK(error_of(small(R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"UnicodeScripts"}]})"))
               .find("pre_tokenizer.pretokenizers[0].type: found \"UnicodeScripts\"") != std::string::npos);
     CHECK(error_of(small(R"("decoder":{"type":"CTC"})")).find("decoder.type: found \"CTC\"") != std::string::npos);
     CHECK(error_of(small(R"("post_processor":{"type":"Odd"})")).find("post_processor.type: found \"Odd\"") != std::string::npos);
     CHECK(error_of(small(R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":"(a"},"behavior":"Isolated","invert":false})")) ==
           "t.json: pre_tokenizer.pattern: regular expression \"(a\" at byte 2: expected )");
-    CHECK(error_of(small("\"added_tokens\":[" + added(8, "<x>") + "," + added(8, "<y>") + "]")).find("stands twice") != std::string::npos);
-    CHECK(error_of(small("\"added_tokens\":[" + added(8, std::string(2000, 'x')) + "]")).find("2000 bytes; expected at most 1024") !=
+    CHECK(error_of(small("\"added_tokens\":[" + added(8, "<x>") + "," + added(8, "<y>") + "]")).find("stands twice") !=
           std::string::npos);
+    CHECK(error_of(small("\"added_tokens\":[" + added(8, std::string(2000, 'x')) + "]"))
+              .find("2000 bytes; expected at most 1024") != std::string::npos);
     CHECK(error_of(small("\"added_tokens\":[" + added(2, "<x>") + "]", "", R"("a":0,"b":3)", "")) == "");
-    CHECK(error_of(small("\"added_tokens\":[" + added(2, "<x>") + "," + added(3, "<y>") + "]", "", R"("a":0,"b":3)", "")).find("without holes") !=
-          std::string::npos);
+    CHECK(error_of(small("\"added_tokens\":[" + added(2, "<x>") + "," + added(3, "<y>") + "]", "", R"("a":0,"b":3)", ""))
+              .find("without holes") != std::string::npos);
     std::string deep = R"("normalizer":)";
     for (int i = 0; i < 1000; ++i) deep += R"({"type":"Sequence","normalizers":[)";
     CHECK(error_of(small(deep)).find("nested deeper") != std::string::npos);
@@ -355,16 +367,19 @@ TEST_CASE("tokenizer: files that lie are refused, and told what is wrong") {
 TEST_CASE("tokenizer: bombs end in an error, and soon") {
     auto begin = std::chrono::steady_clock::now();
     auto split = [](const std::string& regex) {
-        return small(R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":")" + regex + R"("},"behavior":"Isolated","invert":false})");
+        return small(R"("pre_tokenizer":{"type":"Split","pattern":{"Regex":")" + regex +
+                     R"("},"behavior":"Isolated","invert":false})");
     };
     auto bomb = parse(split("(?:a+)+b"));
-    CHECK(bomb->encode(std::string(50, 'a') + "c", false).status().message().find("gave up after too many steps") != std::string::npos);
+    CHECK(bomb->encode(std::string(50, 'a') + "c", false).status().message().find("gave up after too many steps") !=
+          std::string::npos);
     CHECK(bomb->encode("aab", false).ok());
     CHECK(error_of(split("(?:(?:(?:a{1000}){1000}){1000}){1000}")).find("a pattern of this size") != std::string::npos);
     CHECK(error_of(split("(?:(?:(?:(?:){9999}){9999}){9999})")).find("a pattern of this size") != std::string::npos);
     CHECK(error_of(split(std::string(1000, '(') + std::string(1000, ')'))).find("nesting") != std::string::npos);
     std::string grow = R"("normalizer":{"type":"Sequence","normalizers":[)";
-    for (int i = 0; i < 40; ++i) grow += std::string(i > 0 ? "," : "") + R"({"type":"Replace","pattern":{"String":"a"},"content":"aaaaaaaaaaaaaaaa"})";
+    for (int i = 0; i < 40; ++i)
+        grow += std::string(i > 0 ? "," : "") + R"({"type":"Replace","pattern":{"String":"a"},"content":"aaaaaaaaaaaaaaaa"})";
     CHECK(parse(small(grow + "]}"))->encode("a", false).status().message().find("grows beyond") != std::string::npos);
     CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(60));
 }
@@ -374,7 +389,8 @@ TEST_CASE("tokenizer: a long word takes n log n time") {
     for (const std::string& text : {std::string(1 << 20, 'a'), std::string(1 << 20, ' '), std::string(1 << 20, '\xff')}) {
         auto begin = std::chrono::steady_clock::now();
         CHECK(tokenizer->encode(text, true).ok());
-        CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(20));    // far more than it takes: see the bound of n^2
+        CHECK(std::chrono::steady_clock::now() - begin <
+              std::chrono::seconds(20));  // far more than it takes: see the bound of n^2
     }
     CHECK(tokenizer->encode(std::string(Tokenizer::text_limit + 1, 'a'), true).status().message().find("expected at most") !=
           std::string::npos);

@@ -17,7 +17,7 @@ const AddedToken* AddedTokenMatcher::longest_at(std::string_view text, size_t po
         if (low->pattern.size() == depth) {
             found = &*low;
             end = pos + depth;
-            ++low;    // no two patterns are the same
+            ++low;  // no two patterns are the same
             if (low == high) break;
         }
         if (pos + depth >= text.size()) break;
@@ -36,8 +36,8 @@ void AddedTokenMatcher::find(std::string_view text, std::vector<Part>& parts) co
         return unicode::is_word(unicode::decode(text, p));
     };
     auto word_at = [&](size_t pos) { return unicode::is_word(unicode::decode(text, pos)); };
-    size_t space_begin = 1, space_end = 0;    // white space that rstrip took in last
-    size_t done = 0;    // where text that is in no part yet begins
+    size_t space_begin = 1, space_end = 0;  // white space that rstrip took in last
+    size_t done = 0;                        // where text that is in no part yet begins
     for (size_t pos = 0; pos < text.size();) {
         if (!first_.test(static_cast<uint8_t>(text[pos]))) {
             ++pos;
@@ -49,7 +49,7 @@ void AddedTokenMatcher::find(std::string_view text, std::vector<Part>& parts) co
             ++pos;
             continue;
         }
-        pos = end;    // the search goes on behind the token itself, even where white space is taken in
+        pos = end;  // the search goes on behind the token itself, even where white space is taken in
         if (token->single_word && ((begin > 0 && word_before(begin)) || (end < text.size() && word_at(end)))) continue;
         if (token->lstrip) {
             while (begin > done) {
@@ -60,7 +60,7 @@ void AddedTokenMatcher::find(std::string_view text, std::vector<Part>& parts) co
             begin = std::max(begin, done);
         }
         if (token->rstrip) {
-            if (end >= space_begin && end <= space_end) end = space_end;    // seen already: white space may be a token too
+            if (end >= space_begin && end <= space_end) end = space_end;  // seen already: white space may be a token too
             size_t from = end;
             while (end < text.size()) {
                 size_t p = end;

@@ -11,12 +11,12 @@ namespace awq {
 struct AddedToken {
     int32_t id = -1;
     std::string content;
-    std::string pattern;        // what is looked for: the content, normalized if `normalized`
-    bool single_word = false;   // not within a word
-    bool lstrip = false;        // takes in white space before it
-    bool rstrip = false;        // and behind it
-    bool normalized = false;    // looked for in normalized text
-    bool special = false;       // left out by decode(skip_special_tokens)
+    std::string pattern;       // what is looked for: the content, normalized if `normalized`
+    bool single_word = false;  // not within a word
+    bool lstrip = false;       // takes in white space before it
+    bool rstrip = false;       // and behind it
+    bool normalized = false;   // looked for in normalized text
+    bool special = false;      // left out by decode(skip_special_tokens)
 };
 
 // Finds a set of added tokens in a text: the leftmost, and of those that begin there the longest.
@@ -26,19 +26,19 @@ public:
     static constexpr size_t length_limit = 1024;
 
     AddedTokenMatcher() = default;
-    explicit AddedTokenMatcher(std::vector<AddedToken> tokens);    // each with its own pattern, not empty
+    explicit AddedTokenMatcher(std::vector<AddedToken> tokens);  // each with its own pattern, not empty
 
     struct Part {
         size_t begin, end;
-        int32_t token;    // -1: text between tokens
+        int32_t token;  // -1: text between tokens
     };
     // Covers `text` from left to right, but for text between tokens that rstrip and lstrip leave in dispute.
     void find(std::string_view text, std::vector<Part>& parts) const;
 
 private:
     const AddedToken* longest_at(std::string_view text, size_t pos, size_t& end) const;
-    std::vector<AddedToken> tokens_;    // sorted by pattern
-    std::bitset<256> first_;            // bytes that a pattern begins with
+    std::vector<AddedToken> tokens_;  // sorted by pattern
+    std::bitset<256> first_;          // bytes that a pattern begins with
 };
 
 }  // namespace awq

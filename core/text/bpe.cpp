@@ -98,7 +98,8 @@ Status Bpe::add_merges(const MergeText* merges, size_t count, uint32_t rank, siz
         if (right.size() < options.continuing_subword_prefix.size())
             return Status(Code::bad_file, "the right part \"" + quote(right) + "\" lacks the continuing_subword_prefix");
         int32_t result = find_result(merges[i]);
-        if (result < 0) return missing("the result", std::string(left) + std::string(right.substr(options.continuing_subword_prefix.size())));
+        if (result < 0)
+            return missing("the result", std::string(left) + std::string(right.substr(options.continuing_subword_prefix.size())));
         found[i] = {pair_of(a, b), rank + static_cast<uint32_t>(i), result};
         __builtin_prefetch(&merges_[slot_of(found[i].pair)], 1);
     }
@@ -147,7 +148,7 @@ Status Bpe::split(std::string_view word, Scratch& scratch) const {
         if (index > 0) symbols.back().next = index;
         symbols.push_back({id, index - 1, -1, false});
     };
-    bool unk_pending = false;    // an unk_token that further unknown characters may join
+    bool unk_pending = false;  // an unk_token that further unknown characters may join
     for (size_t pos = 0; pos < word.size();) {
         size_t begin = pos;
         uint32_t c = unicode::decode(word, pos);
@@ -180,7 +181,8 @@ Status Bpe::split(std::string_view word, Scratch& scratch) const {
         }
         if (!options.unk_token) continue;
         if (unk_id_ < 0)
-            return Status(Code::bad_file, "model.unk_token: \"" + quote(*options.unk_token) + "\" is needed but not in the vocabulary");
+            return Status(Code::bad_file,
+                          "model.unk_token: \"" + quote(*options.unk_token) + "\" is needed but not in the vocabulary");
         if (unk_pending && !options.fuse_unk) add(unk_id_);
         unk_pending = true;
     }

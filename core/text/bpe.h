@@ -11,12 +11,12 @@ namespace awq {
 class Bpe {
 public:
     struct Options {
-        std::optional<std::string> unk_token;     // for characters that are not in the vocabulary; none: they vanish
-        std::string continuing_subword_prefix;    // before every character but the word's first
-        std::string end_of_word_suffix;           // behind the word's last
-        bool fuse_unk = false;                    // one unk_token for a run of unknown characters
-        bool byte_fallback = false;               // unknown characters become tokens <0x00> ... <0xFF>, if there are
-        bool ignore_merges = false;               // a word that is a token is that token
+        std::optional<std::string> unk_token;   // for characters that are not in the vocabulary; none: they vanish
+        std::string continuing_subword_prefix;  // before every character but the word's first
+        std::string end_of_word_suffix;         // behind the word's last
+        bool fuse_unk = false;                  // one unk_token for a run of unknown characters
+        bool byte_fallback = false;             // unknown characters become tokens <0x00> ... <0xFF>, if there are
+        bool ignore_merges = false;             // a word that is a token is that token
     };
 
     // Filling: vocabulary and options first, then merges in the order of their rank, then finish().
@@ -39,7 +39,7 @@ public:
 
 private:
     struct Merge {
-        uint64_t pair = empty;    // left id << 32 | right id
+        uint64_t pair = empty;  // left id << 32 | right id
         uint32_t rank = 0;
         int32_t result = -1;
     };
@@ -54,11 +54,11 @@ private:
     void merge_all(Scratch& scratch) const;
     Status encode_word(std::string_view word, Scratch& scratch, std::vector<int32_t>& ids) const;
 
-    std::vector<Merge> merges_;    // open addressing, a power of two, at most two thirds full
+    std::vector<Merge> merges_;  // open addressing, a power of two, at most two thirds full
     int merge_shift_ = 60;
-    int32_t last_result_ = 0;    // of add_merges
-    std::vector<int32_t> characters_;    // tokens of one character, by code point below 0x10000; -1: none
-    std::vector<int32_t> byte_tokens_;   // <0x00> ... <0xFF>; -1: none
+    int32_t last_result_ = 0;           // of add_merges
+    std::vector<int32_t> characters_;   // tokens of one character, by code point below 0x10000; -1: none
+    std::vector<int32_t> byte_tokens_;  // <0x00> ... <0xFF>; -1: none
     int32_t unk_id_ = -1;
 };
 
@@ -67,11 +67,11 @@ struct Bpe::Scratch {
     explicit Scratch(size_t text_size);
 
     struct Symbol {
-        int32_t id, previous, next;    // neighbours' indices, -1: none
-        bool gone;                     // merged into the one before
+        int32_t id, previous, next;  // neighbours' indices, -1: none
+        bool gone;                   // merged into the one before
     };
     struct Candidate {
-        uint64_t key;    // rank << 32 | index of the left symbol: the order of merging
+        uint64_t key;  // rank << 32 | index of the left symbol: the order of merging
         int32_t result;
     };
     std::vector<Symbol> symbols;
@@ -80,10 +80,10 @@ struct Bpe::Scratch {
 
     struct Word {
         std::string_view text;
-        uint32_t begin = 0, count = 0;    // in `tokens`
+        uint32_t begin = 0, count = 0;  // in `tokens`
     };
-    static constexpr size_t longest_word = 64;    // in the cache
-    std::vector<Word> words;    // a power of two; direct mapped: a newcomer takes the place of an old one
+    static constexpr size_t longest_word = 64;  // in the cache
+    std::vector<Word> words;                    // a power of two; direct mapped: a newcomer takes the place of an old one
     std::vector<int32_t> tokens;
 };
 

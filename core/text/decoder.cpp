@@ -22,16 +22,18 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
 
 // What sets English apart from WordPiece's tokens, in the reference's words.
 void clean_up(std::string& text) {
-    static constexpr std::string_view rules[][2] = {
-        {" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"},
-        {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
+    static constexpr std::string_view rules[][2] = {{" .", "."},   {" ?", "?"},     {" !", "!"},    {" ,", ","},
+                                                    {" ' ", "'"},  {" n't", "n't"}, {" 'm", "'m"},  {" do not", " don't"},
+                                                    {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
     for (const auto& [from, to] : rules) replace_all(text, from, to);
 }
 
 // The byte of a token <0x..>, -1 for any other. Case does not matter, and +F is 0F as for the reference's number parser.
 int byte_of(std::string_view token) {
     if (token.size() != 6 || !token.starts_with("<0x") || token[5] != '>') return -1;
-    auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; };
+    auto digit = [](char c) {
+        return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    };
     int high = token[3] == '+' ? 0 : digit(token[3]), low = digit(token[4]);
     return high < 0 || low < 0 ? -1 : high * 16 + low;
 }
@@ -61,7 +63,8 @@ DecodeStream::DecodeStream(const Decoder& decoder) {
             }
         // The last stage's elements are joined in any case, so that bpe may give its own in fragments.
         bool last = &step == &decoder.steps().back();
-        if (step.kind == Kind::byte_level || step.kind == Kind::fuse || step.kind == Kind::join_spaces || (step.kind == Kind::bpe && last))
+        if (step.kind == Kind::byte_level || step.kind == Kind::fuse || step.kind == Kind::join_spaces ||
+            (step.kind == Kind::bpe && last))
             fragments = true;
         stages_.push_back(std::move(stage));
     }
@@ -109,7 +112,7 @@ Result<std::string> DecodeStream::whole(const Stage& stage, std::string_view tex
             if (byte < 0) return std::string(text);
             return byte < 0x80 ? std::string(1, static_cast<char>(byte)) : std::string(unicode::replacement_utf8);
         }
-        case Kind::bpe: {    // as the last
+        case Kind::bpe: {  // as the last
             std::string out(text);
             replace_all(out, step.content, "");
             return out;

@@ -10,15 +10,15 @@ namespace awq {
 class Decoder {
 public:
     enum class Kind : uint8_t {
-        byte_level,      // all tokens to one text, by their bytes
-        byte_fallback,   // runs of <0x00> ... <0xFF> to the text they are, or U+FFFD for each byte
-        fuse,            // all tokens to one text
-        strip,           // up to `start` and `stop` times `content` off the ends of each token
-        replace,         // pattern by content, in each token
-        metaspace,       // `content` to spaces; in the first token it vanishes if `drop_first`
-        bpe,             // the suffix `content` to a space, at the last token to nothing
-        word_piece,      // `content` is the prefix of continuations, spaces before all others; cleanup
-        join_spaces,     // no decoder at all: tokens with a space between
+        byte_level,     // all tokens to one text, by their bytes
+        byte_fallback,  // runs of <0x00> ... <0xFF> to the text they are, or U+FFFD for each byte
+        fuse,           // all tokens to one text
+        strip,          // up to `start` and `stop` times `content` off the ends of each token
+        replace,        // pattern by content, in each token
+        metaspace,      // `content` to spaces; in the first token it vanishes if `drop_first`
+        bpe,            // the suffix `content` to a space, at the last token to nothing
+        word_piece,     // `content` is the prefix of continuations, spaces before all others; cleanup
+        join_spaces,    // no decoder at all: tokens with a space between
     };
     struct Step {
         Kind kind;
@@ -40,7 +40,7 @@ private:
 // finish().
 class DecodeStream {
 public:
-    explicit DecodeStream(const Decoder& decoder);    // which must outlive it
+    explicit DecodeStream(const Decoder& decoder);  // which must outlive it
     // Appends to `out` what has become certain.
     Status push(std::string_view token, std::string& out);
     Status finish(std::string& out);
@@ -48,12 +48,12 @@ public:
 private:
     struct Stage {
         const Decoder::Step* step;
-        bool fragments = false;       // its input: fragments of one element
-        bool hold = false;            // it keeps all until the end
-        bool seen = false;            // an element has come
-        size_t strip_left = 0;        // strip over fragments: what may still go
-        bool broken = false;          // byte_fallback: the run is ill-formed
-        std::string held;             // byte_level: an incomplete sequence; byte_fallback: a run; bpe: the element before
+        bool fragments = false;  // its input: fragments of one element
+        bool hold = false;       // it keeps all until the end
+        bool seen = false;       // an element has come
+        size_t strip_left = 0;   // strip over fragments: what may still go
+        bool broken = false;     // byte_fallback: the run is ill-formed
+        std::string held;        // byte_level: an incomplete sequence; byte_fallback: a run; bpe: the element before
         unicode::Utf8Scanner scanner;
     };
     Status feed(size_t index, std::string_view text, std::string& out);

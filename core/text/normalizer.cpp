@@ -59,10 +59,10 @@ Status replace(const Normalizer::Step& step, NormalizedText& text, Regex::Budget
         out.append(text.text, last, end - last);
     };
     AWQ_TRY(step.pattern.for_each_match(text.text, budget, [&](size_t begin, size_t end) {
-        if (out.size() > grown_text_limit) return;    // the search goes on, to no effect
+        if (out.size() > grown_text_limit) return;  // the search goes on, to no effect
         copy(begin);
         out += step.content;
-        if (end <= text.origin) origin = out.size();    // what replaces a match is laid to the match's last character
+        if (end <= text.origin) origin = out.size();  // what replaces a match is laid to the match's last character
         last = end;
     }));
     if (out.size() <= grown_text_limit) copy(text.text.size());
@@ -110,7 +110,8 @@ Status Normalizer::apply(NormalizedText& text, Regex::Budget& budget) const {
             }
         }
         if (text.text.size() > grown_text_limit)
-            return Status(Code::invalid_argument, "normalizer: the text grows beyond " + std::to_string(grown_text_limit) + " bytes");
+            return Status(Code::invalid_argument,
+                          "normalizer: the text grows beyond " + std::to_string(grown_text_limit) + " bytes");
     }
     return {};
 }

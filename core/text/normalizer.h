@@ -7,7 +7,7 @@ namespace awq {
 // A stretch of text under way. Metaspace asks later on whether a piece begins where the input began, hence `origin`.
 struct NormalizedText {
     std::string text;
-    size_t origin = 0;    // leading bytes of `text` that stem from the very first character of the input
+    size_t origin = 0;  // leading bytes of `text` that stem from the very first character of the input
 };
 
 class Normalizer {
@@ -15,9 +15,9 @@ public:
     enum class Kind : uint8_t { nfc, nfd, nfkc, nfkd, lowercase, strip, strip_accents, nmt, prepend, replace, byte_level };
     struct Step {
         Kind kind;
-        bool left = false, right = false;    // strip
-        std::string content;                 // prepend, replace
-        Pattern pattern;                     // replace
+        bool left = false, right = false;  // strip
+        std::string content;               // prepend, replace
+        Pattern pattern;                   // replace
     };
     void add(Step step) { steps_.push_back(std::move(step)); }
     size_t size() const { return steps_.size(); }

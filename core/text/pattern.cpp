@@ -16,7 +16,7 @@ Pattern Pattern::of_character(uint32_t c) {
 }
 
 Result<Pattern> Pattern::of_literal(std::string_view literal) {
-    if (literal.empty()) return of_regex("");    // matches between all characters
+    if (literal.empty()) return of_regex("");  // matches between all characters
     Pattern out;
     out.literal_ = literal;
     return out;
@@ -64,7 +64,7 @@ Result<std::string> Pattern::replace(std::string_view text, std::string_view con
     std::string out;
     size_t last = 0;
     AWQ_TRY(for_each_match(text, budget, [&](size_t begin, size_t end) {
-        if (out.size() > grown_text_limit) return;    // the search goes on, to no effect
+        if (out.size() > grown_text_limit) return;  // the search goes on, to no effect
         out.append(text, last, begin - last);
         out += content;
         last = end;
@@ -84,7 +84,7 @@ std::optional<SplitBehavior> split_behavior(std::string_view name) {
 
 void apply_split_behavior(SplitBehavior behavior, std::vector<PatternPart>& parts) {
     size_t kept = 0;
-    bool before = false;    // is_match of the part before
+    bool before = false;  // is_match of the part before
     // Folds parts into those kept so far; `join(part, before)` says whether one belongs to its predecessor.
     auto fold = [&](auto join) {
         for (const PatternPart& part : parts) {

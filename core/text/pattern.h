@@ -8,7 +8,7 @@ namespace awq {
 
 // A part of a text that matched, or what lies between matches. Parts cover the text from left to right.
 struct PatternPart {
-    uint32_t begin, end;    // texts are far smaller than 4 GiB: Tokenizer::text_limit
+    uint32_t begin, end;  // texts are far smaller than 4 GiB: Tokenizer::text_limit
     bool is_match;
 };
 // What a text may grow to, by Replace or a normal form: beyond that it is no text but an attack.
@@ -17,7 +17,7 @@ inline constexpr size_t grown_text_limit = size_t{32} << 20;
 class Pattern {
 public:
     using Predicate = bool (*)(uint32_t);
-    static Pattern of(Predicate predicate);        // each such character is a match of its own
+    static Pattern of(Predicate predicate);  // each such character is a match of its own
     static Pattern of_character(uint32_t c);
     static Result<Pattern> of_literal(std::string_view literal);
     static Result<Pattern> of_regex(std::string_view regex);
@@ -51,11 +51,11 @@ private:
     Predicate predicate_ = nullptr;
     std::string literal_;
     std::shared_ptr<const Regex> regex_;
-    std::string source_;    // of regex_, for messages
+    std::string source_;  // of regex_, for messages
 };
 
 enum class SplitBehavior : uint8_t { removed, isolated, merged_with_previous, merged_with_next, contiguous };
-std::optional<SplitBehavior> split_behavior(std::string_view name);    // as tokenizer.json writes it: "Removed" ...
+std::optional<SplitBehavior> split_behavior(std::string_view name);  // as tokenizer.json writes it: "Removed" ...
 
 // Turns parts into the pieces that remain; is_match means nothing afterwards.
 void apply_split_behavior(SplitBehavior behavior, std::vector<PatternPart>& parts);

@@ -6,8 +6,8 @@ namespace awq {
 
 namespace {
 
-constexpr size_t step_limit = 256;          // of one component
-constexpr size_t template_limit = 4096;     // ids that a post-processor adds
+constexpr size_t step_limit = 256;       // of one component
+constexpr size_t template_limit = 4096;  // ids that a post-processor adds
 
 std::string join(const std::string& path, std::string_view key) { return path + "." + std::string(key); }
 
@@ -63,7 +63,9 @@ Status unknown_type(const std::string& path, const std::string& type, std::strin
 }  // namespace
 
 Status field_error(const std::string& path, const Json* found, std::string_view expected) {
-    std::string what = found == nullptr ? "nothing" : found->is_string() ? "\"" + quote(found->string()) + "\"" : found->type_name();
+    std::string what = found == nullptr     ? "nothing"
+                       : found->is_string() ? "\"" + quote(found->string()) + "\""
+                                            : found->type_name();
     return Status(Code::bad_file, path + ": found " + what + "; expected " + std::string(expected));
 }
 
@@ -137,7 +139,8 @@ Status load_normalizer(const Json& json, const std::string& path, Normalizer& ou
 
 namespace {
 
-Status load_metaspace(const Json& json, const std::string& path, std::string& replacement, PreTokenizer::Prepend& prepend, bool& split) {
+Status load_metaspace(const Json& json, const std::string& path, std::string& replacement, PreTokenizer::Prepend& prepend,
+                      bool& split) {
     AWQ_ASSIGN(replacement, character_field(json, path, "replacement"));
     using Prepend = PreTokenizer::Prepend;
     prepend = Prepend::always;
@@ -148,7 +151,7 @@ Status load_metaspace(const Json& json, const std::string& path, std::string& re
             return field_error(join(path, "prepend_scheme"), scheme, "always, first or never");
         prepend = name == "always" ? Prepend::always : name == "first" ? Prepend::first : Prepend::never;
     }
-    const Json* add = json.find("add_prefix_space");    // what files had before there was prepend_scheme
+    const Json* add = json.find("add_prefix_space");  // what files had before there was prepend_scheme
     if (add != nullptr && !add->is_null()) {
         AWQ_ASSIGN(bool add_prefix_space, bool_field(json, path, "add_prefix_space"));
         if (!add_prefix_space && scheme != nullptr && prepend != Prepend::never)
@@ -157,7 +160,9 @@ Status load_metaspace(const Json& json, const std::string& path, std::string& re
     }
     const Json* cut = json.find("split");
     split = true;
-    if (cut != nullptr && !cut->is_null()) { AWQ_ASSIGN(split, bool_field(json, path, "split")); }
+    if (cut != nullptr && !cut->is_null()) {
+        AWQ_ASSIGN(split, bool_field(json, path, "split"));
+    }
     return {};
 }
 
@@ -175,7 +180,9 @@ Status load_pre_tokenizer(const Json& json, const std::string& path, PreTokenize
         step.kind = Kind::byte_level;
         AWQ_ASSIGN(step.add_prefix_space, bool_field(json, path, "add_prefix_space"));
         AWQ_ASSIGN(step.use_regex, bool_field(json, path, "use_regex", true));
-        if (step.use_regex) { AWQ_ASSIGN(step.pattern, Pattern::of_regex(byte_level::word_pattern)); }
+        if (step.use_regex) {
+            AWQ_ASSIGN(step.pattern, Pattern::of_regex(byte_level::word_pattern));
+        }
     } else if (type == "Split") {
         AWQ_ASSIGN(step.pattern, pattern_field(json, path));
         AWQ_ASSIGN(step.behavior, behavior_field(json, path));
@@ -186,7 +193,9 @@ Status load_pre_tokenizer(const Json& json, const std::string& path, PreTokenize
         step.behavior = individual ? SplitBehavior::isolated : SplitBehavior::contiguous;
     } else if (type == "Punctuation") {
         step.pattern = Pattern::of(unicode::is_punctuation);
-        if (json.has("behavior")) { AWQ_ASSIGN(step.behavior, behavior_field(json, path)); }
+        if (json.has("behavior")) {
+            AWQ_ASSIGN(step.behavior, behavior_field(json, path));
+        }
     } else if (type == "WhitespaceSplit") {
         step.pattern = Pattern::of(unicode::is_whitespace);
         step.behavior = SplitBehavior::removed;
@@ -205,7 +214,9 @@ Status load_pre_tokenizer(const Json& json, const std::string& path, PreTokenize
     } else if (type == "FixedLength") {
         step.kind = Kind::fixed_length;
         step.length = 5;
-        if (json.has("length")) { AWQ_ASSIGN(step.length, unsigned_field(json, path, "length", 1u << 31)); }
+        if (json.has("length")) {
+            AWQ_ASSIGN(step.length, unsigned_field(json, path, "length", 1u << 31));
+        }
         if (step.length == 0) return field_error(join(path, "length"), json.find("length"), "a positive integer");
     } else if (type == "Metaspace") {
         step.kind = Kind::metaspace;
@@ -262,7 +273,8 @@ Status load_decoder_step(const Json& json, const std::string& path, Decoder& out
         AWQ_ASSIGN(step.content, string_field(json, path, "prefix"));
         AWQ_ASSIGN(step.cleanup, bool_field(json, path, "cleanup"));
     } else {
-        return unknown_type(path, type, "ByteLevel, ByteFallback, Fuse, Strip, Replace, Metaspace, BPEDecoder, WordPiece or Sequence");
+        return unknown_type(path, type,
+                            "ByteLevel, ByteFallback, Fuse, Strip, Replace, Metaspace, BPEDecoder, WordPiece or Sequence");
     }
     if (out.steps().size() >= step_limit) return too_many(path);
     out.add(std::move(step));
@@ -336,7 +348,7 @@ Status load_post_processor(const Json& json, const std::string& path, PostProces
     if (type == "Sequence")
         return load_sequence(json, path, "processors",
                              [&](const Json& item, const std::string& at) { return load_post_processor(item, at, out); });
-    if (type == "ByteLevel") return {};    // sees to offsets, which nothing here asks for
+    if (type == "ByteLevel") return {};  // sees to offsets, which nothing here asks for
     if (type != "TemplateProcessing" && type != "BertProcessing" && type != "RobertaProcessing")
         return unknown_type(path, type, "TemplateProcessing, ByteLevel, BertProcessing, RobertaProcessing or Sequence");
     if (out.set) return Status(Code::unsupported, path + ": a second processor that adds tokens; expected at most one");

@@ -16,7 +16,7 @@ Status load_decoder(const Json& json, const std::string& path, Decoder& out);
 // What a post-processor makes of a text, with and without special tokens: -1 stands for the text, others are ids.
 struct PostProcessor {
     std::vector<int32_t> with_special = {-1}, without = {-1};
-    bool set = false;    // by a processor that adds tokens, of which there may be one
+    bool set = false;  // by a processor that adds tokens, of which there may be one
 };
 Status load_post_processor(const Json& json, const std::string& path, PostProcessor& out);
 

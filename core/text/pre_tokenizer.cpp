@@ -74,7 +74,8 @@ Status byte_level_step(const PreTokenizer::Step& step, PreTokenized& words, Rege
 Status metaspace_step(const PreTokenizer::Step& step, PreTokenized& words, Regex::Budget& budget) {
     rewrite(words, [&](std::string& out, const Piece& piece, std::string_view text) {
         bool has = text.starts_with(' ') || text.starts_with(step.replacement);
-        bool wanted = step.prepend == PreTokenizer::Prepend::always || (step.prepend == PreTokenizer::Prepend::first && piece.origin > 0);
+        bool wanted =
+            step.prepend == PreTokenizer::Prepend::always || (step.prepend == PreTokenizer::Prepend::first && piece.origin > 0);
         size_t begin = out.size(), origin = 0;
         if (wanted && !has) out += step.replacement;
         for (size_t i = 0; i < text.size(); ++i) {
@@ -147,7 +148,8 @@ Status PreTokenizer::apply(PreTokenized& words, Regex::Budget& budget) const {
                 break;
         }
         if (words.text.size() > 2 * grown_text_limit)
-            return Status(Code::invalid_argument, "pre_tokenizer: the text grows beyond " + std::to_string(2 * grown_text_limit) + " bytes");
+            return Status(Code::invalid_argument,
+                          "pre_tokenizer: the text grows beyond " + std::to_string(2 * grown_text_limit) + " bytes");
     }
     return {};
 }

@@ -21,26 +21,26 @@ namespace awq {
 class CharSet {
 public:
     CharSet() = default;
-    explicit CharSet(std::vector<unicode::CodeRange> ranges);    // in any order
+    explicit CharSet(std::vector<unicode::CodeRange> ranges);  // in any order
     bool has(uint32_t c) const {
         if (c < 128) return (ascii_[c >> 6] >> (c & 63) & 1) != 0;
         size_t page = page_of_[c >> 8];
         return (pages_[page * 4 + (c >> 6 & 3)] >> (c & 63) & 1) != 0;
     }
-    const std::vector<unicode::CodeRange>& ranges() const { return ranges_; }    // sorted, not touching
+    const std::vector<unicode::CodeRange>& ranges() const { return ranges_; }  // sorted, not touching
 
 private:
     std::vector<unicode::CodeRange> ranges_;
     std::array<uint64_t, 2> ascii_ = {};
-    std::vector<uint16_t> page_of_;    // page index by code point >> 8
-    std::vector<uint64_t> pages_;      // 4 words each; pages 0 and 1 hold nothing and everything
+    std::vector<uint16_t> page_of_;  // page index by code point >> 8
+    std::vector<uint64_t> pages_;    // 4 words each; pages 0 and 1 hold nothing and everything
 };
 
 class Regex {
 public:
     // Steps left; a search that would take more gives up. One step is one instruction or one character of a loop.
     using Budget = int64_t;
-    static constexpr Budget step_limit = 400'000'000;    // some seconds
+    static constexpr Budget step_limit = 400'000'000;  // some seconds
 
     static Result<Regex> compile(std::string_view pattern);
 
@@ -77,33 +77,38 @@ private:
     friend class RegexMatcher;
     enum class Op : uint8_t {
         accept,
-        character,     // x: the code point
-        set,           // x: index in sets_
-        loop_greedy,   // x: index in loops_; one set, repeated
+        character,    // x: the code point
+        set,          // x: index in sets_
+        loop_greedy,  // x: index in loops_; one set, repeated
         loop_lazy,
         loop_possessive,
-        fork,          // try the next instruction; later x
-        fork_filtered, // the same, but straight to x where the next byte is not in filters_[y]
-        jump,          // x
-        look,          // y: Look; the body follows and ends in accept; go on at x
-        round_begin,   // x: register; a loop's body that can match nothing begins
-        round_end,     // x: register; y: where to go on if the round matched nothing
-        line_begin, line_end, text_begin, text_end, text_end_newline, word_boundary, no_word_boundary,
+        fork,           // try the next instruction; later x
+        fork_filtered,  // the same, but straight to x where the next byte is not in filters_[y]
+        jump,           // x
+        look,           // y: regex::Look | width << 8 (behind: in characters); the body follows and ends in accept; go on at x
+        round_begin,    // x: register; a loop's body that can match nothing begins
+        round_end,      // x: register; y: where to go on if the round matched nothing
+        line_begin,     // from here on in the order of regex::Assertion
+        line_end,
+        text_begin,
+        text_end,
+        text_end_newline,
+        word_boundary,
+        no_word_boundary,
     };
-    enum Look : uint32_t { ahead, not_ahead, atomic, behind, not_behind };    // behind: the width is y >> 8
     struct Instruction {
         Op op;
         uint32_t x = 0, y = 0;
     };
     struct Loop {
-        uint32_t set, min, max;    // max UINT32_MAX: no limit
+        uint32_t set, min, max;  // max UINT32_MAX: no limit
     };
     std::vector<Instruction> program_;
     std::vector<CharSet> sets_;
     std::vector<Loop> loops_;
     std::vector<std::bitset<256>> filters_;
     uint32_t registers_ = 0;
-    bool first_known_ = false;     // a match begins with one of first_, is not empty
+    bool first_known_ = false;  // a match begins with one of first_, is not empty
     std::bitset<256> first_;
 };
 

@@ -2,6 +2,7 @@
 // the text.
 #include <algorithm>
 #include "core/text/regex.h"
+#include "core/text/regex_tree.h"
 
 namespace awq {
 
@@ -53,7 +54,7 @@ private:
         return word().has(unicode::decode(text_, p));
     }
     static const CharSet& word() {
-        static const CharSet set(*unicode::property("word"));
+        static const CharSet set(*unicode::property("wordoutside"));
         return set;
     }
     bool at_word_boundary(size_t pos) const {
@@ -72,7 +73,7 @@ private:
         return n;
     }
 
-    static constexpr size_t stack_limit = 8'000'000;    // frames of 32 bytes
+    static constexpr size_t stack_limit = 8'000'000;  // frames of 32 bytes
     const Regex& regex_;
     std::string_view text_;
     Regex::Budget& budget_;
@@ -135,10 +136,10 @@ Regex::Found RegexMatcher::run(uint32_t pc, size_t pos, size_t& end) {
                 break;
             case Op::jump: pc = i.x; break;
             case Op::look: {
-                uint32_t kind = i.y & 0xFF;
+                auto kind = static_cast<regex::Look>(i.y & 0xFF);
                 size_t start = pos, stop = pos;
                 Found found = Found::yes;
-                if (kind == Regex::behind || kind == Regex::not_behind)
+                if (kind == regex::Look::behind || kind == regex::Look::not_behind)
                     for (uint32_t width = i.y >> 8; width > 0 && found == Found::yes; --width) {
                         if (start == 0)
                             found = Found::no;
@@ -147,8 +148,8 @@ Regex::Found RegexMatcher::run(uint32_t pc, size_t pos, size_t& end) {
                     }
                 if (found == Found::yes) found = run(pc + 1, start, stop);
                 if (found == Found::gave_up) return found;
-                ok = (found == Found::yes) != (kind == Regex::not_ahead || kind == Regex::not_behind);
-                if (kind == Regex::atomic) pos = stop;
+                ok = (found == Found::yes) != (kind == regex::Look::not_ahead || kind == regex::Look::not_behind);
+                if (kind == regex::Look::atomic) pos = stop;
                 pc = i.x;
                 break;
             }
@@ -206,7 +207,7 @@ Regex::Found RegexMatcher::run(uint32_t pc, size_t pos, size_t& end) {
                     if (pos <= frame.low) stack_.pop_back();
                     ok = true;
                     break;
-                case Frame::Kind::grow: {    // low: where we are; high: how many were taken; pc: of the loop
+                case Frame::Kind::grow: {  // low: where we are; high: how many were taken; pc: of the loop
                     const Regex::Loop& loop = regex_.loops_[regex_.program_[frame.pc].x];
                     --budget_;
                     pos = frame.low;

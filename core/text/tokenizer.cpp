@@ -25,8 +25,8 @@ Status cut_out(const AddedTokenMatcher& matcher, std::string_view text, PreToken
 
 Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
     if (text.size() > text_limit)
-        return Status(Code::invalid_argument, "text of " + std::to_string(text.size()) + " bytes; expected at most " +
-                                                  std::to_string(text_limit));
+        return Status(Code::invalid_argument,
+                      "text of " + std::to_string(text.size()) + " bytes; expected at most " + std::to_string(text_limit));
     std::string valid;
     if (!unicode::is_valid_utf8(text)) {
         valid = unicode::to_valid_utf8(text);
@@ -65,7 +65,7 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_s
     }
     if (plain) return ids;
     size_t end = ids.size();
-    bool behind = false;    // the text's first occurrence in the template
+    bool behind = false;  // the text's first occurrence in the template
     for (int32_t id : form) {
         if (id >= 0) {
             if (behind) ids.push_back(id);

@@ -24,8 +24,8 @@ namespace awq {
 
 class Tokenizer {
 public:
-    static constexpr size_t file_limit = size_t{64} << 20;    // bytes of a tokenizer.json
-    static constexpr size_t text_limit = size_t{16} << 20;    // bytes of a text
+    static constexpr size_t file_limit = size_t{64} << 20;  // bytes of a tokenizer.json
+    static constexpr size_t text_limit = size_t{16} << 20;  // bytes of a text
 
     static Result<std::shared_ptr<const Tokenizer>> load(const std::string& path);
     // `name` stands in messages for the file.
@@ -37,12 +37,12 @@ public:
     // Ids that no token has are passed over.
     Result<std::string> decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
 
-    int32_t vocab_size() const { return static_cast<int32_t>(end_); }    // 1 + highest id
+    int32_t vocab_size() const { return static_cast<int32_t>(end_); }  // 1 + highest id
     std::optional<int32_t> token_to_id(std::string_view token) const;
     // As the file has it, in the byte-level alphabet if it has one; empty if there is none. An added token that is
     // normalized is given so.
     std::string_view id_to_token(int32_t id) const;
-    bool is_special(int32_t id) const;    // left out by skip_special_tokens
+    bool is_special(int32_t id) const;  // left out by skip_special_tokens
     const Decoder& decoder() const { return decoder_; }
     // Oddities of the file that are no errors, a line each.
     const std::vector<std::string>& warnings() const { return warnings_; }
@@ -52,10 +52,10 @@ private:
     Tokenizer() = default;
 
     Bpe model_;
-    std::vector<AddedToken> added_;                // by id, ascending
+    std::vector<AddedToken> added_;  // by id, ascending
     AddedTokenMatcher raw_matcher_, normalized_matcher_;
-    Vocabulary added_contents_;                    // content to index in added_
-    Vocabulary special_contents_;                  // contents of special tokens
+    Vocabulary added_contents_;    // content to index in added_
+    Vocabulary special_contents_;  // contents of special tokens
     Normalizer normalizer_;
     PreTokenizer pre_tokenizer_;
     Decoder decoder_;

@@ -52,7 +52,8 @@ std::string id_range() { return "an integer from 0 to " + std::to_string(Vocabul
 
 Status TokenizerLoader::load(std::string_view json) {
     if (json.size() > Tokenizer::file_limit)
-        return Status(Code::bad_file, std::to_string(json.size()) + " bytes; expected at most " + std::to_string(Tokenizer::file_limit));
+        return Status(Code::bad_file,
+                      std::to_string(json.size()) + " bytes; expected at most " + std::to_string(Tokenizer::file_limit));
     simdjson::dom::parser parser;
     element root;
     AWQ_TRY(simd_parse(parser, json, json_file_depth, root));
@@ -82,7 +83,8 @@ Status TokenizerLoader::load(std::string_view json) {
             tokenizer->warnings_.push_back(std::string(key) + " is not applied");
         }
     }
-    if (!version.is_null() && !(version.is_string() && version.string() == "1.0")) return field_error("version", &version, "\"1.0\"");
+    if (!version.is_null() && !(version.is_string() && version.string() == "1.0"))
+        return field_error("version", &version, "\"1.0\"");
     if (!has_model || !model.is_object()) return Status(Code::bad_file, "model: found nothing; expected an object");
     AWQ_TRY(load_normalizer(normalizer, "normalizer", tokenizer->normalizer_));
     AWQ_TRY(load_pre_tokenizer(pre_tokenizer, "pre_tokenizer", tokenizer->pre_tokenizer_));
@@ -120,14 +122,15 @@ Status TokenizerLoader::load_model(element model) {
     // Files from before there were types tell BPE by its merges.
     const Json* type = options.find("type");
     if (type != nullptr && !(type->is_string() && type->string() == "BPE"))
-        return Status(Code::unsupported, "model.type: found " + (type->is_string() ? "\"" + quote(type->string()) + "\"" : type->type_name()) +
+        return Status(Code::unsupported, "model.type: found " +
+                                             (type->is_string() ? "\"" + quote(type->string()) + "\"" : type->type_name()) +
                                              "; expected \"BPE\"");
     if (!has_vocabulary || !vocabulary.is_object())
         return Status(Code::bad_file, std::string("model.vocab: found ") + (has_vocabulary ? name_of(vocabulary) : "nothing") +
                                           "; expected an object");
     if (!has_merges || !merges.is_array())
-        return Status(Code::bad_file, std::string("model.merges: found ") + (has_merges ? name_of(merges) : "nothing") +
-                                          "; expected an array");
+        return Status(Code::bad_file,
+                      std::string("model.merges: found ") + (has_merges ? name_of(merges) : "nothing") + "; expected an array");
     AWQ_TRY(load_options(options));
     AWQ_TRY(load_vocabulary(vocabulary));
     AWQ_TRY(load_merges(merges));
@@ -175,9 +178,10 @@ Status TokenizerLoader::load_vocabulary(element json) {
     for (auto [key, value] : object) {
         uint64_t id;
         if (value.get_uint64().get(id) != simdjson::SUCCESS || id >= Vocabulary::id_limit)
-            return Status(Code::bad_file, "model.vocab[\"" + quote(key) + "\"]: found " +
-                                              (value.is_int64() ? std::to_string(value.get_int64().value_unsafe()) : name_of(value)) +
-                                              "; expected " + id_range());
+            return Status(Code::bad_file,
+                          "model.vocab[\"" + quote(key) + "\"]: found " +
+                              (value.is_int64() ? std::to_string(value.get_int64().value_unsafe()) : name_of(value)) +
+                              "; expected " + id_range());
         ++count;
         bytes += key.size();
         end = std::max(end, static_cast<uint32_t>(id) + 1);
@@ -187,15 +191,16 @@ Status TokenizerLoader::load_vocabulary(element json) {
         std::string_view key;
         uint32_t id, hash;
     };
-    std::array<Entry, 32> batch;    // whose look-ups wait for memory together
+    std::array<Entry, 32> batch;  // whose look-ups wait for memory together
     size_t filled = 0;
     auto flush = [&]() -> Status {
         for (const auto& [key, id, hash] : std::span(batch).first(filled)) switch (vocabulary.add(key, id, hash)) {
                 case Vocabulary::Added::ok: break;
                 case Vocabulary::Added::twin_string: return twin_key("model.vocab", key);
                 case Vocabulary::Added::twin_id:
-                    return Status(Code::bad_file, "model.vocab[\"" + quote(key) + "\"]: the id " + std::to_string(id) + " is that of \"" +
-                                                      quote(vocabulary.text(id)) + "\" too; expected one token for each id");
+                    return Status(Code::bad_file, "model.vocab[\"" + quote(key) + "\"]: the id " + std::to_string(id) +
+                                                      " is that of \"" + quote(vocabulary.text(id)) +
+                                                      "\" too; expected one token for each id");
             }
         filled = 0;
         return {};
@@ -222,7 +227,7 @@ Status TokenizerLoader::load_merges(element json) {
     Bpe& model = tokenizer->model_;
     model.reserve_merges(count);
     std::array<Bpe::MergeText, Bpe::merge_batch> batch;
-    size_t index = 0, filled = 0, headers = 0;    // of the element; in the batch; lines that are no merges
+    size_t index = 0, filled = 0, headers = 0;  // of the element; in the batch; lines that are no merges
     auto fail = [](size_t at, const std::string& what) {
         return Status(Code::bad_file, "model.merges[" + std::to_string(at) + "]: " + what);
     };
@@ -238,7 +243,7 @@ Status TokenizerLoader::load_merges(element json) {
         std::string_view left, right;
         if (item.is_string() && !pairs) {
             std::string_view line = item.get_string().value_unsafe();
-            if (line.starts_with("#version")) {    // the head of a merges.txt
+            if (line.starts_with("#version")) {  // the head of a merges.txt
                 AWQ_TRY(flush());
                 ++index;
                 ++headers;
@@ -256,7 +261,8 @@ Status TokenizerLoader::load_merges(element json) {
             if (sound) sound = (*++part).get_string().get(right) == simdjson::SUCCESS;
             if (!sound) return fail(index, "found something else than a pair of strings");
         } else {
-            return fail(index, std::string("found ") + name_of(item) + "; expected " + (pairs ? "a pair" : "a string") + " like the first");
+            return fail(index, std::string("found ") + name_of(item) + "; expected " + (pairs ? "a pair" : "a string") +
+                                   " like the first");
         }
         batch[filled++] = {left, right};
         ++index;
@@ -271,7 +277,7 @@ Status TokenizerLoader::load_added_tokens(const Json& list) {
     Tokenizer& t = *tokenizer;
     // A token that is not in the vocabulary gets the next id behind it, whatever the file says: so does the reference.
     auto next_id = static_cast<int32_t>(t.model_.vocabulary.size());
-    Vocabulary file_ids;    // to find twins
+    Vocabulary file_ids;  // to find twins
     size_t disagreements = 0;
     for (size_t i = 0; i < list.items().size(); ++i) {
         const Json& json = list.items()[i];
@@ -286,21 +292,23 @@ Status TokenizerLoader::load_added_tokens(const Json& list) {
         AWQ_ASSIGN(token.special, bool_field(json, path, "special"));
         if (token.content.empty()) continue;
         if (token.content.size() > AddedTokenMatcher::length_limit)
-            return Status(Code::unsupported, path + ".content: " + std::to_string(token.content.size()) + " bytes; expected at most " +
-                                                 std::to_string(AddedTokenMatcher::length_limit));
+            return Status(Code::unsupported, path + ".content: " + std::to_string(token.content.size()) +
+                                                 " bytes; expected at most " + std::to_string(AddedTokenMatcher::length_limit));
         if (file_ids.add(token.content, id) != Vocabulary::Added::ok)
-            return Status(Code::bad_file, path + ": the content \"" + quote(token.content) + "\" or the id " + std::to_string(id) +
-                                              " stands twice; expected one id for each token");
+            return Status(Code::bad_file, path + ": the content \"" + quote(token.content) + "\" or the id " +
+                                              std::to_string(id) + " stands twice; expected one id for each token");
         token.id = t.model_.vocabulary.find(token.content);
         if (token.id < 0) {
             token.id = next_id++;
-            if (t.model_.vocabulary.has(static_cast<uint32_t>(token.id)) || static_cast<uint32_t>(token.id) >= Vocabulary::id_limit)
-                return Status(Code::bad_file, path + ": \"" + quote(token.content) + "\" would get the id " + std::to_string(token.id) +
+            if (t.model_.vocabulary.has(static_cast<uint32_t>(token.id)) ||
+                static_cast<uint32_t>(token.id) >= Vocabulary::id_limit)
+                return Status(Code::bad_file, path + ": \"" + quote(token.content) + "\" would get the id " +
+                                                  std::to_string(token.id) +
                                                   ", which the vocabulary has given; expected a vocabulary without holes");
         }
         if (static_cast<uint32_t>(token.id) != id && ++disagreements == 1)
-            t.warnings_.push_back(path + ".id: " + std::to_string(id) + " in the file, but \"" + quote(token.content) + "\" is token " +
-                                  std::to_string(token.id) + " by its place, and is taken as that");
+            t.warnings_.push_back(path + ".id: " + std::to_string(id) + " in the file, but \"" + quote(token.content) +
+                                  "\" is token " + std::to_string(token.id) + " by its place, and is taken as that");
         token.pattern = token.content;
         if (token.normalized && t.normalizer_.size() > 0) {
             NormalizedText text{token.content, 0};
@@ -323,7 +331,7 @@ Status TokenizerLoader::build_matchers() {
     Tokenizer& t = *tokenizer;
     std::sort(t.added_.begin(), t.added_.end(), [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
     std::vector<AddedToken> raw, normalized;
-    std::unordered_set<std::string_view> patterns;    // of normalized tokens, which may become the same: the last one counts
+    std::unordered_set<std::string_view> patterns;  // of normalized tokens, which may become the same: the last one counts
     for (size_t i = t.added_.size(); i-- > 0;) {
         const AddedToken& token = t.added_[i];
         t.added_contents_.add(token.content, static_cast<uint32_t>(token.id));

@@ -25,8 +25,8 @@ Category category_of(uint32_t run) { return static_cast<Category>(run & 31); }
 
 // Lower case of letters younger than utf8proc's tables: {first, last, lower case of first}.
 constexpr uint32_t young_lowercase[][3] = {
-    {0x1C89, 0x1C89, 0x1C8A}, {0xA7CB, 0xA7CB, 0x0264}, {0xA7CC, 0xA7CC, 0xA7CD},    {0xA7CE, 0xA7CE, 0xA7CF},
-    {0xA7D2, 0xA7D2, 0xA7D3}, {0xA7D4, 0xA7D4, 0xA7D5}, {0xA7DA, 0xA7DA, 0xA7DB},    {0xA7DC, 0xA7DC, 0x019B},
+    {0x1C89, 0x1C89, 0x1C8A},    {0xA7CB, 0xA7CB, 0x0264},    {0xA7CC, 0xA7CC, 0xA7CD}, {0xA7CE, 0xA7CE, 0xA7CF},
+    {0xA7D2, 0xA7D2, 0xA7D3},    {0xA7D4, 0xA7D4, 0xA7D5},    {0xA7DA, 0xA7DA, 0xA7DB}, {0xA7DC, 0xA7DC, 0x019B},
     {0x10D50, 0x10D65, 0x10D70}, {0x16EA0, 0x16EB8, 0x16EBB},
 };
 
@@ -73,8 +73,8 @@ Utf8Scanner::Step Utf8Scanner::push(uint8_t byte) {
     if (byte < 0x80) return Step::complete;
     if (byte < 0xC2 || byte > 0xF4) return Step::invalid;
     need_ = byte < 0xE0 ? 1 : byte < 0xF0 ? 2 : 3;
-    low_ = byte == 0xE0 ? 0xA0 : byte == 0xF0 ? 0x90 : 0x80;    // no overlong forms
-    high_ = byte == 0xED ? 0x9F : byte == 0xF4 ? 0x8F : 0xBF;   // no surrogates, nothing above U+10FFFF
+    low_ = byte == 0xE0 ? 0xA0 : byte == 0xF0 ? 0x90 : 0x80;   // no overlong forms
+    high_ = byte == 0xED ? 0x9F : byte == 0xF4 ? 0x8F : 0xBF;  // no surrogates, nothing above U+10FFFF
     held_ = 1;
     return Step::incomplete;
 }
@@ -92,7 +92,7 @@ std::string to_valid_utf8(std::string_view bytes) {
     if (is_valid_utf8(bytes)) return std::string(bytes);
     std::string out;
     Utf8Scanner scanner;
-    size_t begin = 0;    // of the sequence under way
+    size_t begin = 0;  // of the sequence under way
     for (size_t i = 0; i < bytes.size();) {
         switch (scanner.push(static_cast<uint8_t>(bytes[i]))) {
             case Utf8Scanner::Step::complete:
@@ -155,7 +155,7 @@ void append_lowercase(std::string& out, uint32_t c) {
         out += static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
         return;
     }
-    if (c == 0x130) {    // the one letter whose lower case is two code points: i and a dot above
+    if (c == 0x130) {  // the one letter whose lower case is two code points: i and a dot above
         out += "i\xCC\x87";
         return;
     }
@@ -166,7 +166,7 @@ void append_lowercase(std::string& out, uint32_t c) {
 
 namespace {
 
-using Categories = uint32_t;    // a bit for each category
+using Categories = uint32_t;  // a bit for each category
 constexpr Categories bit(Category k) { return 1u << static_cast<int>(k); }
 
 std::vector<CodeRange> collect(Categories categories, bool with_alphabetic = false) {
@@ -195,6 +195,8 @@ constexpr CodeRange white_space[] = {{9, 13},          {0x20, 0x20},     {0x85, 
                                      {0x2000, 0x200A}, {0x2028, 0x2029}, {0x202F, 0x202F}, {0x205F, 0x205F}, {0x3000, 0x3000}};
 constexpr CodeRange hexadecimal[] = {{'0', '9'}, {'A', 'F'}, {'a', 'f'}};
 constexpr CodeRange tab[] = {{9, 9}};
+// Superscript digits and fractions of Latin-1: word characters for Oniguruma, but not within a set.
+constexpr CodeRange latin1_numbers[] = {{0xB2, 0xB3}, {0xB9, 0xB9}, {0xBC, 0xBE}};
 
 struct Named {
     std::string_view name;
@@ -208,34 +210,91 @@ constexpr Categories span_of(Category first, Category last) {
 constexpr Categories other = span_of(Category::Cc, Category::Cs), letter = span_of(Category::Ll, Category::Lu),
                      mark = span_of(Category::Mc, Category::Mn), number = span_of(Category::Nd, Category::No),
                      punctuation = span_of(Category::Pc, Category::Ps), symbol = span_of(Category::Sc, Category::So),
-                     separator = span_of(Category::Zl, Category::Zs), everything = other | letter | mark | number | punctuation | symbol | separator;
+                     separator = span_of(Category::Zl, Category::Zs),
+                     everything = other | letter | mark | number | punctuation | symbol | separator;
 constexpr Named named_categories[] = {
-    {"any", everything}, {"assigned", everything & ~bit(Category::Cn)}, {"c", other}, {"other", other},
-    {"cc", bit(Category::Cc)}, {"cntrl", bit(Category::Cc)}, {"control", bit(Category::Cc)}, {"cf", bit(Category::Cf)},
-    {"format", bit(Category::Cf)}, {"cn", bit(Category::Cn)}, {"unassigned", bit(Category::Cn)},
-    {"co", bit(Category::Co)}, {"privateuse", bit(Category::Co)}, {"cs", bit(Category::Cs)},
-    {"surrogate", bit(Category::Cs)}, {"l", letter}, {"letter", letter},
+    {"any", everything},
+    {"assigned", everything & ~bit(Category::Cn)},
+    {"c", other},
+    {"other", other},
+    {"cc", bit(Category::Cc)},
+    {"cntrl", bit(Category::Cc)},
+    {"control", bit(Category::Cc)},
+    {"cf", bit(Category::Cf)},
+    {"format", bit(Category::Cf)},
+    {"cn", bit(Category::Cn)},
+    {"unassigned", bit(Category::Cn)},
+    {"co", bit(Category::Co)},
+    {"privateuse", bit(Category::Co)},
+    {"cs", bit(Category::Cs)},
+    {"surrogate", bit(Category::Cs)},
+    {"l", letter},
+    {"letter", letter},
     {"lc", bit(Category::Ll) | bit(Category::Lt) | bit(Category::Lu)},
-    {"casedletter", bit(Category::Ll) | bit(Category::Lt) | bit(Category::Lu)}, {"ll", bit(Category::Ll)},
-    {"lowercaseletter", bit(Category::Ll)}, {"lm", bit(Category::Lm)}, {"modifierletter", bit(Category::Lm)},
-    {"lo", bit(Category::Lo)}, {"otherletter", bit(Category::Lo)}, {"lt", bit(Category::Lt)},
-    {"titlecaseletter", bit(Category::Lt)}, {"lu", bit(Category::Lu)}, {"uppercaseletter", bit(Category::Lu)},
-    {"m", mark}, {"mark", mark}, {"combiningmark", mark}, {"mc", bit(Category::Mc)},
-    {"spacingmark", bit(Category::Mc)}, {"me", bit(Category::Me)}, {"enclosingmark", bit(Category::Me)},
-    {"mn", bit(Category::Mn)}, {"nonspacingmark", bit(Category::Mn)}, {"n", number}, {"number", number},
-    {"nd", bit(Category::Nd)}, {"digit", bit(Category::Nd)}, {"decimalnumber", bit(Category::Nd)},
-    {"nl", bit(Category::Nl)}, {"letternumber", bit(Category::Nl)}, {"no", bit(Category::No)},
-    {"othernumber", bit(Category::No)}, {"p", punctuation}, {"punct", punctuation}, {"punctuation", punctuation},
-    {"posixpunct", punctuation | symbol}, {"pc", bit(Category::Pc)}, {"connectorpunctuation", bit(Category::Pc)},
-    {"pd", bit(Category::Pd)}, {"dashpunctuation", bit(Category::Pd)}, {"pe", bit(Category::Pe)},
-    {"closepunctuation", bit(Category::Pe)}, {"pf", bit(Category::Pf)}, {"finalpunctuation", bit(Category::Pf)},
-    {"pi", bit(Category::Pi)}, {"initialpunctuation", bit(Category::Pi)}, {"po", bit(Category::Po)},
-    {"otherpunctuation", bit(Category::Po)}, {"ps", bit(Category::Ps)}, {"openpunctuation", bit(Category::Ps)},
-    {"s", symbol}, {"symbol", symbol}, {"sc", bit(Category::Sc)}, {"currencysymbol", bit(Category::Sc)},
-    {"sk", bit(Category::Sk)}, {"modifiersymbol", bit(Category::Sk)}, {"sm", bit(Category::Sm)},
-    {"mathsymbol", bit(Category::Sm)}, {"so", bit(Category::So)}, {"othersymbol", bit(Category::So)},
-    {"z", separator}, {"separator", separator}, {"zl", bit(Category::Zl)}, {"lineseparator", bit(Category::Zl)},
-    {"zp", bit(Category::Zp)}, {"paragraphseparator", bit(Category::Zp)}, {"zs", bit(Category::Zs)},
+    {"casedletter", bit(Category::Ll) | bit(Category::Lt) | bit(Category::Lu)},
+    {"ll", bit(Category::Ll)},
+    {"lowercaseletter", bit(Category::Ll)},
+    {"lm", bit(Category::Lm)},
+    {"modifierletter", bit(Category::Lm)},
+    {"lo", bit(Category::Lo)},
+    {"otherletter", bit(Category::Lo)},
+    {"lt", bit(Category::Lt)},
+    {"titlecaseletter", bit(Category::Lt)},
+    {"lu", bit(Category::Lu)},
+    {"uppercaseletter", bit(Category::Lu)},
+    {"m", mark},
+    {"mark", mark},
+    {"combiningmark", mark},
+    {"mc", bit(Category::Mc)},
+    {"spacingmark", bit(Category::Mc)},
+    {"me", bit(Category::Me)},
+    {"enclosingmark", bit(Category::Me)},
+    {"mn", bit(Category::Mn)},
+    {"nonspacingmark", bit(Category::Mn)},
+    {"n", number},
+    {"number", number},
+    {"nd", bit(Category::Nd)},
+    {"digit", bit(Category::Nd)},
+    {"decimalnumber", bit(Category::Nd)},
+    {"nl", bit(Category::Nl)},
+    {"letternumber", bit(Category::Nl)},
+    {"no", bit(Category::No)},
+    {"othernumber", bit(Category::No)},
+    {"p", punctuation},
+    {"punct", punctuation},
+    {"punctuation", punctuation},
+    {"posixpunct", punctuation | symbol},
+    {"pc", bit(Category::Pc)},
+    {"connectorpunctuation", bit(Category::Pc)},
+    {"pd", bit(Category::Pd)},
+    {"dashpunctuation", bit(Category::Pd)},
+    {"pe", bit(Category::Pe)},
+    {"closepunctuation", bit(Category::Pe)},
+    {"pf", bit(Category::Pf)},
+    {"finalpunctuation", bit(Category::Pf)},
+    {"pi", bit(Category::Pi)},
+    {"initialpunctuation", bit(Category::Pi)},
+    {"po", bit(Category::Po)},
+    {"otherpunctuation", bit(Category::Po)},
+    {"ps", bit(Category::Ps)},
+    {"openpunctuation", bit(Category::Ps)},
+    {"s", symbol},
+    {"symbol", symbol},
+    {"sc", bit(Category::Sc)},
+    {"currencysymbol", bit(Category::Sc)},
+    {"sk", bit(Category::Sk)},
+    {"modifiersymbol", bit(Category::Sk)},
+    {"sm", bit(Category::Sm)},
+    {"mathsymbol", bit(Category::Sm)},
+    {"so", bit(Category::So)},
+    {"othersymbol", bit(Category::So)},
+    {"z", separator},
+    {"separator", separator},
+    {"zl", bit(Category::Zl)},
+    {"lineseparator", bit(Category::Zl)},
+    {"zp", bit(Category::Zp)},
+    {"paragraphseparator", bit(Category::Zp)},
+    {"zs", bit(Category::Zs)},
     {"spaceseparator", bit(Category::Zs)},
 };
 
@@ -264,6 +323,7 @@ std::optional<std::vector<CodeRange>> property(std::string_view name) {
     if (key == "alpha" || key == "alphabetic") return collect(0, true);
     if (key == "alnum") return collect(bit(Category::Nd), true);
     if (key == "word") return collect(mark | bit(Category::Nd) | bit(Category::Pc), true);
+    if (key == "wordoutside") return merged(collect(mark | bit(Category::Nd) | bit(Category::Pc), true), latin1_numbers);
     if (key == "lower" || key == "lowercase") return merged(collect(bit(Category::Ll)), other_lowercase);
     if (key == "upper" || key == "uppercase") return merged(collect(bit(Category::Lu)), other_uppercase);
     if (key == "space" || key == "whitespace") return std::vector<CodeRange>(std::begin(white_space), std::end(white_space));
@@ -276,11 +336,11 @@ std::optional<std::vector<CodeRange>> property(std::string_view name) {
 std::vector<uint32_t> case_variants(uint32_t c) {
     // Letters of which three or more fold together; all others are pairs.
     static constexpr uint32_t families[][4] = {
-        {'K', 'k', 0x212A, 0}, {'S', 's', 0x17F, 0}, {0xC5, 0xE5, 0x212B, 0}, {0xB5, 0x39C, 0x3BC, 0},
-        {0x1C4, 0x1C5, 0x1C6, 0}, {0x1C7, 0x1C8, 0x1C9, 0}, {0x1CA, 0x1CB, 0x1CC, 0}, {0x1F1, 0x1F2, 0x1F3, 0},
-        {0x345, 0x399, 0x3B9, 0x1FBE}, {0x392, 0x3B2, 0x3D0, 0}, {0x395, 0x3B5, 0x3F5, 0}, {0x398, 0x3B8, 0x3D1, 0x3F4},
-        {0x39A, 0x3BA, 0x3F0, 0}, {0x3A0, 0x3C0, 0x3D6, 0}, {0x3A1, 0x3C1, 0x3F1, 0}, {0x3A3, 0x3C2, 0x3C3, 0},
-        {0x3A6, 0x3C6, 0x3D5, 0}, {0x3A9, 0x3C9, 0x2126, 0}, {0x1E60, 0x1E61, 0x1E9B, 0}, {0xDF, 0x1E9E, 0, 0}};
+        {'K', 'k', 0x212A, 0},         {'S', 's', 0x17F, 0},      {0xC5, 0xE5, 0x212B, 0},     {0xB5, 0x39C, 0x3BC, 0},
+        {0x1C4, 0x1C5, 0x1C6, 0},      {0x1C7, 0x1C8, 0x1C9, 0},  {0x1CA, 0x1CB, 0x1CC, 0},    {0x1F1, 0x1F2, 0x1F3, 0},
+        {0x345, 0x399, 0x3B9, 0x1FBE}, {0x392, 0x3B2, 0x3D0, 0},  {0x395, 0x3B5, 0x3F5, 0},    {0x398, 0x3B8, 0x3D1, 0x3F4},
+        {0x39A, 0x3BA, 0x3F0, 0},      {0x3A0, 0x3C0, 0x3D6, 0},  {0x3A1, 0x3C1, 0x3F1, 0},    {0x3A3, 0x3C2, 0x3C3, 0},
+        {0x3A6, 0x3C6, 0x3D5, 0},      {0x3A9, 0x3C9, 0x2126, 0}, {0x1E60, 0x1E61, 0x1E9B, 0}, {0xDF, 0x1E9E, 0, 0}};
     for (const auto& family : families)
         if (std::find(std::begin(family), std::end(family), c) != std::end(family) && c != 0)
             return std::vector<uint32_t>(std::begin(family), std::find(std::begin(family), std::end(family), 0u));
@@ -294,7 +354,7 @@ std::vector<uint32_t> case_variants(uint32_t c) {
 const std::vector<uint32_t>& cased_letters() {
     static const std::vector<uint32_t> letters = [] {
         std::vector<uint32_t> out;
-        for (uint32_t c = 0; c < 0x1F000; ++c)    // nothing above has case
+        for (uint32_t c = 0; c < 0x1F000; ++c)  // nothing above has case
             if (case_variants(c).size() > 1) out.push_back(c);
         return out;
     }();
@@ -310,11 +370,11 @@ void normalize_stretch(std::string_view text, Form form, std::vector<utf8proc_in
     bool compatibility = form == Form::nfkc || form == Form::nfkd, compose = form == Form::nfc || form == Form::nfkc;
     int options = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (compatibility ? UTF8PROC_COMPAT : 0);
     points.clear();
-    std::array<utf8proc_int32_t, 32> parts;    // the longest decomposition has 18
+    std::array<utf8proc_int32_t, 32> parts;  // the longest decomposition has 18
     for (size_t pos = 0; pos < text.size();) {
         auto c = static_cast<utf8proc_int32_t>(decode(text, pos));
         auto n = utf8proc_decompose_char(c, parts.data(), parts.size(), static_cast<utf8proc_option_t>(options), nullptr);
-        if (n <= 0 || n > static_cast<utf8proc_ssize_t>(parts.size())) {    // noncharacters
+        if (n <= 0 || n > static_cast<utf8proc_ssize_t>(parts.size())) {  // noncharacters
             points.push_back(c);
             continue;
         }
@@ -333,8 +393,7 @@ void normalize_stretch(std::string_view text, Form form, std::vector<utf8proc_in
     }
     auto size = static_cast<utf8proc_ssize_t>(points.size());
     if (compose)
-        size = utf8proc_normalize_utf32(points.data(), size,
-                                        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+        size = utf8proc_normalize_utf32(points.data(), size, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
     for (utf8proc_ssize_t i = 0; i < size; ++i) append(out, static_cast<uint32_t>(points[static_cast<size_t>(i)]));
 }
 
@@ -342,7 +401,7 @@ void normalize_stretch(std::string_view text, Form form, std::vector<utf8proc_in
 
 std::string normalize(std::string_view text, Form form) {
     // Below U+0300 (U+00A0 for the compatibility forms, U+00C0 for NFD) all is as it should be already.
-    uint8_t limit = form == Form::nfc ? 0xCC : form == Form::nfd ? 0xC3 : 0xC2;    // lead bytes
+    uint8_t limit = form == Form::nfc ? 0xCC : form == Form::nfd ? 0xC3 : 0xC2;  // lead bytes
     if (std::all_of(text.begin(), text.end(), [&](char c) { return static_cast<uint8_t>(c) < limit; })) return std::string(text);
     std::string out;
     out.reserve(text.size());

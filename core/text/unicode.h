@@ -47,25 +47,25 @@ inline size_t previous(std::string_view text, size_t pos) {
 inline size_t sequence_length(uint8_t lead) { return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4; }
 inline size_t encoded_length(uint32_t c) { return c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4; }
 void append(std::string& out, uint32_t c);
-size_t count(std::string_view text);    // in code points
+size_t count(std::string_view text);  // in code points
 
 // Recognises UTF-8 byte by byte, by the table of well-formed sequences in the Unicode standard (3-7).
 class Utf8Scanner {
 public:
     enum class Step : uint8_t {
-        complete,      // this byte ended a sequence
-        incomplete,    // so far well-formed
+        complete,    // this byte ended a sequence
+        incomplete,  // so far well-formed
         // What was held before this byte is a maximal ill-formed part. The byte itself is yet to be taken: push it again.
         broken,
-        invalid,       // no sequence begins with this byte; nothing was held
+        invalid,  // no sequence begins with this byte; nothing was held
     };
     Step push(uint8_t byte);
-    int held() const { return held_; }    // bytes of an incomplete sequence
+    int held() const { return held_; }  // bytes of an incomplete sequence
     void reset() { held_ = need_ = 0; }
 
 private:
-    uint8_t held_ = 0, need_ = 0;    // bytes seen of the sequence, continuation bytes still wanted
-    uint8_t low_ = 0x80, high_ = 0xBF;    // the bounds of the next one
+    uint8_t held_ = 0, need_ = 0;       // bytes seen of the sequence, continuation bytes still wanted
+    uint8_t low_ = 0x80, high_ = 0xBF;  // the bounds of the next one
 };
 bool is_valid_utf8(std::string_view bytes);
 // Any bytes: U+FFFD for each maximal ill-formed part.
@@ -75,31 +75,61 @@ std::string to_valid_utf8(std::string_view bytes);
 
 // In the order of the table; the letters are those of the standard (Lu: uppercase letter).
 enum class Category : uint8_t {
-    Cc, Cf, Cn, Co, Cs, Ll, Lm, Lo, Lt, Lu, Mc, Me, Mn, Nd, Nl, No, Pc, Pd, Pe, Pf, Pi, Po, Ps, Sc, Sk, Sm, So, Zl, Zp, Zs
+    Cc,
+    Cf,
+    Cn,
+    Co,
+    Cs,
+    Ll,
+    Lm,
+    Lo,
+    Lt,
+    Lu,
+    Mc,
+    Me,
+    Mn,
+    Nd,
+    Nl,
+    No,
+    Pc,
+    Pd,
+    Pe,
+    Pf,
+    Pi,
+    Po,
+    Ps,
+    Sc,
+    Sk,
+    Sm,
+    So,
+    Zl,
+    Zp,
+    Zs
 };
 inline constexpr const char* category_names[] = {"Cc", "Cf", "Cn", "Co", "Cs", "Ll", "Lm", "Lo", "Lt", "Lu",
                                                  "Mc", "Me", "Mn", "Nd", "Nl", "No", "Pc", "Pd", "Pe", "Pf",
                                                  "Pi", "Po", "Ps", "Sc", "Sk", "Sm", "So", "Zl", "Zp", "Zs"};
 Category category(uint32_t c);
 
-bool is_whitespace(uint32_t c);         // White_Space
-bool is_numeric(uint32_t c);            // N (17.0)
-bool is_punctuation(uint32_t c);        // P (8.0) and ASCII's symbols
-bool is_combining_mark(uint32_t c);     // M (9.0)
-bool is_word(uint32_t c);               // Alphabetic, M, Nd, Pc, Join_Control: \w of the reference's plain regexes
-void append_lowercase(std::string& out, uint32_t c);    // 17.0, without context (no final sigma)
+bool is_whitespace(uint32_t c);                       // White_Space
+bool is_numeric(uint32_t c);                          // N (17.0)
+bool is_punctuation(uint32_t c);                      // P (8.0) and ASCII's symbols
+bool is_combining_mark(uint32_t c);                   // M (9.0)
+bool is_word(uint32_t c);                             // Alphabetic, M, Nd, Pc, Join_Control: \w of the reference's plain regexes
+void append_lowercase(std::string& out, uint32_t c);  // 17.0, without context (no final sigma)
 
 struct CodeRange {
-    uint32_t first, last;    // both within
+    uint32_t first, last;  // both within
 };
 // Sorted, and joined where they overlap or touch.
 std::vector<CodeRange> merge(std::vector<CodeRange> ranges);
 // A property as \p{...} of the Oniguruma library names it (L, Lu, Letter, Alpha, Han ...), letter case, spaces, - and _
-// do not matter: sorted ranges that do not touch, or nothing where the name is unknown.
+// do not matter: sorted ranges that do not touch, or nothing where the name is unknown. Two names are our own:
+// PosixPunct for [:punct:], and WordOutside for \w and \b outside of a set.
 std::optional<std::vector<CodeRange>> property(std::string_view name);
 // The code points that differ from `c` in letter case alone, `c` among them.
 std::vector<uint32_t> case_variants(uint32_t c);
-const std::vector<uint32_t>& cased_letters();    // those that have other variants, ascending
+const std::vector<uint32_t>& cased_letters();  // those that have other variants, ascending
 
 // ---- normal forms
 

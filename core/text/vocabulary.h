@@ -17,27 +17,29 @@ public:
     enum class Added : uint8_t { ok, twin_string, twin_id };
     Added add(std::string_view text, uint32_t id) { return add(text, id, hash_of(text)); }
 
-    int32_t find(std::string_view text) const { return find(text, hash_of(text)); }    // -1: none
+    int32_t find(std::string_view text) const { return find(text, hash_of(text)); }  // -1: none
 
     // For those who look up many at once: hash all, prefetch all, then find. Loading a file is little else.
     static uint32_t hash_of(std::string_view text);
     void prefetch_slot(uint32_t hash) const { __builtin_prefetch(&slots_[hash & (slots_.size() - 1)]); }
-    void prefetch_text(uint32_t hash) const { __builtin_prefetch(arena_.data() + slots_[hash & (slots_.size() - 1)].span.offset); }
+    void prefetch_text(uint32_t hash) const {
+        __builtin_prefetch(arena_.data() + slots_[hash & (slots_.size() - 1)].span.offset);
+    }
     int32_t find(std::string_view text, uint32_t hash) const;
     Added add(std::string_view text, uint32_t id, uint32_t hash);
     bool has(uint32_t id) const { return id < spans_.size() && spans_[id].length != absent; }
-    std::string_view text(uint32_t id) const {    // empty if there is none
+    std::string_view text(uint32_t id) const {  // empty if there is none
         return has(id) ? at(spans_[id]) : std::string_view();
     }
-    size_t size() const { return count_; }                                         // strings
-    uint32_t end() const { return static_cast<uint32_t>(spans_.size()); }          // 1 + highest id
+    size_t size() const { return count_; }                                 // strings
+    uint32_t end() const { return static_cast<uint32_t>(spans_.size()); }  // 1 + highest id
 
 private:
     static constexpr uint32_t absent = UINT32_MAX;
     struct Span {
         uint32_t offset = 0, length = absent;
     };
-    struct Slot {    // the span is here too: one miss of the cache less for each look-up
+    struct Slot {  // the span is here too: one miss of the cache less for each look-up
         uint32_t hash = 0;
         int32_t id = -1;
         Span span;
@@ -45,8 +47,8 @@ private:
     std::string_view at(Span span) const { return {arena_.data() + span.offset, span.length}; }
     void grow();
     std::string arena_;
-    std::vector<Span> spans_;     // by id
-    std::vector<Slot> slots_;     // a power of two, at most two thirds full
+    std::vector<Span> spans_;  // by id
+    std::vector<Slot> slots_;  // a power of two, at most two thirds full
     size_t count_ = 0;
 };
 
