@@ -75,7 +75,6 @@ struct Kernel {
 struct DeviceInfo {
     std::string name;                       // "AMD EPYC, 2 threads, avx512vnni"
     size_t memory_total = 0, memory_free = 0;
-    double bandwidth = 0;                   // bytes/s a plain read reaches, measured; 0 where not known
 };
 
 struct BackendOptions {
@@ -89,6 +88,8 @@ public:
     virtual ~Backend() = default;
     virtual const char* name() const = 0;
     virtual DeviceInfo device() const = 0;
+    // Bytes a second that a plain read of memory reaches, measured on the first call (which takes a moment); 0: not known.
+    virtual double bandwidth() const { return 0; }
     virtual DType activation_type() const = 0;      // of every node but those marked f32
 
     virtual Result<std::unique_ptr<Buffer>> allocate(size_t bytes) = 0;    // zero-filled

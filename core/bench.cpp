@@ -170,7 +170,7 @@ public:
 private:
     static std::string suffix(int64_t depth) { return depth > 0 ? " @ d" + std::to_string(depth) : ""; }
     Json limit(double bytes_per_second) const {
-        double bandwidth = engine_.backend().device().bandwidth;
+        double bandwidth = engine_.backend().bandwidth();
         return bandwidth > 0 && std::isfinite(bytes_per_second) ? Json(100 * bytes_per_second / bandwidth) : Json();
     }
     Result<std::unique_ptr<Session>> start(int64_t depth) {
@@ -242,7 +242,7 @@ Result<Json> bench(EngineOptions options, const Json& request) {
     answer.set("backend", engine->backend().name());
     DeviceInfo device = engine->backend().device();
     answer.set("device", device.name);
-    answer.set("bandwidth", device.bandwidth);
+    answer.set("bandwidth", engine->backend().bandwidth());
     const Json* kernels = request.find("kernels");
     if (kernels && kernels->is_bool() && kernels->boolean()) {
         Json lists = Json::object();

@@ -271,7 +271,7 @@ Result<std::string> explain_module(const Plan& plan, const Checkpoint& checkpoin
     if (!row->layout.empty()) text += "  layout              " + row->layout + "\n";
     if (!row->kernels.empty()) text += "  kernels (by rows)   " + row->kernels + "\n";
     if (row->bytes) text += "  size                " + bytes_text(row->bytes) + " (" + std::to_string(row->bytes) + " bytes)\n";
-    double bandwidth = backend && row->bytes ? backend->device().bandwidth : 0;
+    double bandwidth = backend && row->bytes ? backend->bandwidth() : 0;
     if (bandwidth > 0) {
         char time[96];
         snprintf(time, sizeof time, "%.2f us to read once at %.1f GB/s", static_cast<double>(row->bytes) / bandwidth * 1e6,

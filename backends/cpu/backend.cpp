@@ -247,6 +247,7 @@ public:
     const char* name() const override { return "cpu"; }
     DType activation_type() const override { return DType::f32; }
     DeviceInfo device() const override;
+    double bandwidth() const override;
 
     Result<std::unique_ptr<Buffer>> allocate(size_t bytes) override { return HostBuffer::create(bytes); }
     Status upload(const Buffer& buffer, size_t offset, const void* from, size_t bytes) override {
@@ -390,6 +391,10 @@ DeviceInfo CpuBackend::device() const {
     info.name = (model.empty() ? "CPU" : model) + ", " + std::to_string(team_->size()) + (team_->size() == 1 ? " thread, " : " threads, ") + isa_->name;
     info.memory_total = std::strtoull(value_in("/proc/meminfo", "MemTotal").c_str(), nullptr, 10) << 10;
     info.memory_free = std::strtoull(value_in("/proc/meminfo", "MemAvailable").c_str(), nullptr, 10) << 10;
+    return info;
+}
+
+double CpuBackend::bandwidth() const {
     std::call_once(measured_, [&] {
         // More than caches hold, each thread a piece of its own; the best of a few passes.
         constexpr size_t bytes = size_t{256} << 20;
@@ -412,8 +417,7 @@ DeviceInfo CpuBackend::device() const {
             bandwidth_ = std::max(bandwidth_, static_cast<double>(read.part) * team_->size() / seconds);
         }
     });
-    info.bandwidth = bandwidth_;
-    return info;
+    return bandwidth_;
 }
 
 }  // namespace cpu

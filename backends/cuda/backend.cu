@@ -3,6 +3,7 @@
 // Activations are float16 with float32 accumulation, whatever the checkpoint was trained in; logits and rope tables are
 // float32. Values beyond 65504 become infinite: --check-finite names the module where that happens.
 #include <algorithm>
+#include <mutex>
 #include "backends/cuda/executor.h"
 #include "backends/cuda/loader.h"
 
@@ -73,7 +74,6 @@ public:
                                                  std::to_string(properties_.minor) + "): build it with CUDA_ARCHS");
         }
         AWQ_TRY(executor_.open(device, properties_));
-        bandwidth_ = measure_bandwidth(properties_.multiProcessorCount);
         return {};
     }
 
@@ -81,10 +81,16 @@ public:
     DeviceInfo device() const override {
         DeviceInfo info;
         info.name = std::string(properties_.name) + ", " + std::to_string(properties_.multiProcessorCount) + " multiprocessors";
-        info.bandwidth = bandwidth_;
         cudaSetDevice(device_);
         if (cudaMemGetInfo(&info.memory_free, &info.memory_total) != cudaSuccess) cudaGetLastError();
         return info;
+    }
+    double bandwidth() const override {
+        std::call_once(measured_, [&] {
+            cudaSetDevice(device_);
+            bandwidth_ = measure_bandwidth(properties_.multiProcessorCount);
+        });
+        return bandwidth_;
     }
     DType activation_type() const override { return DType::f16; }
 
@@ -193,7 +199,8 @@ public:
 private:
     int device_ = 0;
     cudaDeviceProp properties_ = {};
-    double bandwidth_ = 0;
+    mutable std::once_flag measured_;
+    mutable double bandwidth_ = 0;
     Staging staging_;
     std::unique_ptr<Packer> packer_;
     Executor executor_;
