@@ -219,13 +219,31 @@ private:
         if (!fresh) return at->second;
         Graph graph;
         GraphBuilder builder(graph, *backend_, false);
-        Op op = spec.kind == WeightKind::table ? Op::embed : Op::linear;
+        Op op = spec.kind == WeightKind::table ? Op::embed : spec.experts > 1 ? Op::moe : Op::linear;
         NodeId node = no_node;
+        Weight other;  // the other half of a mixture
         if (op == Op::embed) {
             node = builder.op(op, "probe", {builder.batch_input(Input::tokens), builder.weight(&weight)});
-        } else {
+        } else if (op == Op::linear) {
             NodeId x = builder.input(Input::features, Rows::tokens, spec.in, backend_->activation_type());
             node = builder.op(op, "probe", {x, builder.weight(&weight), no_node});
+        } else {
+            bool first = spec.stack == Stack::gate_up;
+            other.spec = spec;
+            other.spec.name = "probe.other";
+            other.spec.stack = first ? Stack::single : Stack::gate_up;
+            other.spec.in = first ? spec.out / 2 : spec.out;
+            other.spec.out = first ? spec.in : 2 * spec.in;
+            other.spec.member_rows = std::vector<int64_t>(first ? 1 : 2, spec.in);
+            if (other.spec.group_size && other.spec.in % other.spec.group_size != 0) other.spec.group_size = other.spec.in;
+            backend_->lay_out(other);
+            NodeId gate_up = builder.weight(first ? &weight : &other), down = builder.weight(first ? &other : &weight);
+            NodeId x = builder.input(Input::features, Rows::tokens, first ? spec.in : spec.out, backend_->activation_type());
+            NodeId router = builder.input(Input::features, Rows::tokens, spec.experts, backend_->activation_type());
+            Attrs attrs;
+            attrs.activation = work_.model.config.activation;
+            attrs.top_k = work_.model.config.experts_per_token;
+            node = builder.op(op, "probe", {x, router, gate_up, down}, attrs);
         }
         if (!builder.status().ok() || node == no_node) return at->second;
         std::set<int64_t> starts = {1};
