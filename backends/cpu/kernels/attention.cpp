@@ -20,9 +20,10 @@ constexpr int max_rows = 6;
 AWQ_INLINE F load_any(const float* p) { return load(p); }
 AWQ_INLINE F load_any(const uint16_t* p) { return load_half(p); }
 
-// c[R][N W] = c * keep[r] + a[R][depth] b[depth][N W]; keep null: c starts at zero
+// c[R][N W] = c * keep[r] + a[R][depth] b[depth][N W]; keep null: c starts at zero. `next`: what will be read after b and
+// lies like it; asked for on the way.
 template <int R, int N, class B>
-AWQ_INLINE void product_tile(const float* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int depth, const float* keep) {
+AWQ_INLINE void product_tile(const float* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int depth, const float* keep, const B* next) {
     F sum[R][N];
     for (int r = 0; r < R; r++)
         for (int n = 0; n < N; n++) sum[r][n] = keep ? load(c + r * ldc + n * W) * set1(keep[r]) : zero();
@@ -30,6 +31,8 @@ AWQ_INLINE void product_tile(const float* a, int64_t lda, const B* b, int64_t ld
     for (int k = 0; k < depth; k++) {
         F column[N];
         for (int n = 0; n < N; n++) column[n] = load_any(b + k * ldb + n * W);
+        if constexpr (sizeof(B) == 2)
+            for (int n = 0; n < N * W; n += 32) prefetch(next + k * ldb + n);
         for (int r = 0; r < R; r++) {
             F value = set1(a[r * lda + k]);
             for (int n = 0; n < N; n++) sum[r][n] = fma(value, column[n], sum[r][n]);
@@ -41,21 +44,21 @@ AWQ_INLINE void product_tile(const float* a, int64_t lda, const B* b, int64_t ld
 
 // columns: a multiple of 16
 template <int R, class B>
-void product_rows(const float* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int depth, int columns, const float* keep) {
+void product_rows(const float* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int depth, int columns, const float* keep, const B* next) {
     int n = 0;
-    for (; n + wide * W <= columns; n += wide * W) product_tile<R, wide>(a, lda, b + n, ldb, c + n, ldc, depth, keep);
-    for (; n < columns; n += W) product_tile<R, 1>(a, lda, b + n, ldb, c + n, ldc, depth, keep);
+    for (; n + wide * W <= columns; n += wide * W) product_tile<R, wide>(a, lda, b + n, ldb, c + n, ldc, depth, keep, next + n);
+    for (; n < columns; n += W) product_tile<R, 1>(a, lda, b + n, ldb, c + n, ldc, depth, keep, next + n);
 }
 
 template <class B>
-void product(int rows, const float* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int depth, int columns, const float* keep) {
+void product(int rows, const float* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int depth, int columns, const float* keep, const B* next) {
     switch (rows) {
-        case 1: return product_rows<1>(a, lda, b, ldb, c, ldc, depth, columns, keep);
-        case 2: return product_rows<2>(a, lda, b, ldb, c, ldc, depth, columns, keep);
-        case 3: return product_rows<3>(a, lda, b, ldb, c, ldc, depth, columns, keep);
-        case 4: return product_rows<4>(a, lda, b, ldb, c, ldc, depth, columns, keep);
-        case 5: return product_rows<5>(a, lda, b, ldb, c, ldc, depth, columns, keep);
-        default: return product_rows<6>(a, lda, b, ldb, c, ldc, depth, columns, keep);
+        case 1: return product_rows<1>(a, lda, b, ldb, c, ldc, depth, columns, keep, next);
+        case 2: return product_rows<2>(a, lda, b, ldb, c, ldc, depth, columns, keep, next);
+        case 3: return product_rows<3>(a, lda, b, ldb, c, ldc, depth, columns, keep, next);
+        case 4: return product_rows<4>(a, lda, b, ldb, c, ldc, depth, columns, keep, next);
+        case 5: return product_rows<5>(a, lda, b, ldb, c, ldc, depth, columns, keep, next);
+        default: return product_rows<6>(a, lda, b, ldb, c, ldc, depth, columns, keep, next);
     }
 }
 
@@ -131,11 +134,12 @@ void attention(const AttentionTask& task, const AttentionItem& item, void* scrat
     const bool widen_pages = rows > max_rows || !task.positions;
     for (int page = item.first_page; page < item.last_page; page++) {
         const int64_t page_first = static_cast<int64_t>(page) * page_keys;
-        const uint16_t *k = nullptr, *v = nullptr;
+        const uint16_t *k = nullptr, *v = nullptr, *next = nullptr;
         int keys = page_keys;    // those that some row sees
         if (task.positions) {
             k = task.cache + static_cast<size_t>(item.pages[page]) * task.page_stride + static_cast<size_t>(item.kv_head) * task.head_stride;
             v = k + page_keys * dim;
+            if (page + 1 < item.last_page) next = k + (static_cast<int64_t>(item.pages[page + 1]) - item.pages[page]) * static_cast<int64_t>(task.page_stride);
             int64_t seen = task.positions[item.token + item.tokens - 1] - page_first + 1;
             if (seen < keys) keys = static_cast<int>(seen);
             if (widen_pages) {
@@ -155,8 +159,8 @@ void attention(const AttentionTask& task, const AttentionItem& item, void* scrat
         }
         for (int r = 0; r < rows; r += max_rows) {
             const int n = rows - r < max_rows ? rows - r : max_rows;
-            if (widen_pages) product(n, q + static_cast<int64_t>(r) * dim, dim, wide_k, page_keys, scores, page_keys, dim, page_keys, nullptr);
-            else product(n, q + static_cast<int64_t>(r) * dim, dim, k, page_keys, scores, page_keys, dim, page_keys, nullptr);
+            if (widen_pages) product(n, q + static_cast<int64_t>(r) * dim, dim, wide_k, page_keys, scores, page_keys, dim, page_keys, nullptr, wide_k);
+            else product(n, q + static_cast<int64_t>(r) * dim, dim, k, page_keys, scores, page_keys, dim, page_keys, nullptr, v);
             float keep[max_rows];
             for (int i = 0; i < n; i++) {
                 const int t = (r + i) / task.group_heads, h = (r + i) % task.group_heads;
@@ -168,8 +172,8 @@ void attention(const AttentionTask& task, const AttentionItem& item, void* scrat
                 keep[i] = weigh(task, row, page_first, scores + i * page_keys, top[r + i], denominator[r + i]);
             }
             float* to = out + static_cast<int64_t>(r) * pad;
-            if (widen_pages) product(n, scores, page_keys, wide_v, pad, to, pad, keys, pad, keep);
-            else product(n, scores, page_keys, v, pad, to, pad, keys, pad, keep);
+            if (widen_pages) product(n, scores, page_keys, wide_v, pad, to, pad, keys, pad, keep, wide_v);
+            else product(n, scores, page_keys, v, pad, to, pad, keys, pad, keep, next ? next : v);
         }
     }
     for (int t = 0; t < item.tokens; t++)
