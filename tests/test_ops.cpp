@@ -29,7 +29,9 @@ public:
         std::mt19937 random(seed);
         std::normal_distribution<float> normal(0, spread);
         auto round = [&](float value) {
-            return type == DType::f16 ? half_to_float(float_to_half(value)) : type == DType::bf16 ? bf16_to_float(float_to_bf16(value)) : value;
+            return type == DType::f16    ? half_to_float(float_to_half(value))
+                   : type == DType::bf16 ? bf16_to_float(float_to_bf16(value))
+                                         : value;
         };
         if (group == 0) {
             for (int64_t i = 0; i < rows * columns; i++) values_.push_back(round(normal(random)));
@@ -51,8 +53,10 @@ public:
     }
     void read_dense(int64_t first, int64_t count, float* rows) const override {
         for (int64_t i = first * in; i < (first + count) * in; i++)
-            *rows++ = group_size == 0 ? values_[static_cast<size_t>(i)]
-                                      : static_cast<float>(q_[static_cast<size_t>(i)]) * scale_[static_cast<size_t>(i / group_size)] + offset_[static_cast<size_t>(i / group_size)];
+            *rows++ = group_size == 0
+                          ? values_[static_cast<size_t>(i)]
+                          : static_cast<float>(q_[static_cast<size_t>(i)]) * scale_[static_cast<size_t>(i / group_size)] +
+                                offset_[static_cast<size_t>(i / group_size)];
     }
 
 private:
@@ -61,7 +65,8 @@ private:
 };
 
 // Made once for all backends: normal deviates are slow to come by.
-std::shared_ptr<RandomRows> random_rows(int64_t rows, int64_t columns, int64_t group, DType type, bool zeros, uint32_t seed, float spread) {
+std::shared_ptr<RandomRows> random_rows(int64_t rows, int64_t columns, int64_t group, DType type, bool zeros, uint32_t seed,
+                                        float spread) {
     static std::map<std::tuple<int64_t, int64_t, int64_t, DType, bool, uint32_t, float>, std::shared_ptr<RandomRows>> made;
     auto& entry = made[{rows, columns, group, type, zeros, seed, spread}];
     if (!entry) entry = std::make_shared<RandomRows>(rows, columns, group, type, zeros, seed, spread);
@@ -69,7 +74,7 @@ std::shared_ptr<RandomRows> random_rows(int64_t rows, int64_t columns, int64_t g
 }
 
 struct WeightCase {
-    std::vector<int64_t> members;    // rows of each
+    std::vector<int64_t> members;  // rows of each
     int64_t in;
     int64_t group = 0;
     DType dtype = DType::f16;
@@ -77,7 +82,7 @@ struct WeightCase {
     Stack stack = Stack::single;
     int64_t experts = 1;
     WeightKind kind = WeightKind::linear;
-    float spread = 0;                // 0: so that outputs are about as large as inputs
+    float spread = 0;  // 0: so that outputs are about as large as inputs
 };
 
 // ---- one graph on one backend
@@ -86,8 +91,8 @@ constexpr uint8_t guard_byte = 0xa5;
 constexpr size_t guard_bytes = 512;
 
 struct Batch {
-    std::vector<int32_t> lengths{1};    // tokens of each sequence in this run
-    std::vector<int32_t> past;          // positions already in the cache (none: 0)
+    std::vector<int32_t> lengths{1};  // tokens of each sequence in this run
+    std::vector<int32_t> past;        // positions already in the cache (none: 0)
     int32_t outputs = 0;
     int32_t tokens() const {
         int32_t sum = 0;
@@ -178,12 +183,14 @@ public:
         }
         for (int32_t i = 0; i < batch.outputs; i++) rows.push_back((i * 5 + 1) % batch.tokens());
         args.size = {batch.tokens(), static_cast<int32_t>(batch.lengths.size()), batch.outputs, pages};
-        std::vector<int32_t> table;    // pages in no particular order, page 0 unused
+        std::vector<int32_t> table;  // pages in no particular order, page 0 unused
         for (int32_t i = 0; i < pages * args.size.sequences; i++) table.push_back(1 + (i * 7 % (pages_each * most_sequences)));
         for (int32_t s = 0; s < args.size.sequences; s++)
-            for (int32_t p = 0; p < pages; p++) table[static_cast<size_t>(s * pages + p)] = 1 + (s * pages_each + p) * 7 % (pages_each * most_sequences);
+            for (int32_t p = 0; p < pages; p++)
+                table[static_cast<size_t>(s * pages + p)] = 1 + (s * pages_each + p) * 7 % (pages_each * most_sequences);
         auto input = [&](Input kind, const std::vector<int32_t>& values) { args.inputs[static_cast<int>(kind)] = values.data(); };
-        input(Input::tokens, tokens), input(Input::positions, positions), input(Input::sequence, sequence), input(Input::seq_begin, seq_begin);
+        input(Input::tokens, tokens), input(Input::positions, positions), input(Input::sequence, sequence),
+            input(Input::seq_begin, seq_begin);
         input(Input::rope_len, rope_len), input(Input::page_table, table), input(Input::output_rows, rows);
         for (auto& [kind, values] : extra_ints) input(kind, values);
         for (auto& [kind, values] : extra_floats) args.inputs[static_cast<int>(kind)] = values.data();
@@ -198,7 +205,8 @@ public:
             if (node.op == Op::input || node.op == Op::weight || node.op == Op::view) continue;
             guards.emplace_back(at, guard_bytes);
             plan.offset[id] = at + guard_bytes;
-            const size_t bytes = static_cast<size_t>(node_rows(node, args.size) * node.cols) * dtype_bytes(node.dtype), whole = (bytes + 255) / 256 * 256;
+            const size_t bytes = static_cast<size_t>(node_rows(node, args.size) * node.cols) * dtype_bytes(node.dtype),
+                         whole = (bytes + 255) / 256 * 256;
             guards.emplace_back(plan.offset[id] + bytes, whole - bytes + guard_bytes);
             at = plan.offset[id] + whole + guard_bytes;
         }
@@ -213,7 +221,8 @@ public:
         const Node& out = graph.nodes[static_cast<size_t>(output)];
         const size_t count = static_cast<size_t>(node_rows(out, args.size) * out.cols), edge = guard_bytes / 4;
         std::vector<float> result(count + 2 * edge, -77);
-        args.graph = &graph, args.plan = &plan, args.activations = activations.get(), args.kv_cache = cache_.get(), args.kv = kv_, args.kv_pages = kv_pages_;
+        args.graph = &graph, args.plan = &plan, args.activations = activations.get(), args.kv_cache = cache_.get(), args.kv = kv_,
+        args.kv_pages = kv_pages_;
         args.result = result.data() + edge;
         args.check_finite = !seconds;
         AWQ_TRY(backend_.run(args));
@@ -266,7 +275,7 @@ private:
 struct Candidate {
     std::string name;
     std::unique_ptr<Backend> backend;
-    double tolerance;    // of the outputs' root mean square
+    double tolerance;  // of the outputs' root mean square
 };
 
 std::vector<Candidate>& candidates() {
@@ -275,15 +284,17 @@ std::vector<Candidate>& candidates() {
         for (const BackendEntry& entry : backend_table()) {
             if (std::string(entry.name) == "reference" || !entry.available()) continue;
             const bool cpu = std::string(entry.name) == "cpu";
-            for (const char* isa : cpu ? std::vector<const char*>{"scalar", "avx2", "avx512", "avx512vnni", "neon"} : std::vector<const char*>{""})
+            for (const char* isa :
+                 cpu ? std::vector<const char*>{"scalar", "avx2", "avx512", "avx512vnni", "neon"} : std::vector<const char*>{""})
                 for (int threads : cpu ? std::vector<int>{1, 2} : std::vector<int>{0}) {
                     BackendOptions options;
                     options.isa = isa;
                     options.threads = threads;
                     auto backend = entry.create(options);
-                    if (!backend.ok()) continue;    // this machine lacks it
+                    if (!backend.ok()) continue;  // this machine lacks it
                     const bool wide = (*backend)->activation_type() == DType::f32;
-                    list.push_back({std::string(entry.name) + (cpu ? std::string(" ") + isa + " " + std::to_string(threads) : ""), std::move(*backend), wide ? 2e-3 : 2e-2});
+                    list.push_back({std::string(entry.name) + (cpu ? std::string(" ") + isa + " " + std::to_string(threads) : ""),
+                                    std::move(*backend), wide ? 2e-3 : 2e-2});
                 }
         }
         return list;
@@ -343,11 +354,11 @@ std::vector<WeightCase> weight_cases() {
         {.members = {100}, .in = 576, .group = 64},
         {.members = {33}, .in = 256, .group = 128, .zeros = false},
         {.members = {16}, .in = 384, .group = 384},
-        {.members = {7}, .in = 640, .group = 640},                                            // longer than one header serves
+        {.members = {7}, .in = 640, .group = 640},  // longer than one header serves
         {.members = {70}, .in = 2304, .group = 128, .dtype = DType::bf16},
         {.members = {40}, .in = 96, .group = 32, .dtype = DType::bf16, .zeros = false},
         {.members = {40}, .in = 192, .group = 64, .dtype = DType::f32, .zeros = false},
-        {.members = {20}, .in = 48, .group = 24},                                             // no kernel likes such groups
+        {.members = {20}, .in = 48, .group = 24},  // no kernel likes such groups
         {.members = {40, 24, 24}, .in = 128, .group = 64, .stack = Stack::concat},
         {.members = {20, 20}, .in = 128, .group = 32, .stack = Stack::gate_up},
         {.members = {64, 64}, .in = 1536, .group = 32, .stack = Stack::gate_up},
@@ -359,7 +370,8 @@ std::vector<WeightCase> weight_cases() {
     };
 }
 std::string describe(const WeightCase& c) {
-    std::string text = std::to_string(c.members[0]) + " x " + std::to_string(c.members.size()) + " rows of " + std::to_string(c.in) + ", group " + std::to_string(c.group);
+    std::string text = std::to_string(c.members[0]) + " x " + std::to_string(c.members.size()) + " rows of " +
+                       std::to_string(c.in) + ", group " + std::to_string(c.group);
     return text + " " + dtype_name(c.dtype) + (c.stack == Stack::gate_up ? " gate_up" : "");
 }
 
@@ -390,33 +402,46 @@ TEST_CASE("ops: linear, norm_linear, linear_add, norm_gate_up") {
             int64_t out = 0;
             for (int64_t n : c.members) out += n;
             const std::string what = describe(c) + ", " + std::to_string(rows) + " tokens";
-            sweep("linear " + what, [&](Bench& b) { return b.run(b.g().op(Op::linear, "y", {b.x(c.in, 1), b.w(c, 2), rows % 2 ? b.vector(out, 3) : no_node}), batch); });
+            sweep("linear " + what, [&](Bench& b) {
+                return b.run(b.g().op(Op::linear, "y", {b.x(c.in, 1), b.w(c, 2), rows % 2 ? b.vector(out, 3) : no_node}), batch);
+            });
             if (rows % 3 == 0) continue;
             sweep("norm_linear " + what, [&](Bench& b) {
-                return b.run(b.g().op(Op::norm_linear, "y", {b.x(c.in, 1), b.vector(c.in, 4), b.w(c, 2), no_node}, norm_attrs(c.in, rows % 2)), batch);
+                return b.run(b.g().op(Op::norm_linear, "y", {b.x(c.in, 1), b.vector(c.in, 4), b.w(c, 2), no_node},
+                                      norm_attrs(c.in, rows % 2)),
+                             batch);
             });
-            sweep("linear_add " + what, [&](Bench& b) { return b.run(b.g().op(Op::linear_add, "y", {b.x(c.in, 1), b.w(c, 2), no_node, b.x(out, 5)}), batch); });
+            sweep("linear_add " + what, [&](Bench& b) {
+                return b.run(b.g().op(Op::linear_add, "y", {b.x(c.in, 1), b.w(c, 2), no_node, b.x(out, 5)}), batch);
+            });
             if (c.stack != Stack::gate_up) continue;
-            sweep("norm_gate_up " + what, [&](Bench& b) {
-                Attrs attrs = norm_attrs(c.in);
-                attrs.activation = rows % 2 ? Activation::silu : Activation::gelu_tanh;
-                return b.run(b.g().op(Op::norm_gate_up, "y", {b.x(c.in, 1), b.vector(c.in, 4), b.w(c, 2)}, attrs), batch);
-            }, {}, 2);
+            sweep(
+                "norm_gate_up " + what,
+                [&](Bench& b) {
+                    Attrs attrs = norm_attrs(c.in);
+                    attrs.activation = rows % 2 ? Activation::silu : Activation::gelu_tanh;
+                    return b.run(b.g().op(Op::norm_gate_up, "y", {b.x(c.in, 1), b.vector(c.in, 4), b.w(c, 2)}, attrs), batch);
+                },
+                {}, 2);
         }
 }
 
 TEST_CASE("ops: moe") {
     for (auto [experts, top_k, group] : {std::tuple{4, 2, 32}, {8, 3, 64}, {5, 5, 0}})
         for (int rows : {1, 2, 7, 33, 150}) {
-            sweep("moe of " + std::to_string(experts) + ", " + std::to_string(rows) + " tokens", [&, experts = experts, top_k = top_k, group = group](Bench& b) {
-                Attrs attrs;
-                attrs.top_k = top_k;
-                attrs.renormalize = rows % 2;
-                attrs.activation = Activation::silu;
-                NodeId up = b.w({.members = {96, 96}, .in = 128, .group = group, .stack = Stack::gate_up, .experts = experts}, 2);
-                NodeId down = b.w({.members = {40}, .in = 192 / 2, .group = group ? 32 : 0, .experts = experts}, 40);
-                return b.run(b.g().op(Op::moe, "y", {b.x(128, 1), b.x(experts, 5), up, down}, attrs), {.lengths = {rows}});
-            }, {}, 2);
+            sweep(
+                "moe of " + std::to_string(experts) + ", " + std::to_string(rows) + " tokens",
+                [&, experts = experts, top_k = top_k, group = group](Bench& b) {
+                    Attrs attrs;
+                    attrs.top_k = top_k;
+                    attrs.renormalize = rows % 2;
+                    attrs.activation = Activation::silu;
+                    NodeId up =
+                        b.w({.members = {96, 96}, .in = 128, .group = group, .stack = Stack::gate_up, .experts = experts}, 2);
+                    NodeId down = b.w({.members = {40}, .in = 192 / 2, .group = group ? 32 : 0, .experts = experts}, 40);
+                    return b.run(b.g().op(Op::moe, "y", {b.x(128, 1), b.x(experts, 5), up, down}, attrs), {.lengths = {rows}});
+                },
+                {}, 2);
         }
 }
 
@@ -430,26 +455,42 @@ TEST_CASE("ops: norms, activations, sums") {
             attrs.scale = 0.37f;
             attrs.softcap = 1.5f;
             sweep("scale " + what, [&](Bench& b) { return b.run(b.g().op(Op::scale, "y", {b.x(cols, 1)}, attrs), batch); });
-            sweep("softcap " + what, [&](Bench& b) { return b.run(b.g().op(Op::softcap, "y", {b.x(cols, 1, 2)}, attrs), batch); });
+            sweep("softcap " + what,
+                  [&](Bench& b) { return b.run(b.g().op(Op::softcap, "y", {b.x(cols, 1, 2)}, attrs), batch); });
             for (int64_t width : {cols, cols % 4 ? cols : cols / 4})
                 for (bool each : {false, true}) {
                     const int64_t size = each ? cols : width;
-                    sweep("rms_norm " + what, [&](Bench& b) { return b.run(b.g().op(Op::rms_norm, "y", {b.x(cols, 1), b.vector(size, 3)}, norm_attrs(width, rows % 2)), batch); });
+                    sweep("rms_norm " + what, [&](Bench& b) {
+                        return b.run(b.g().op(Op::rms_norm, "y", {b.x(cols, 1), b.vector(size, 3)}, norm_attrs(width, rows % 2)),
+                                     batch);
+                    });
                     sweep("layer_norm " + what, [&](Bench& b) {
-                        return b.run(b.g().op(Op::layer_norm, "y", {b.x(cols, 1), each ? b.vector(size, 3) : no_node, rows % 2 ? b.vector(size, 4) : no_node}, norm_attrs(width)), batch);
+                        return b.run(
+                            b.g().op(Op::layer_norm, "y",
+                                     {b.x(cols, 1), each ? b.vector(size, 3) : no_node, rows % 2 ? b.vector(size, 4) : no_node},
+                                     norm_attrs(width)),
+                            batch);
                     });
                 }
-            for (Activation kind : {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::quick_gelu, Activation::relu}) {
+            for (Activation kind : {Activation::none, Activation::silu, Activation::gelu, Activation::gelu_tanh,
+                                    Activation::quick_gelu, Activation::relu}) {
                 Attrs act;
                 act.activation = kind;
-                sweep("act " + what, [&](Bench& b) { return b.run(b.g().op(Op::act, "y", {b.x(cols, 1, 3), no_node}, act), batch); });
-                sweep("gated_act " + what, [&](Bench& b) { return b.run(b.g().op(Op::gated_act, "y", {b.x(cols, 1, 3), b.x(cols, 2)}, act), batch); });
+                sweep("act " + what, [&](Bench& b) {
+                    return b.run(b.g().op(Op::act, "y", {b.x(cols, 1, 3), no_node}, act), batch);
+                });
+                sweep("gated_act " + what, [&](Bench& b) {
+                    return b.run(b.g().op(Op::gated_act, "y", {b.x(cols, 1, 3), b.x(cols, 2)}, act), batch);
+                });
             }
             Attrs scaled;
             scaled.activation = Activation::gelu;
-            sweep("act with scales " + what, [&](Bench& b) {
-                return b.run(b.g().op(Op::act, "y", {b.x(cols, 1), b.vector(cols, 8, 100)}, scaled), batch);
-            }, {}, 50);
+            sweep(
+                "act with scales " + what,
+                [&](Bench& b) {
+                    return b.run(b.g().op(Op::act, "y", {b.x(cols, 1), b.vector(cols, 8, 100)}, scaled), batch);
+                },
+                {}, 50);
         }
 }
 
@@ -464,11 +505,13 @@ TEST_CASE("ops: lookups and rows") {
                 return b.run(b.g().op(Op::embed, "y", {b.g().batch_input(Input::tokens), table}, attrs), {.lengths = {rows}});
             });
         sweep("select_rows", [&](Bench& b) {
-            return b.run(b.g().op(Op::select_rows, "y", {b.x(50, 1), b.g().batch_input(Input::output_rows)}), {.lengths = {rows}, .outputs = (rows + 1) / 2});
+            return b.run(b.g().op(Op::select_rows, "y", {b.x(50, 1), b.g().batch_input(Input::output_rows)}),
+                         {.lengths = {rows}, .outputs = (rows + 1) / 2});
         });
         sweep("logits", [&](Bench& b) {
             NodeId x = b.g().op(Op::select_rows, "last", {b.x(96, 1), b.g().batch_input(Input::output_rows)});
-            return b.run(b.g().op(Op::linear, "y", {x, b.w({.members = {300}, .in = 96, .kind = WeightKind::table}, 2), no_node}), {.lengths = {rows}, .outputs = (rows + 1) / 2});
+            return b.run(b.g().op(Op::linear, "y", {x, b.w({.members = {300}, .in = 96, .kind = WeightKind::table}, 2), no_node}),
+                         {.lengths = {rows}, .outputs = (rows + 1) / 2});
         });
         sweep("put_rows", [&](Bench& b) {
             std::vector<int32_t> which;
@@ -479,7 +522,8 @@ TEST_CASE("ops: lookups and rows") {
             b.extra_floats = {{Input::features, features}};
             b.feature_rows = 5;
             NodeId from = b.g().input(Input::features, Rows::fixed, 48, DType::f32, 5);
-            return b.run(b.g().op(Op::put_rows, "y", {b.x(48, 1), from, b.g().batch_input(Input::image_rows)}), {.lengths = {rows}});
+            return b.run(b.g().op(Op::put_rows, "y", {b.x(48, 1), from, b.g().batch_input(Input::image_rows)}),
+                         {.lengths = {rows}});
         });
         sweep("gather_cols", [&](Bench& b) {
             class Order : public WeightRows {
@@ -508,16 +552,18 @@ TEST_CASE("ops: vision") {
         Attrs attrs;
         attrs.patch = 7;
         attrs.image = 28;
-        NodeId patches = b.g().op(Op::patches, "patches", {b.g().input(Input::pixels, Rows::fixed, 28, DType::f32, 3 * 28)}, attrs);
+        NodeId patches =
+            b.g().op(Op::patches, "patches", {b.g().input(Input::pixels, Rows::fixed, 28, DType::f32, 3 * 28)}, attrs);
         NodeId hidden = b.g().op(Op::linear, "embed", {patches, b.w({.members = {48}, .in = 147}, 2), no_node});
         NodeId with_class = b.g().op(Op::prepend_row, "class", {hidden, b.vector(48, 3)});
-        NodeId placed = b.g().op(Op::add_table, "positions", {with_class, b.w({.members = {17}, .in = 48, .kind = WeightKind::table}, 4)});
+        NodeId placed =
+            b.g().op(Op::add_table, "positions", {with_class, b.w({.members = {17}, .in = 48, .kind = WeightKind::table}, 4)});
         return b.run(b.g().op(Op::drop_first_row, "y", {placed}), {});
     });
     for (int dim : {8, 20, 64})
         sweep("attention_full", [&](Bench& b) {
             const int heads = 3;
-            std::vector<float> pixels;    // 144 patches
+            std::vector<float> pixels;  // 144 patches
             std::mt19937 random(5);
             std::normal_distribution<float> normal;
             for (int i = 0; i < 3 * 48 * 48; i++) pixels.push_back(half_to_float(float_to_half(normal(random))));
@@ -525,7 +571,8 @@ TEST_CASE("ops: vision") {
             Attrs picture;
             picture.patch = 4;
             picture.image = 48;
-            NodeId x = b.g().op(Op::patches, "patches", {b.g().input(Input::pixels, Rows::fixed, 48, DType::f32, 3 * 48)}, picture);
+            NodeId x =
+                b.g().op(Op::patches, "patches", {b.g().input(Input::pixels, Rows::fixed, 48, DType::f32, 3 * 48)}, picture);
             Attrs attrs;
             attrs.heads = attrs.kv_heads = heads;
             attrs.head_dim = dim;
@@ -543,7 +590,7 @@ struct AttentionCase {
     int window = 0;
     float softcap = 0;
     bool alibi = false, interleaved = false, fused = true;
-    int rot_dim = 0;    // 0: all
+    int rot_dim = 0;  // 0: all
     RopeParams::Kind kind = RopeParams::Kind::fixed;
 };
 
@@ -554,7 +601,8 @@ std::vector<float> attend(Bench& b, const AttentionCase& c, const std::vector<Ba
         b.clear();
         GraphBuilder& g = b.g();
         Attrs attrs;
-        attrs.heads = c.heads, attrs.kv_heads = c.kv_heads, attrs.head_dim = c.dim, attrs.layer = 1, attrs.window = c.window, attrs.softcap = c.softcap;
+        attrs.heads = c.heads, attrs.kv_heads = c.kv_heads, attrs.head_dim = c.dim, attrs.layer = 1, attrs.window = c.window,
+        attrs.softcap = c.softcap;
         attrs.rot_dim = c.rot_dim ? c.rot_dim : c.dim;
         attrs.interleaved = c.interleaved;
         attrs.scale = 1 / std::sqrt(static_cast<float>(c.dim));
@@ -579,9 +627,11 @@ std::vector<float> attend(Bench& b, const AttentionCase& c, const std::vector<Ba
         }
         auto in = [&](Input kind) { return g.batch_input(kind); };
         NodeId q = b.x(c.heads * c.dim, 1), k = b.x(c.kv_heads * c.dim, 2), v = b.x(c.kv_heads * c.dim, 3);
-        NodeId table = g.op(Op::rope_table, "table", {in(Input::positions), in(Input::sequence), in(Input::rope_len)}, table_attrs);
+        NodeId table =
+            g.op(Op::rope_table, "table", {in(Input::positions), in(Input::sequence), in(Input::rope_len)}, table_attrs);
         if (c.fused) {
-            q = g.op(Op::rope_append, "rope", {q, k, v, table, in(Input::positions), in(Input::sequence), in(Input::page_table)}, attrs);
+            q = g.op(Op::rope_append, "rope", {q, k, v, table, in(Input::positions), in(Input::sequence), in(Input::page_table)},
+                     attrs);
         } else {
             Attrs key = attrs;
             key.heads = c.kv_heads;
@@ -589,7 +639,8 @@ std::vector<float> attend(Bench& b, const AttentionCase& c, const std::vector<Ba
             k = g.op(Op::rope, "k", {k, table}, key);
             g.op(Op::kv_append, "append", {k, v, in(Input::positions), in(Input::sequence), in(Input::page_table)}, attrs);
         }
-        NodeId y = g.op(Op::attention, "y", {q, in(Input::positions), in(Input::sequence), in(Input::seq_begin), in(Input::page_table)}, attrs);
+        NodeId y = g.op(Op::attention, "y",
+                        {q, in(Input::positions), in(Input::sequence), in(Input::seq_begin), in(Input::page_table)}, attrs);
         result = b.run(y, runs[i], seconds && i + 1 == runs.size() ? seconds : nullptr);
     }
     return result;
@@ -611,7 +662,8 @@ TEST_CASE("ops: rope, cache, attention") {
     };
     for (const AttentionCase& c : cases) {
         const KvShape kv{2, c.kv_heads, c.dim};
-        const std::string what = std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " heads of " + std::to_string(c.dim) + ", window " + std::to_string(c.window);
+        const std::string what = std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " heads of " +
+                                 std::to_string(c.dim) + ", window " + std::to_string(c.window);
         const std::vector<std::vector<Batch>> plans = {
             {{.lengths = {1}}},
             {{.lengths = {2}}},
@@ -623,16 +675,23 @@ TEST_CASE("ops: rope, cache, attention") {
             {{.lengths = {90, 3, 130, 1}}, {.lengths = {1, 40, 2, 1}, .past = {90, 3, 130, 1}}},
         };
         for (size_t i = 0; i < plans.size(); i++)
-            sweep("attention " + what + ", plan " + std::to_string(i), [&](Bench& b) { return attend(b, c, plans[i]); }, kv, 2);
+            sweep(
+                "attention " + what + ", plan " + std::to_string(i), [&](Bench& b) { return attend(b, c, plans[i]); }, kv, 2);
     }
     // Long enough that keys are split among items and joined.
     const AttentionCase c{.heads = 6, .kv_heads = 2, .dim = 32};
     for (int window : {0, 600})
-        sweep("attention, long", [&](Bench& b) {
-            AttentionCase windowed = c;
-            windowed.window = window;
-            return attend(b, windowed, {{.lengths = {1300, 10}}, {.lengths = {700, 5}, .past = {1300, 10}}, {.lengths = {1, 1}, .past = {2000, 15}}});
-        }, {2, 2, 32}, 2);
+        sweep(
+            "attention, long",
+            [&](Bench& b) {
+                AttentionCase windowed = c;
+                windowed.window = window;
+                return attend(b, windowed,
+                              {{.lengths = {1300, 10}},
+                               {.lengths = {700, 5}, .past = {1300, 10}},
+                               {.lengths = {1, 1}, .past = {2000, 15}}});
+            },
+            {2, 2, 32}, 2);
 }
 
 TEST_CASE("ops: a value that is not finite is found and named") {
@@ -640,7 +699,11 @@ TEST_CASE("ops: a value that is not finite is found and named") {
         INFO(candidate.name);
         Bench b(*candidate.backend);
         NodeId x = b.x(64, 1);
-        NodeId poisoned = b.g().op(Op::scale, "poison", {x}, [] { Attrs a; a.scale = INFINITY; return a; }());
+        NodeId poisoned = b.g().op(Op::scale, "poison", {x}, [] {
+            Attrs a;
+            a.scale = INFINITY;
+            return a;
+        }());
         NodeId y = b.g().op(Op::linear, "y", {poisoned, b.w({.members = {32}, .in = 64, .group = 32}, 2), no_node});
         std::vector<float> result;
         Status status = b.try_run(y, {.lengths = {3}}, result);
@@ -662,8 +725,8 @@ TEST_CASE("ops: speed, with AWQ_BENCH=1") {
             const Node& node = graph.nodes[static_cast<size_t>(y)];
             const Kernel* kernel = candidate.backend->kernel(graph, node, node_rows(node, b.last_size));
             const double bytes = static_cast<double>(kernel->bytes(graph, node, b.last_size, kv_length));
-            std::printf("  %-58s %9.1f us %7.1f GB/s %4.0f%% %8.1f G multiply-adds/s\n", what.c_str(), seconds * 1e6, bytes / seconds * 1e-9,
-                        limit > 0 ? 100 * bytes / seconds / limit : 0, products / seconds * 1e-9);
+            std::printf("  %-58s %9.1f us %7.1f GB/s %4.0f%% %8.1f G multiply-adds/s\n", what.c_str(), seconds * 1e6,
+                        bytes / seconds * 1e-9, limit > 0 ? 100 * bytes / seconds / limit : 0, products / seconds * 1e-9);
         };
         struct Shape {
             const char* name;
@@ -673,7 +736,9 @@ TEST_CASE("ops: speed, with AWQ_BENCH=1") {
         const Shape shapes[] = {
             {"SmolLM2 qkv", {.members = {960}, .in = 576, .group = 32, .zeros = false}, {1, 4, 16, 512}},
             {"SmolLM2 down", {.members = {576}, .in = 1536, .group = 32, .zeros = false}, {1, 4, 16, 512}},
-            {"SmolLM2 gate, up", {.members = {1536, 1536}, .in = 576, .group = 32, .zeros = false, .stack = Stack::gate_up}, {1, 4, 16, 512}},
+            {"SmolLM2 gate, up",
+             {.members = {1536, 1536}, .in = 576, .group = 32, .zeros = false, .stack = Stack::gate_up},
+             {1, 4, 16, 512}},
             {"1B down", {.members = {2048}, .in = 8192, .group = 128}, {1, 2, 4, 8, 128}},
             {"1B gate, up", {.members = {8192, 8192}, .in = 2048, .group = 128, .stack = Stack::gate_up}, {1, 128}},
             {"SmolLM2 head", {.members = {49152}, .in = 576}, {1, 4, 64}},
@@ -686,18 +751,26 @@ TEST_CASE("ops: speed, with AWQ_BENCH=1") {
                 for (int64_t n : shape.weight.members) out += n;
                 const bool gated = shape.weight.stack == Stack::gate_up;
                 NodeId x = b.x(shape.weight.in, 1), w = b.w(shape.weight, 2);
-                NodeId y = gated ? b.g().op(Op::norm_gate_up, "y", {x, b.vector(shape.weight.in, 3), w}, [&] { Attrs a = norm_attrs(shape.weight.in); a.activation = Activation::silu; return a; }())
+                NodeId y = gated ? b.g().op(Op::norm_gate_up, "y", {x, b.vector(shape.weight.in, 3), w},
+                                            [&] {
+                                                Attrs a = norm_attrs(shape.weight.in);
+                                                a.activation = Activation::silu;
+                                                return a;
+                                            }())
                                  : b.g().op(Op::linear, "y", {x, w, no_node});
                 double seconds = 0;
                 b.run(y, {.lengths = {rows}}, &seconds);
-                show(std::string(shape.name) + ", " + std::to_string(rows) + " tokens", b, y, seconds, static_cast<double>(out * shape.weight.in * rows), 0);
+                show(std::string(shape.name) + ", " + std::to_string(rows) + " tokens", b, y, seconds,
+                     static_cast<double>(out * shape.weight.in * rows), 0);
             }
         struct Depth {
             AttentionCase attention;
             int tokens, past;
         };
-        const Depth depths[] = {{{.heads = 9, .kv_heads = 3, .dim = 64}, 1, 128},  {{.heads = 9, .kv_heads = 3, .dim = 64}, 1, 2047},
-                                {{.heads = 32, .kv_heads = 8, .dim = 128}, 1, 2047}, {{.heads = 9, .kv_heads = 3, .dim = 64}, 512, 0},
+        const Depth depths[] = {{{.heads = 9, .kv_heads = 3, .dim = 64}, 1, 128},
+                                {{.heads = 9, .kv_heads = 3, .dim = 64}, 1, 2047},
+                                {{.heads = 32, .kv_heads = 8, .dim = 128}, 1, 2047},
+                                {{.heads = 9, .kv_heads = 3, .dim = 64}, 512, 0},
                                 {{.heads = 9, .kv_heads = 3, .dim = 64}, 512, 1536}};
         for (const Depth& depth : depths) {
             const AttentionCase& c = depth.attention;
@@ -708,8 +781,9 @@ TEST_CASE("ops: speed, with AWQ_BENCH=1") {
             double seconds = 0, products = 0;
             attend(b, c, runs, &seconds);
             for (int t = 0; t < depth.tokens; t++) products += 2.0 * (depth.past + t + 1) * c.heads * c.dim;
-            show("attention " + std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " x " + std::to_string(c.dim) + ", " + std::to_string(depth.tokens) + " at " + std::to_string(depth.past), b,
-                 b.g().graph().output, seconds, products, depth.past + depth.tokens);
+            show("attention " + std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " x " + std::to_string(c.dim) +
+                     ", " + std::to_string(depth.tokens) + " at " + std::to_string(depth.past),
+                 b, b.g().graph().output, seconds, products, depth.past + depth.tokens);
         }
     }
 }

@@ -8,8 +8,12 @@ namespace awq::cpu {
 static_assert(page_keys == page_size);
 
 static int64_t padded(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
-static size_t head_elements(const KvShape& kv) { return static_cast<size_t>(page_size) * static_cast<size_t>(kv.head_dim + padded(kv.head_dim)); }
-size_t page_elements(const KvShape& kv) { return static_cast<size_t>(kv.layers) * static_cast<size_t>(kv.kv_heads) * head_elements(kv); }
+static size_t head_elements(const KvShape& kv) {
+    return static_cast<size_t>(page_size) * static_cast<size_t>(kv.head_dim + padded(kv.head_dim));
+}
+size_t page_elements(const KvShape& kv) {
+    return static_cast<size_t>(kv.layers) * static_cast<size_t>(kv.kv_heads) * head_elements(kv);
+}
 
 // K of kv head 0 of a layer in a page
 static uint16_t* cache_at(const RunArgs& run, int32_t layer, int32_t page) {
@@ -28,8 +32,9 @@ Status rope_table(const KernelCall& call) {
         const bool longer = length > rope.original_length;
         double theta = rope.theta;
         if (rope.kind == RopeParams::Kind::dynamic && longer)
-            theta *= std::pow(rope.factor * static_cast<double>(length) / static_cast<double>(rope.original_length) - (rope.factor - 1),
-                              rope.rot_dim / (rope.rot_dim - 2.0));
+            theta *= std::pow(
+                rope.factor * static_cast<double>(length) / static_cast<double>(rope.original_length) - (rope.factor - 1),
+                rope.rot_dim / (rope.rot_dim - 2.0));
         float *cosine = call.out.row<float>(r), *sine = cosine + half;
         for (int64_t i = 0; i < half; i++) {
             float frequency = rope.inv_freq[static_cast<size_t>(i)];
@@ -63,13 +68,15 @@ Status rope(const KernelCall& call) {
 static void append_row(const KernelCall& call, int64_t r, const float* k, const float* v) {
     const RunArgs& run = *call.run;
     const int32_t position = call.batch(Input::positions)[r], sequence = call.batch(Input::sequence)[r];
-    const int32_t page = call.batch(Input::page_table)[static_cast<int64_t>(sequence) * run.size.max_pages + position / page_size];
+    const int32_t page =
+        call.batch(Input::page_table)[static_cast<int64_t>(sequence) * run.size.max_pages + position / page_size];
     worker_of(call).isa->kv_store(k, v, run.kv.kv_heads, run.kv.head_dim, static_cast<int32_t>(padded(run.kv.head_dim)),
                                   cache_at(run, call.node->attrs.layer, page), head_elements(run.kv), position % page_size);
 }
 
 Status kv_append(const KernelCall& call) {
-    worker_of(call).share(call.in[0].rows, 16, [&](int64_t r) { append_row(call, r, call.in[0].row<float>(r), call.in[1].row<float>(r)); });
+    worker_of(call).share(call.in[0].rows, 16,
+                          [&](int64_t r) { append_row(call, r, call.in[0].row<float>(r), call.in[1].row<float>(r)); });
     return {};
 }
 
@@ -98,12 +105,12 @@ namespace {
 // sequence keeps all threads busy. Fixed, and so is the order of the sums.
 constexpr int32_t part_pages = 8;
 constexpr int32_t most_split_rows = 8;
-constexpr int32_t block_target_rows = 48;    // rows of one item in a prompt: queries x heads that share a page
+constexpr int32_t block_target_rows = 48;  // rows of one item in a prompt: queries x heads that share a page
 
 struct Plan {
     int32_t heads, kv_heads, group, block_tokens;
-    int64_t state;        // floats of one partial state
-    int32_t max_parts;    // of any sequence; 1: nothing to join
+    int64_t state;      // floats of one partial state
+    int32_t max_parts;  // of any sequence; 1: nothing to join
 };
 
 int32_t first_page(const Attrs& attrs, int32_t position) {
@@ -111,7 +118,7 @@ int32_t first_page(const Attrs& attrs, int32_t position) {
 }
 
 struct Sequence {
-    int32_t first, tokens, first_page, last_page;    // pages that any of its tokens sees
+    int32_t first, tokens, first_page, last_page;  // pages that any of its tokens sees
     bool split;
     int32_t parts() const { return split ? (last_page - 1) / part_pages - first_page / part_pages + 1 : 1; }
 };
@@ -150,7 +157,9 @@ Scratch attention_scratch_of(const Isa&, const RunArgs& args, const Node& node) 
     const int64_t rows = std::max<int64_t>(plan.block_tokens * plan.group, most_split_rows), pad = padded(node.attrs.head_dim);
     Scratch need;
     need.own = aligned(attention_scratch(rows, node.attrs.head_dim, static_cast<int32_t>(pad)));
-    if (plan.max_parts > 1) need.shared = static_cast<size_t>(args.size.tokens) * static_cast<size_t>(plan.heads) * static_cast<size_t>(plan.max_parts * plan.state) * 4;
+    if (plan.max_parts > 1)
+        need.shared = static_cast<size_t>(args.size.tokens) * static_cast<size_t>(plan.heads) *
+                      static_cast<size_t>(plan.max_parts * plan.state) * 4;
     return need;
 }
 
@@ -184,10 +193,12 @@ Status attention(const KernelCall& call) {
     float* partial = reinterpret_cast<float*>(worker.shared);
     const int64_t row_states = plan.max_parts * plan.state;
     // States lie [kv head][token][head of the group][part].
-    auto state_at = [&](int32_t kv_head, int64_t token) { return partial + (kv_head * int64_t{run.size.tokens} + token) * plan.group * row_states; };
+    auto state_at = [&](int32_t kv_head, int64_t token) {
+        return partial + (kv_head * int64_t{run.size.tokens} + token) * plan.group * row_states;
+    };
 
     int64_t item = 0, mine = worker.team ? worker.team->claim(1) : 0;
-    auto claimed = [&] {    // whether the next item is this thread's; every thread counts through all of them
+    auto claimed = [&] {  // whether the next item is this thread's; every thread counts through all of them
         if (item++ != mine) return false;
         mine = worker.team ? worker.team->claim(1) : mine + 1;
         return true;
@@ -231,7 +242,8 @@ Status attention(const KernelCall& call) {
         for (int32_t i = 0; i < q.tokens * plan.heads; i++) {
             if (done++ % worker.threads != worker.index) continue;
             const int32_t token = q.first + i / plan.heads, head = i % plan.heads, kv_head = head / plan.group;
-            worker.isa->attention_join(state_at(kv_head, token) + head % plan.group * row_states, plan.state, q.parts(), task.head_dim, task.head_pad,
+            worker.isa->attention_join(state_at(kv_head, token) + head % plan.group * row_states, plan.state, q.parts(),
+                                       task.head_dim, task.head_pad,
                                        call.out.row<float>(token) + static_cast<int64_t>(head) * task.head_dim);
         }
     }

@@ -15,11 +15,13 @@ namespace cpu {
 // ---- the table
 
 static bool always(const Graph&, const Node&) { return true; }
-static bool is_gate_up(const Graph& graph, const Node& node) { return graph.nodes[node.in[2]].weight->spec.stack == Stack::gate_up; }
+static bool is_gate_up(const Graph& graph, const Node& node) {
+    return graph.nodes[node.in[2]].weight->spec.stack == Stack::gate_up;
+}
 
 std::span<const Operator> operators() {
     constexpr int32_t all = INT32_MAX, few = 6;
-    constexpr int64_t cheap = 4096, moderate = 1024;    // outputs
+    constexpr int64_t cheap = 4096, moderate = 1024;  // outputs
     static const Operator rows[] = {
         {{Op::embed, "embed", 0, all, always, embed, plain_bytes}, nullptr, cheap},
         {{Op::add, "add", 0, all, always, add, plain_bytes}, nullptr, cheap},
@@ -77,7 +79,7 @@ public:
         if (bytes == 0) return std::unique_ptr<Buffer>(std::move(buffer));
         void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (at == MAP_FAILED) return Status(Code::out_of_memory, "no memory for " + std::to_string(bytes) + " bytes");
-        if (bytes >= (size_t{2} << 20)) madvise(at, bytes, MADV_HUGEPAGE);    // a wish
+        if (bytes >= (size_t{2} << 20)) madvise(at, bytes, MADV_HUGEPAGE);  // a wish
         buffer->data = at;
         buffer->bytes = bytes;
         return std::unique_ptr<Buffer>(std::move(buffer));
@@ -109,7 +111,8 @@ struct Members {
 static void pack_weight(const Weight& weight, std::span<const WeightRows* const> sources, int threads) {
     const WeightSpec& spec = weight.spec;
     const Layout layout = layout_of(spec);
-    if (spec.kind == WeightKind::vector) {    // one row; members, if there are several (biases of q, k, v), lie one behind the other in it
+    if (spec.kind ==
+        WeightKind::vector) {  // one row; members, if there are several (biases of q, k, v), lie one behind the other in it
         float* to = static_cast<float*>(weight.data);
         for (const WeightRows* source : sources) {
             source->read_dense(0, source->out, to);
@@ -123,13 +126,16 @@ static void pack_weight(const Weight& weight, std::span<const WeightRows* const>
     constexpr int64_t run = 8 * block_rows;
     const int64_t halves = spec.stack == Stack::gate_up ? 2 : 1, rows = spec.out / halves, runs = (rows + run - 1) / run;
     parallel_for(static_cast<size_t>(spec.experts * halves * runs), static_cast<size_t>(threads), [&](size_t item) {
-        const int64_t first = static_cast<int64_t>(item) % runs * run, half = static_cast<int64_t>(item) / runs % halves, expert = static_cast<int64_t>(item) / runs / halves;
+        const int64_t first = static_cast<int64_t>(item) % runs * run, half = static_cast<int64_t>(item) / runs % halves,
+                      expert = static_cast<int64_t>(item) / runs / halves;
         const int64_t count = std::min(run, rows - first);
         const Members from{sources.subspan(static_cast<size_t>(expert) * members, members)};
         char* to = static_cast<char*>(weight.data) + static_cast<size_t>(expert) * layout.expert_bytes;
         if (layout.type != WeightType::q4) {
             std::vector<float> values(static_cast<size_t>(count * spec.in));
-            from.each(half * rows + first, count, [&](const WeightRows& source, int64_t at, int64_t n, int64_t done) { source.read_dense(at, n, values.data() + done * spec.in); });
+            from.each(half * rows + first, count, [&](const WeightRows& source, int64_t at, int64_t n, int64_t done) {
+                source.read_dense(at, n, values.data() + done * spec.in);
+            });
             const int64_t element = layout.type == WeightType::f32 ? 4 : 2;
             pack_rows(layout, values.data(), count * spec.in, to + (half * rows + first) * spec.in * element);
             return;
@@ -141,8 +147,10 @@ static void pack_weight(const Weight& weight, std::span<const WeightRows* const>
             source.read_quantized(at, n, q.data() + done * spec.in, scale.data() + done * groups, offset.data() + done * groups);
         });
         for (int64_t r = 0; r < count; r += block_rows)
-            pack_block(layout, spec, static_cast<int>(std::min<int64_t>(block_rows, count - r)), q.data() + r * spec.in, scale.data() + r * groups, offset.data() + r * groups,
-                       reinterpret_cast<uint8_t*>(to) + static_cast<size_t>((first + r) / block_rows * halves + half) * layout.block_bytes);
+            pack_block(layout, spec, static_cast<int>(std::min<int64_t>(block_rows, count - r)), q.data() + r * spec.in,
+                       scale.data() + r * groups, offset.data() + r * groups,
+                       reinterpret_cast<uint8_t*>(to) +
+                           static_cast<size_t>((first + r) / block_rows * halves + half) * layout.block_bytes);
     });
     for (const WeightRows* source : sources) source->forget();
 }
@@ -153,12 +161,16 @@ static void unpack_weight(const Weight& weight, float* rows) {
     for (int64_t expert = 0; expert < spec.experts; expert++, rows += spec.out * spec.in) {
         const uint8_t* from = static_cast<const uint8_t*>(weight.data) + static_cast<size_t>(expert) * layout.expert_bytes;
         if (layout.type != WeightType::q4) {
-            widen(layout.type == WeightType::f32 ? DType::f32 : layout.type == WeightType::f16 ? DType::f16 : DType::bf16, from, spec.out * spec.in, rows);
+            widen(layout.type == WeightType::f32   ? DType::f32
+                  : layout.type == WeightType::f16 ? DType::f16
+                                                   : DType::bf16,
+                  from, spec.out * spec.in, rows);
             continue;
         }
         for (int64_t b = 0; b < layout.blocks; b++) {
             const BlockRows block = rows_of_block(spec, b);
-            unpack_block(layout, spec, from + static_cast<size_t>(b) * layout.block_bytes, block.count, rows + block.first * spec.in);
+            unpack_block(layout, spec, from + static_cast<size_t>(b) * layout.block_bytes, block.count,
+                         rows + block.first * spec.in);
         }
     }
 }
@@ -184,7 +196,7 @@ struct Walk {
     char* own;
     size_t own_bytes;
     std::mutex mutex;
-    Status status;    // the first error
+    Status status;  // the first error
 
     void fail(Status error) {
         if (error.ok()) return;
@@ -198,7 +210,7 @@ struct Walk {
         Worker single = worker;
         single.team = nullptr;
         single.threads = 1;
-        bool waiting = false;    // thread 0 has done nodes alone since the last meeting
+        bool waiting = false;  // thread 0 has done nodes alone since the last meeting
         for (Step& step : steps) {
             if (step.alone && index != 0) {
                 waiting = true;
@@ -208,13 +220,18 @@ struct Walk {
                 if (team->barrier(true)) return;
                 waiting = false;
             }
-            if (index == 0 && args->cancel && args->cancel->load(std::memory_order_relaxed)) fail(Status(Code::cancelled, "cancelled"));
+            if (index == 0 && args->cancel && args->cancel->load(std::memory_order_relaxed))
+                fail(Status(Code::cancelled, "cancelled"));
             const Node& node = args->graph->nodes[static_cast<size_t>(step.id)];
-            const auto begin = args->node_seconds && index == 0 ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
+            const auto begin =
+                args->node_seconds && index == 0 ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
             auto done = [&] {
-                if (args->node_seconds && index == 0) args->node_seconds[step.id] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+                if (args->node_seconds && index == 0)
+                    args->node_seconds[step.id] +=
+                        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
             };
-            KernelCall call{args, &node, std::span<const Tensor>(step.in, node.in.size()), step.out, step.alone ? &single : &worker};
+            KernelCall call{args, &node, std::span<const Tensor>(step.in, node.in.size()), step.out,
+                            step.alone ? &single : &worker};
             fail(step.op->kernel.run(call));
             if (step.alone) {
                 done();
@@ -274,7 +291,9 @@ public:
     }
 
     size_t kv_page_bytes(const KvShape& shape) const override { return page_elements(shape) * sizeof(uint16_t); }
-    const Kernel* kernel(const Graph& graph, const Node& node, int64_t rows) const override { return find_kernel(kernel_table(), graph, node, rows); }
+    const Kernel* kernel(const Graph& graph, const Node& node, int64_t rows) const override {
+        return find_kernel(kernel_table(), graph, node, rows);
+    }
     std::span<const Kernel> kernels() const override { return kernel_table(); }
 
     Status run(const RunArgs& args) override;
@@ -329,12 +348,13 @@ Status CpuBackend::prepare(const RunArgs& args) {
         for (size_t i = 0; i < node.in.size() && i < 8; i++)
             if (node.in[i] != no_node) step.in[i] = tensor(node.in[i]);
         for (const Operator& op : operators())
-            if (op.kernel.op == node.op && step.out.rows >= op.kernel.min_rows && step.out.rows <= op.kernel.max_rows && op.kernel.can_run(graph, node)) {
+            if (op.kernel.op == node.op && step.out.rows >= op.kernel.min_rows && step.out.rows <= op.kernel.max_rows &&
+                op.kernel.can_run(graph, node)) {
                 step.op = &op;
                 break;
             }
         if (!step.op) return Status(Code::unsupported, node.name + ": the cpu backend has no kernel for " + op_name(node.op));
-        const int64_t outputs = step.out.rows * std::max<int64_t>(step.out.cols, step.in[0].cols);    // kv_append has no output
+        const int64_t outputs = step.out.rows * std::max<int64_t>(step.out.cols, step.in[0].cols);  // kv_append has no output
         step.alone = team_->size() == 1 || outputs <= step.op->alone;
         if (step.op->scratch) {
             const Scratch node_need = step.op->scratch(*isa_, args, node);
@@ -360,7 +380,8 @@ Status CpuBackend::run(const RunArgs& args) {
     const Graph& graph = *args.graph;
     if (args.result && graph.output != no_node && graph.root(graph.output) != graph.output) {
         const Tensor result = node_tensor(args, graph.output);
-        for (int64_t r = 0; r < result.rows; r++) std::memcpy(args.result + r * result.cols, result.row<float>(r), static_cast<size_t>(result.cols) * 4);
+        for (int64_t r = 0; r < result.rows; r++)
+            std::memcpy(args.result + r * result.cols, result.row<float>(r), static_cast<size_t>(result.cols) * 4);
     }
     if (args.argmax && graph.output != no_node) {
         Tensor logits = node_tensor(args, graph.output);
@@ -388,7 +409,8 @@ static std::string value_in(const char* path, const std::string& key) {
 DeviceInfo CpuBackend::device() const {
     DeviceInfo info;
     std::string model = value_in("/proc/cpuinfo", "model name");
-    info.name = (model.empty() ? "CPU" : model) + ", " + std::to_string(team_->size()) + (team_->size() == 1 ? " thread, " : " threads, ") + isa_->name;
+    info.name = (model.empty() ? "CPU" : model) + ", " + std::to_string(team_->size()) +
+                (team_->size() == 1 ? " thread, " : " threads, ") + isa_->name;
     info.memory_total = std::strtoull(value_in("/proc/meminfo", "MemTotal").c_str(), nullptr, 10) << 10;
     info.memory_free = std::strtoull(value_in("/proc/meminfo", "MemAvailable").c_str(), nullptr, 10) << 10;
     return info;
@@ -409,10 +431,12 @@ double CpuBackend::bandwidth() const {
         } read{isa_, static_cast<const char*>((*memory)->data), bytes / static_cast<size_t>(team_->size()) / 4096 * 4096};
         for (int pass = 0; pass < 4; pass++) {
             const auto begin = std::chrono::steady_clock::now();
-            team_->run([](void* argument, int index) {
-                Read& r = *static_cast<Read*>(argument);
-                r.sum += r.isa->read(r.data + static_cast<size_t>(index) * r.part, r.part);
-            }, &read);
+            team_->run(
+                [](void* argument, int index) {
+                    Read& r = *static_cast<Read*>(argument);
+                    r.sum += r.isa->read(r.data + static_cast<size_t>(index) * r.part, r.part);
+                },
+                &read);
             const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
             bandwidth_ = std::max(bandwidth_, static_cast<double>(read.part) * team_->size() / seconds);
         }
@@ -434,9 +458,12 @@ Result<std::unique_ptr<Backend>> create_cpu_backend(const BackendOptions& option
         known += std::string(known.empty() ? "" : ", ") + entry.table->name;
         if (!isa && (wanted.empty() || wanted == entry.table->name)) isa = entry.table;
     }
-    if (!isa) return Status(Code::invalid_argument, "instruction set \"" + quote(wanted) + "\" is not one of this machine's; expected one of " + known);
+    if (!isa)
+        return Status(Code::invalid_argument,
+                      "instruction set \"" + quote(wanted) + "\" is not one of this machine's; expected one of " + known);
     if (options.threads < 0 || options.threads > 1024)
-        return Status(Code::invalid_argument, "threads: " + std::to_string(options.threads) + "; expected 1 to 1024, or 0 for the physical cores");
+        return Status(Code::invalid_argument,
+                      "threads: " + std::to_string(options.threads) + "; expected 1 to 1024, or 0 for the physical cores");
     AWQ_ASSIGN(auto team, cpu::Team::create(options.threads > 0 ? options.threads : cpu::physical_cores()));
     return std::unique_ptr<Backend>(new cpu::CpuBackend(isa, std::move(team)));
 }

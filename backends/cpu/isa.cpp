@@ -2,23 +2,34 @@
 
 namespace awq::cpu {
 
-namespace scalar { extern const Isa table; }
+namespace scalar {
+extern const Isa table;
+}
 #if defined(__x86_64__)
-namespace avx2 { extern const Isa table; }
-namespace avx512 { extern const Isa table; }
-namespace avx512vnni { extern const Isa table; }
+namespace avx2 {
+extern const Isa table;
+}
+namespace avx512 {
+extern const Isa table;
+}
+namespace avx512vnni {
+extern const Isa table;
+}
 
 // __builtin_cpu_supports also asks whether the operating system saves the registers.
 static bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+           __builtin_cpu_supports("f16c");
 }
 static bool has_avx512() {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq");
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 static bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #elif defined(__aarch64__)
-namespace neon { extern const Isa table; }
+namespace neon {
+extern const Isa table;
+}
 static bool has_neon();
 #endif
 static bool always() { return true; }
@@ -26,7 +37,9 @@ static bool always() { return true; }
 std::span<const IsaEntry> isas() {
     static const IsaEntry entries[] = {
 #if defined(__x86_64__)
-        {&avx512vnni::table, has_avx512vnni}, {&avx512::table, has_avx512}, {&avx2::table, has_avx2},
+        {&avx512vnni::table, has_avx512vnni},
+        {&avx512::table, has_avx512},
+        {&avx2::table, has_avx2},
 #elif defined(__aarch64__)
         {&neon::table, has_neon},
 #endif

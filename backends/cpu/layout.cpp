@@ -13,7 +13,8 @@ Layout layout_of(const WeightSpec& spec) {
     if (spec.kind != WeightKind::vector && spec.group_size > 0 && spec.group_size % 32 == 0 && spec.in % spec.group_size == 0) {
         // A header for each group, or several for one too long: the largest divisor that is a multiple of 32.
         int64_t group = spec.group_size;
-        for (int64_t parts = 1; group > max_group || group % 32 != 0 || spec.group_size % group != 0; parts++) group = spec.group_size / (parts + 1);
+        for (int64_t parts = 1; group > max_group || group % 32 != 0 || spec.group_size % group != 0; parts++)
+            group = spec.group_size / (parts + 1);
         layout.group = static_cast<int32_t>(group);
         layout.type = WeightType::q4;
         const bool zeros = spec.integer_zeros;
@@ -33,9 +34,9 @@ Layout layout_of(const WeightSpec& spec) {
         layout.expert_bytes = static_cast<size_t>(layout.blocks) * layout.block_bytes;
     } else {
         layout.type = spec.group_size > 0 || spec.kind == WeightKind::vector ? WeightType::f32
-                      : spec.dtype == DType::f16                              ? WeightType::f16
-                      : spec.dtype == DType::bf16                             ? WeightType::bf16
-                                                                              : WeightType::f32;
+                      : spec.dtype == DType::f16                             ? WeightType::f16
+                      : spec.dtype == DType::bf16                            ? WeightType::bf16
+                                                                             : WeightType::f32;
         layout.name = spec.kind == WeightKind::vector   ? "vector-f32"
                       : layout.type == WeightType::f16  ? "rows-f16"
                       : layout.type == WeightType::bf16 ? "rows-bf16"
@@ -55,7 +56,8 @@ BlockRows rows_of_block(const WeightSpec& spec, int64_t block) {
 // Bit at which column c of a word's 8 lies (kernels.h).
 static int nibble_shift(int64_t c) { return static_cast<int>(4 * (c % 8 / 2) + 16 * (c % 2)); }
 
-void pack_block(const Layout& layout, const WeightSpec& spec, int count, const uint8_t* q, const float* scale, const float* offset, uint8_t* block) {
+void pack_block(const Layout& layout, const WeightSpec& spec, int count, const uint8_t* q, const float* scale,
+                const float* offset, uint8_t* block) {
     const int64_t group = layout.group, file_groups = spec.in / spec.group_size, repeat = spec.group_size / group;
     for (int64_t g = 0; g < spec.in / group; g++) {
         for (int part = 0; part < 2; part++)
@@ -80,7 +82,8 @@ void pack_block(const Layout& layout, const WeightSpec& spec, int count, const u
         for (int64_t c = g * group; c < (g + 1) * group; c += 8, block += 64)
             for (int r = 0; r < block_rows; r++) {
                 uint32_t word = 0;
-                for (int i = 0; r < count && i < 8; i++) word |= static_cast<uint32_t>(q[r * spec.in + c + i] & 15) << nibble_shift(i);
+                for (int i = 0; r < count && i < 8; i++)
+                    word |= static_cast<uint32_t>(q[r * spec.in + c + i] & 15) << nibble_shift(i);
                 std::memcpy(block + 4 * r, &word, 4);
             }
     }
@@ -104,7 +107,8 @@ void unpack_block(const Layout& layout, const WeightSpec& spec, const uint8_t* b
                 uint32_t word;
                 std::memcpy(&word, block + 4 * r, 4);
                 for (int i = 0; i < 8; i++) {
-                    const float q = static_cast<float>(word >> nibble_shift(i) & 15), scale = header[r], other = header[block_rows + r];
+                    const float q = static_cast<float>(word >> nibble_shift(i) & 15), scale = header[r],
+                                other = header[block_rows + r];
                     rows[r * spec.in + c + i] = zeros ? (q - other) * scale : q * scale + other;
                 }
             }
@@ -117,7 +121,8 @@ void pack_rows(const Layout& layout, const float* from, int64_t count, void* to)
         return;
     }
     uint16_t* bits = static_cast<uint16_t*>(to);
-    for (int64_t i = 0; i < count; i++) bits[i] = layout.type == WeightType::f16 ? float_to_half(from[i]) : float_to_bf16(from[i]);
+    for (int64_t i = 0; i < count; i++)
+        bits[i] = layout.type == WeightType::f16 ? float_to_half(from[i]) : float_to_bf16(from[i]);
 }
 
 }  // namespace awq::cpu

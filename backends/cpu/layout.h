@@ -12,12 +12,12 @@ namespace awq::cpu {
 struct Layout {
     const char* name;
     WeightType type;
-    ScaleKind scales;         // q4
-    int32_t group;            // q4: columns of one header; divides the weight's own group size
-    int64_t blocks;           // q4: of one expert; a gate_up weight's alternate between gate and up
-    size_t block_bytes;       // q4
+    ScaleKind scales;    // q4
+    int32_t group;       // q4: columns of one header; divides the weight's own group size
+    int64_t blocks;      // q4: of one expert; a gate_up weight's alternate between gate and up
+    size_t block_bytes;  // q4
     size_t expert_bytes, bytes;
-    int64_t pairs;            // units of work of one expert
+    int64_t pairs;  // units of work of one expert
 };
 Layout layout_of(const WeightSpec& spec);
 
@@ -29,7 +29,8 @@ struct BlockRows {
 BlockRows rows_of_block(const WeightSpec& spec, int64_t block);
 
 // Rows [first, first + count) of one expert as bytes and floats, to their places; count rows begin at a block's first row.
-void pack_block(const Layout& layout, const WeightSpec& spec, int count, const uint8_t* q, const float* scale, const float* offset, uint8_t* block);
+void pack_block(const Layout& layout, const WeightSpec& spec, int count, const uint8_t* q, const float* scale,
+                const float* offset, uint8_t* block);
 void unpack_block(const Layout& layout, const WeightSpec& spec, const uint8_t* block, int count, float* rows);
 // Dense rows of the layout's type.
 void pack_rows(const Layout& layout, const float* from, int64_t count, void* to);

@@ -8,12 +8,13 @@
 
 namespace awq::cpu {
 
-static_assert(static_cast<int>(Activation::silu) == 1 && static_cast<int>(Activation::gelu) == 2 && static_cast<int>(Activation::gelu_tanh) == 3 &&
-                  static_cast<int>(Activation::quick_gelu) == 4 && static_cast<int>(Activation::relu) == 5,
+static_assert(static_cast<int>(Activation::silu) == 1 && static_cast<int>(Activation::gelu) == 2 &&
+                  static_cast<int>(Activation::gelu_tanh) == 3 && static_cast<int>(Activation::quick_gelu) == 4 &&
+                  static_cast<int>(Activation::relu) == 5,
               "kernels/activation.h has the same numbers");
 
-static constexpr int64_t pack_alone = 8192;    // values that a thread packs in about the time of a barrier
-static constexpr int64_t most_small = 6;       // tokens up to which weights are unpacked in registers
+static constexpr int64_t pack_alone = 8192;  // values that a thread packs in about the time of a barrier
+static constexpr int64_t most_small = 6;     // tokens up to which weights are unpacked in registers
 
 // ---- packed rows
 
@@ -32,8 +33,10 @@ size_t packed_bytes(const Isa& isa, const Layout& layout, int64_t rows, int64_t 
 Packed carve_packed(const Isa& isa, const Layout& layout, int64_t rows, int64_t in, char*& scratch) {
     Packed packed;
     packed.stride = stride_of(isa, layout, in);
-    if (layout.type == WeightType::q4 && isa.value_bytes == 2) packed.values = carve<int16_t>(scratch, rows * packed.stride);
-    else packed.values = carve<float>(scratch, rows * packed.stride);
+    if (layout.type == WeightType::q4 && isa.value_bytes == 2)
+        packed.values = carve<int16_t>(scratch, rows * packed.stride);
+    else
+        packed.values = carve<float>(scratch, rows * packed.stride);
     packed.scale = carve<float>(scratch, rows);
     packed.sums = carve<float>(scratch, rows * sums_of(layout, in));
     return packed;
@@ -64,14 +67,17 @@ LinearTask linear_task(const Weight& weight, const Layout& layout, int64_t exper
     return task;
 }
 
-void norm_row(const Isa& isa, const Attrs& attrs, const Weight* weight, const Weight* bias, bool mean, const float* x, int64_t cols, float* out) {
+void norm_row(const Isa& isa, const Attrs& attrs, const Weight* weight, const Weight* bias, bool mean, const float* x,
+              int64_t cols, float* out) {
     const int64_t width = attrs.width;
-    auto part = [&](const Weight* w, int64_t first) {    // one element for each of `width` columns, or one for every column
+    auto part = [&](const Weight* w, int64_t first) {  // one element for each of `width` columns, or one for every column
         return !w ? nullptr : static_cast<const float*>(w->data) + (w->spec.in == width ? 0 : first);
     };
     for (int64_t first = 0; first < cols; first += width) {
-        if (mean) isa.layer_norm(x + first, part(weight, first), part(bias, first), width, attrs.eps, out + first);
-        else isa.rms_norm(x + first, part(weight, first), width, attrs.eps, attrs.plus_one, out + first);
+        if (mean)
+            isa.layer_norm(x + first, part(weight, first), part(bias, first), width, attrs.eps, out + first);
+        else
+            isa.rms_norm(x + first, part(weight, first), width, attrs.eps, attrs.plus_one, out + first);
     }
 }
 
@@ -160,8 +166,12 @@ static Status product(const KernelCall& call, const Form& form) {
 }
 
 Status linear(const KernelCall& call) { return product(call, {.weight = call.weight(1), .bias = call.weight(2)}); }
-Status norm_linear(const KernelCall& call) { return product(call, {.norm = call.weight(1), .weight = call.weight(2), .bias = call.weight(3)}); }
-Status norm_gate_up(const KernelCall& call) { return product(call, {.norm = call.weight(1), .weight = call.weight(2), .gated = true}); }
+Status norm_linear(const KernelCall& call) {
+    return product(call, {.norm = call.weight(1), .weight = call.weight(2), .bias = call.weight(3)});
+}
+Status norm_gate_up(const KernelCall& call) {
+    return product(call, {.norm = call.weight(1), .weight = call.weight(2), .gated = true});
+}
 Status linear_add(const KernelCall& call) {
     return product(call, {.weight = call.weight(1), .bias = call.weight(2), .residual = &call.in[3]});
 }

@@ -31,14 +31,14 @@ Sizes sizes_of(const Graph& graph, const Node& node, int64_t tokens) {
 
 // Shared scratch of a node.
 struct Memory {
-    int32_t* first;       // [experts + 1] first slot of each expert
-    int32_t* next;        // [experts]
-    int32_t* expert_of;   // [slots], by token and then by falling weight
-    int32_t* slot_of;     // likewise
-    int32_t* token_of;    // [slots], by slot
-    float* share;         // as expert_of
+    int32_t* first;      // [experts + 1] first slot of each expert
+    int32_t* next;       // [experts]
+    int32_t* expert_of;  // [slots], by token and then by falling weight
+    int32_t* slot_of;    // likewise
+    int32_t* token_of;   // [slots], by slot
+    float* share;        // as expert_of
     Packed x, hidden_packed;
-    float *hidden, *y;    // [slots][expert size], [slots][columns]
+    float *hidden, *y;  // [slots][expert size], [slots][columns]
     size_t bytes;
 };
 
@@ -104,9 +104,12 @@ void multiply(const Worker& worker, const Sizes& s, const Memory& m, const Layou
         const int64_t parts = (last - first + isa.large_tokens - 1) / isa.large_tokens;
         const LinearTask task = make_task(e);
         for (; mine < before + parts * layout.pairs; mine = worker.team ? worker.team->claim(1) : mine + 1) {
-            const int64_t i = mine - before, from = first + i / layout.pairs * isa.large_tokens, to = std::min<int64_t>(from + isa.large_tokens, last);
-            if (to - from <= most_small) isa.linear_small(task, i % layout.pairs, from, to);
-            else isa.linear_large(task, i % layout.pairs, from, to, worker.own);
+            const int64_t i = mine - before, from = first + i / layout.pairs * isa.large_tokens,
+                          to = std::min<int64_t>(from + isa.large_tokens, last);
+            if (to - from <= most_small)
+                isa.linear_small(task, i % layout.pairs, from, to);
+            else
+                isa.linear_large(task, i % layout.pairs, from, to, worker.own);
         }
         before += parts * layout.pairs;
     }
@@ -128,7 +131,8 @@ Status moe(const KernelCall& call) {
     const int64_t in = s.gate_up->spec.in, size = s.down->spec.in, out = s.down->spec.out;
     if (worker.first()) choose(attrs, s, call.in[1], m, reinterpret_cast<float*>(worker.own));
     worker.barrier();
-    worker.share(s.slots, 4, [&](int64_t slot) { pack_row(isa, s.gate_up_layout, in, call.in[0].row<float>(m.token_of[slot]), m.x, slot); });
+    worker.share(s.slots, 4,
+                 [&](int64_t slot) { pack_row(isa, s.gate_up_layout, in, call.in[0].row<float>(m.token_of[slot]), m.x, slot); });
     worker.barrier();
     multiply(worker, s, m, s.gate_up_layout, [&](int64_t expert) {
         LinearTask task = linear_task(*s.gate_up, s.gate_up_layout, expert, m.x);
@@ -139,7 +143,8 @@ Status moe(const KernelCall& call) {
         return task;
     });
     worker.barrier();
-    worker.share(s.slots, 4, [&](int64_t slot) { pack_row(isa, s.down_layout, size, m.hidden + slot * size, m.hidden_packed, slot); });
+    worker.share(s.slots, 4,
+                 [&](int64_t slot) { pack_row(isa, s.down_layout, size, m.hidden + slot * size, m.hidden_packed, slot); });
     worker.barrier();
     multiply(worker, s, m, s.down_layout, [&](int64_t expert) {
         LinearTask task = linear_task(*s.down, s.down_layout, expert, m.hidden_packed);

@@ -12,10 +12,10 @@ namespace awq::cpu {
 
 struct Worker {
     const Isa* isa = nullptr;
-    Team* team = nullptr;        // null: this thread does all of the node alone
+    Team* team = nullptr;  // null: this thread does all of the node alone
     int threads = 1;
-    char* shared = nullptr;      // scratch of the node, seen by all threads
-    char* own = nullptr;         // scratch of this thread
+    char* shared = nullptr;  // scratch of the node, seen by all threads
+    char* own = nullptr;     // scratch of this thread
 
     // f(i) for every i < items, shared out among the threads in runs of `run`. Between two uses there must be a barrier.
     template <class F>
@@ -41,7 +41,7 @@ struct Scratch {
 
 struct Operator {
     Kernel kernel;
-    Scratch (*scratch)(const Isa&, const RunArgs&, const Node&);    // null: none
+    Scratch (*scratch)(const Isa&, const RunArgs&, const Node&);  // null: none
     // Outputs up to which one thread does a node faster than all of them, barrier included; 0: never.
     int64_t alone;
 };
@@ -62,14 +62,15 @@ T* carve(char*& scratch, int64_t count) {
 struct Packed {
     void* values = nullptr;
     float *scale = nullptr, *sums = nullptr;
-    int64_t stride = 0;    // elements
+    int64_t stride = 0;  // elements
 };
 size_t packed_bytes(const Isa& isa, const Layout& layout, int64_t rows, int64_t in);
 Packed carve_packed(const Isa& isa, const Layout& layout, int64_t rows, int64_t in, char*& scratch);
 void pack_row(const Isa& isa, const Layout& layout, int64_t in, const float* x, const Packed& packed, int64_t row);
 LinearTask linear_task(const Weight& weight, const Layout& layout, int64_t expert, const Packed& x);
 
-void norm_row(const Isa& isa, const Attrs& attrs, const Weight* weight, const Weight* bias, bool mean, const float* x, int64_t cols, float* out);
+void norm_row(const Isa& isa, const Attrs& attrs, const Weight* weight, const Weight* bias, bool mean, const float* x,
+              int64_t cols, float* out);
 
 Scratch linear_scratch(const Isa& isa, const RunArgs& args, const Node& node);
 Status linear(const KernelCall& call);
@@ -81,7 +82,7 @@ Scratch moe_scratch(const Isa& isa, const RunArgs& args, const Node& node);
 Status moe(const KernelCall& call);
 int64_t moe_bytes(const Graph& graph, const Node& node, const BatchSize& size, int64_t kv_length);
 // ---- attention.cpp
-size_t page_elements(const KvShape& kv);    // of one page, all layers
+size_t page_elements(const KvShape& kv);  // of one page, all layers
 Scratch attention_scratch_of(const Isa& isa, const RunArgs& args, const Node& node);
 Scratch rope_append_scratch(const Isa& isa, const RunArgs& args, const Node& node);
 Status rope_table(const KernelCall& call);

@@ -26,39 +26,54 @@ Status embed(const KernelCall& call) {
     const Attrs& attrs = call.node->attrs;
     for (int64_t r = 0; r < call.out.rows; r++)
         if (int64_t id = call.in[0].row<int32_t>(r)[0] + attrs.offset; id < 0 || id >= table.spec.out)
-            return Status(Code::invalid_argument, call.node->name + ": token id " + std::to_string(id - attrs.offset) + " has no row in a table of " + std::to_string(table.spec.out));
-    return each_row(call, [&](int64_t r) { table_row(call, table, call.in[0].row<int32_t>(r)[0] + attrs.offset, attrs.scale, call.out.row<float>(r)); });
+            return Status(Code::invalid_argument, call.node->name + ": token id " + std::to_string(id - attrs.offset) +
+                                                      " has no row in a table of " + std::to_string(table.spec.out));
+    return each_row(call, [&](int64_t r) {
+        table_row(call, table, call.in[0].row<int32_t>(r)[0] + attrs.offset, attrs.scale, call.out.row<float>(r));
+    });
 }
 
 Status add(const KernelCall& call) {
-    return each_row(call, [&](int64_t r) { isa_of(call).add(call.in[0].row<float>(r), call.in[1].row<float>(r), call.out.cols, call.out.row<float>(r)); });
+    return each_row(call, [&](int64_t r) {
+        isa_of(call).add(call.in[0].row<float>(r), call.in[1].row<float>(r), call.out.cols, call.out.row<float>(r));
+    });
 }
 Status scale(const KernelCall& call) {
-    return each_row(call, [&](int64_t r) { isa_of(call).scale(call.in[0].row<float>(r), call.node->attrs.scale, call.out.cols, call.out.row<float>(r)); });
+    return each_row(call, [&](int64_t r) {
+        isa_of(call).scale(call.in[0].row<float>(r), call.node->attrs.scale, call.out.cols, call.out.row<float>(r));
+    });
 }
 Status softcap(const KernelCall& call) {
-    return each_row(call, [&](int64_t r) { isa_of(call).softcap(call.in[0].row<float>(r), call.node->attrs.softcap, call.out.cols, call.out.row<float>(r)); });
+    return each_row(call, [&](int64_t r) {
+        isa_of(call).softcap(call.in[0].row<float>(r), call.node->attrs.softcap, call.out.cols, call.out.row<float>(r));
+    });
 }
 Status rms_norm(const KernelCall& call) {
     return each_row(call, [&](int64_t r) {
-        norm_row(isa_of(call), call.node->attrs, call.weight(1), nullptr, false, call.in[0].row<float>(r), call.out.cols, call.out.row<float>(r));
+        norm_row(isa_of(call), call.node->attrs, call.weight(1), nullptr, false, call.in[0].row<float>(r), call.out.cols,
+                 call.out.row<float>(r));
     });
 }
 Status layer_norm(const KernelCall& call) {
     return each_row(call, [&](int64_t r) {
-        norm_row(isa_of(call), call.node->attrs, call.weight(1), call.weight(2), true, call.in[0].row<float>(r), call.out.cols, call.out.row<float>(r));
+        norm_row(isa_of(call), call.node->attrs, call.weight(1), call.weight(2), true, call.in[0].row<float>(r), call.out.cols,
+                 call.out.row<float>(r));
     });
 }
 Status act(const KernelCall& call) {
     const int32_t kind = static_cast<int32_t>(call.node->attrs.activation);
-    return each_row(call, [&](int64_t r) { isa_of(call).activate(kind, call.in[0].row<float>(r), vector_of(call.weight(1)), call.out.cols, call.out.row<float>(r)); });
+    return each_row(call, [&](int64_t r) {
+        isa_of(call).activate(kind, call.in[0].row<float>(r), vector_of(call.weight(1)), call.out.cols, call.out.row<float>(r));
+    });
 }
 Status gated_act(const KernelCall& call) {
     const int32_t kind = static_cast<int32_t>(call.node->attrs.activation);
-    return each_row(call, [&](int64_t r) { isa_of(call).gated(kind, call.in[0].row<float>(r), call.in[1].row<float>(r), call.out.cols, call.out.row<float>(r)); });
+    return each_row(call, [&](int64_t r) {
+        isa_of(call).gated(kind, call.in[0].row<float>(r), call.in[1].row<float>(r), call.out.cols, call.out.row<float>(r));
+    });
 }
 Status gather_cols(const KernelCall& call) {
-    const float* order = vector_of(call.weight(1));    // whole numbers below 2^24: exact
+    const float* order = vector_of(call.weight(1));  // whole numbers below 2^24: exact
     return each_row(call, [&](int64_t r) {
         const float* x = call.in[0].row<float>(r);
         float* y = call.out.row<float>(r);
@@ -66,7 +81,9 @@ Status gather_cols(const KernelCall& call) {
     });
 }
 Status select_rows(const KernelCall& call) {
-    return each_row(call, [&](int64_t r) { std::copy_n(call.in[0].row<float>(call.in[1].row<int32_t>(r)[0]), call.out.cols, call.out.row<float>(r)); });
+    return each_row(call, [&](int64_t r) {
+        std::copy_n(call.in[0].row<float>(call.in[1].row<int32_t>(r)[0]), call.out.cols, call.out.row<float>(r));
+    });
 }
 
 // ---- vision
@@ -78,11 +95,14 @@ Status patches(const KernelCall& call) {
         float* out = call.out.row<float>(r);
         for (int64_t channel = 0; channel < 3; channel++)
             for (int64_t y = 0; y < patch; y++)
-                out = std::copy_n(call.in[0].row<float>(channel * image + r / across * patch + y) + r % across * patch, patch, out);
+                out =
+                    std::copy_n(call.in[0].row<float>(channel * image + r / across * patch + y) + r % across * patch, patch, out);
     });
 }
 Status prepend_row(const KernelCall& call) {
-    return each_row(call, [&](int64_t r) { std::copy_n(r == 0 ? vector_of(call.weight(1)) : call.in[0].row<float>(r - 1), call.out.cols, call.out.row<float>(r)); });
+    return each_row(call, [&](int64_t r) {
+        std::copy_n(r == 0 ? vector_of(call.weight(1)) : call.in[0].row<float>(r - 1), call.out.cols, call.out.row<float>(r));
+    });
 }
 Status add_table(const KernelCall& call) {
     return each_row(call, [&](int64_t r) {

@@ -24,16 +24,17 @@ int physical_cores() {
     CPU_ZERO(&allowed);
     int count = 0;
     if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
-        std::set<std::string> cores;    // a core is known by the list of its hardware threads
+        std::set<std::string> cores;  // a core is known by the list of its hardware threads
         for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
             if (!CPU_ISSET(cpu, &allowed)) continue;
-            std::string siblings = first_line("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+            std::string siblings =
+                first_line("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
             cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
         }
         count = static_cast<int>(cores.size());
     }
     if (count == 0) count = static_cast<int>(std::thread::hardware_concurrency());
-    long quota = 0, period = 0;    // "max 100000" where there is none
+    long quota = 0, period = 0;  // "max 100000" where there is none
     if (std::sscanf(first_line("/sys/fs/cgroup/cpu.max").c_str(), "%ld %ld", &quota, &period) == 2 && quota > 0 && period > 0)
         count = std::min<int>(count, static_cast<int>((quota + period - 1) / period));
     return std::max(count, 1);
@@ -70,7 +71,8 @@ Result<std::unique_ptr<Team>> Team::create(int threads) {
         try {
             team->threads_.emplace_back([t = team.get(), i] { t->work(i); });
         } catch (const std::system_error& error) {
-            return Status(Code::out_of_memory, "cannot start thread " + std::to_string(i) + " of " + std::to_string(threads) + ": " + error.what());
+            return Status(Code::out_of_memory,
+                          "cannot start thread " + std::to_string(i) + " of " + std::to_string(threads) + ": " + error.what());
         }
     }
     return team;

@@ -10,7 +10,7 @@
 
 namespace awq::cpu {
 
-int physical_cores();    // that this process may use: affinity and cgroup quota counted
+int physical_cores();  // that this process may use: affinity and cgroup quota counted
 
 class Team {
 public:
@@ -38,7 +38,7 @@ private:
     bool quit_ = false;
     // Each on a cache line of its own: threads spin on one while others count on another.
     alignas(64) std::atomic<uint32_t> job_number_{0};
-    alignas(64) std::atomic<uint32_t> meeting_{0};    // counts by 2; bit 0: stopped, at a deciding one
+    alignas(64) std::atomic<uint32_t> meeting_{0};  // counts by 2; bit 0: stopped, at a deciding one
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<int64_t> next_{0};
     alignas(64) std::atomic<bool> stop_{false};

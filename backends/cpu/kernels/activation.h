@@ -18,7 +18,7 @@ AWQ_INLINE F erf(F x) {
     p = fma(p, t, set1(-0.284496736f));
     p = fma(p, t, set1(0.254829592f));
     F value = set1(1) - p * t * exp(zero() - x * x);
-    return from_bits(add_int(bits(value), and_int(bits(x), set1_int(INT32_MIN))));    // value >= 0: sets the sign
+    return from_bits(add_int(bits(value), and_int(bits(x), set1_int(INT32_MIN))));  // value >= 0: sets the sign
 }
 
 AWQ_INLINE F sigmoid_times(F x, F argument) { return x / (set1(1) + exp(zero() - argument)); }

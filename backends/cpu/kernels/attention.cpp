@@ -11,7 +11,7 @@ namespace awq::cpu::AWQ_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int wide = 4;    // vectors of columns that a register tile holds beside max_rows
+constexpr int wide = 4;  // vectors of columns that a register tile holds beside max_rows
 #else
 constexpr int wide = 2;
 #endif
@@ -23,7 +23,8 @@ AWQ_INLINE F load_any(const uint16_t* p) { return load_half(p); }
 // c[R][N W] = c * keep[r] + a[R][depth] b[depth][N W]; keep null: c starts at zero. `next`: what will be read after b and
 // lies like it; asked for on the way.
 template <int R, int N, class B>
-AWQ_INLINE void product_tile(const float* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int depth, const float* keep, const B* next) {
+AWQ_INLINE void product_tile(const float* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int depth,
+                             const float* keep, const B* next) {
     F sum[R][N];
     for (int r = 0; r < R; r++)
         for (int n = 0; n < N; n++) sum[r][n] = keep ? load(c + r * ldc + n * W) * set1(keep[r]) : zero();
@@ -44,14 +45,16 @@ AWQ_INLINE void product_tile(const float* a, int64_t lda, const B* b, int64_t ld
 
 // columns: a multiple of 16
 template <int R, class B>
-void product_rows(const float* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int depth, int columns, const float* keep, const B* next) {
+void product_rows(const float* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int depth, int columns,
+                  const float* keep, const B* next) {
     int n = 0;
     for (; n + wide * W <= columns; n += wide * W) product_tile<R, wide>(a, lda, b + n, ldb, c + n, ldc, depth, keep, next + n);
     for (; n < columns; n += W) product_tile<R, 1>(a, lda, b + n, ldb, c + n, ldc, depth, keep, next + n);
 }
 
 template <class B>
-void product(int rows, const float* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int depth, int columns, const float* keep, const B* next) {
+void product(int rows, const float* a, int64_t lda, const B* b, int64_t ldb, float* c, int64_t ldc, int depth, int columns,
+             const float* keep, const B* next) {
     switch (rows) {
         case 1: return product_rows<1>(a, lda, b, ldb, c, ldc, depth, columns, keep, next);
         case 2: return product_rows<2>(a, lda, b, ldb, c, ldc, depth, columns, keep, next);
@@ -62,15 +65,16 @@ void product(int rows, const float* a, int64_t lda, const B* b, int64_t ldb, flo
     }
 }
 
-constexpr float nothing = -3.0e38f;    // maximum of no scores; finite, so that differences of two stay numbers
+constexpr float nothing = -3.0e38f;  // maximum of no scores; finite, so that differences of two stay numbers
 
 struct Row {
     float slope;
-    int64_t position, first_key;    // keys first_key .. position count
+    int64_t position, first_key;  // keys first_key .. position count
 };
 
 // Scores of one page to weights; returns the factor by which what was summed before counts from now on.
-AWQ_INLINE float weigh(const AttentionTask& task, const Row& row, int64_t page_first, float* scores, float& top, float& denominator) {
+AWQ_INLINE float weigh(const AttentionTask& task, const Row& row, int64_t page_first, float* scores, float& top,
+                       float& denominator) {
     int64_t low = row.first_key - page_first, high = row.position - page_first + 1;
     const int from = static_cast<int>(low < 0 ? 0 : low), to = static_cast<int>(high > page_keys ? page_keys : high);
     if (from >= to) {
@@ -87,7 +91,7 @@ AWQ_INLINE float weigh(const AttentionTask& task, const Row& row, int64_t page_f
             value = fma(load(ahead), set1(row.slope), value);
         }
         store(scores + i, value);
-        if (i < from || i + W > to)    // keys out of sight
+        if (i < from || i + W > to)  // keys out of sight
             for (int j = i; j < i + W; j++)
                 if (j < from || j >= to) scores[j] = nothing;
         best = max(best, load(scores + i));
@@ -127,7 +131,8 @@ void attention(const AttentionTask& task, const AttentionItem& item, void* scrat
     for (int t = 0; t < item.tokens; t++)
         for (int h = 0; h < task.group_heads; h++) {
             const int r = t * task.group_heads + h;
-            scale(task.q + (item.token + t) * task.q_stride + static_cast<int64_t>(first_head + h) * dim, task.scale, dim, q + static_cast<int64_t>(r) * dim);
+            scale(task.q + (item.token + t) * task.q_stride + static_cast<int64_t>(first_head + h) * dim, task.scale, dim,
+                  q + static_cast<int64_t>(r) * dim);
             top[r] = nothing, denominator[r] = 0;
         }
     for (int64_t i = 0; i < static_cast<int64_t>(rows) * pad; i++) out[i] = 0;
@@ -135,11 +140,14 @@ void attention(const AttentionTask& task, const AttentionItem& item, void* scrat
     for (int page = item.first_page; page < item.last_page; page++) {
         const int64_t page_first = static_cast<int64_t>(page) * page_keys;
         const uint16_t *k = nullptr, *v = nullptr, *next = nullptr;
-        int keys = page_keys;    // those that some row sees
+        int keys = page_keys;  // those that some row sees
         if (task.positions) {
-            k = task.cache + static_cast<size_t>(item.pages[page]) * task.page_stride + static_cast<size_t>(item.kv_head) * task.head_stride;
+            k = task.cache + static_cast<size_t>(item.pages[page]) * task.page_stride +
+                static_cast<size_t>(item.kv_head) * task.head_stride;
             v = k + page_keys * dim;
-            if (page + 1 < item.last_page) next = k + (static_cast<int64_t>(item.pages[page + 1]) - item.pages[page]) * static_cast<int64_t>(task.page_stride);
+            if (page + 1 < item.last_page)
+                next =
+                    k + (static_cast<int64_t>(item.pages[page + 1]) - item.pages[page]) * static_cast<int64_t>(task.page_stride);
             int64_t seen = task.positions[item.token + item.tokens - 1] - page_first + 1;
             if (seen < keys) keys = static_cast<int>(seen);
             if (widen_pages) {
@@ -159,8 +167,11 @@ void attention(const AttentionTask& task, const AttentionItem& item, void* scrat
         }
         for (int r = 0; r < rows; r += max_rows) {
             const int n = rows - r < max_rows ? rows - r : max_rows;
-            if (widen_pages) product(n, q + static_cast<int64_t>(r) * dim, dim, wide_k, page_keys, scores, page_keys, dim, page_keys, nullptr, wide_k);
-            else product(n, q + static_cast<int64_t>(r) * dim, dim, k, page_keys, scores, page_keys, dim, page_keys, nullptr, v);
+            if (widen_pages)
+                product(n, q + static_cast<int64_t>(r) * dim, dim, wide_k, page_keys, scores, page_keys, dim, page_keys, nullptr,
+                        wide_k);
+            else
+                product(n, q + static_cast<int64_t>(r) * dim, dim, k, page_keys, scores, page_keys, dim, page_keys, nullptr, v);
             float keep[max_rows];
             for (int i = 0; i < n; i++) {
                 const int t = (r + i) / task.group_heads, h = (r + i) % task.group_heads;
@@ -172,8 +183,10 @@ void attention(const AttentionTask& task, const AttentionItem& item, void* scrat
                 keep[i] = weigh(task, row, page_first, scores + i * page_keys, top[r + i], denominator[r + i]);
             }
             float* to = out + static_cast<int64_t>(r) * pad;
-            if (widen_pages) product(n, scores, page_keys, wide_v, pad, to, pad, keys, pad, keep, wide_v);
-            else product(n, scores, page_keys, v, pad, to, pad, keys, pad, keep, next ? next : v);
+            if (widen_pages)
+                product(n, scores, page_keys, wide_v, pad, to, pad, keys, pad, keep, wide_v);
+            else
+                product(n, scores, page_keys, v, pad, to, pad, keys, pad, keep, next ? next : v);
         }
     }
     for (int t = 0; t < item.tokens; t++)
@@ -185,7 +198,8 @@ void attention(const AttentionTask& task, const AttentionItem& item, void* scrat
                 for (int d = 0; d < pad; d++) state[d] = from[d];
                 state[pad] = top[r], state[pad + 1] = denominator[r];
             } else {
-                scale(from, 1 / denominator[r], dim, task.out + (item.token + t) * task.out_stride + static_cast<int64_t>(first_head + h) * dim);
+                scale(from, 1 / denominator[r], dim,
+                      task.out + (item.token + t) * task.out_stride + static_cast<int64_t>(first_head + h) * dim);
             }
         }
 }
@@ -209,7 +223,8 @@ void attention_join(const float* partial, int64_t part_stride, int32_t parts, in
     scale(out, 1 / denominator, head_dim, out);
 }
 
-void kv_store(const float* k, const float* v, int32_t heads, int32_t head_dim, int32_t head_pad, uint16_t* k_page, size_t head_stride, int32_t slot) {
+void kv_store(const float* k, const float* v, int32_t heads, int32_t head_dim, int32_t head_pad, uint16_t* k_page,
+              size_t head_stride, int32_t slot) {
     for (int h = 0; h < heads; h++, k += head_dim, v += head_dim, k_page += head_stride) {
         uint16_t* v_row = k_page + page_keys * head_dim + static_cast<int64_t>(slot) * head_pad;
         for (int d = 0; d < head_dim; d += W) {

@@ -12,7 +12,8 @@ void linear_large(const LinearTask& task, int64_t pair, int64_t first, int64_t l
 
 void attention(const AttentionTask& task, const AttentionItem& item, void* scratch);
 void attention_join(const float* partial, int64_t part_stride, int32_t parts, int32_t head_dim, int32_t head_pad, float* out);
-void kv_store(const float* k, const float* v, int32_t heads, int32_t head_dim, int32_t head_pad, uint16_t* k_page, size_t head_stride, int32_t slot);
+void kv_store(const float* k, const float* v, int32_t heads, int32_t head_dim, int32_t head_pad, uint16_t* k_page,
+              size_t head_stride, int32_t slot);
 
 void rms_norm(const float* x, const float* weight, int64_t width, float eps, bool plus_one, float* out);
 void layer_norm(const float* x, const float* weight, const float* bias, int64_t width, float eps, float* out);

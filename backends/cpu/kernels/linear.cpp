@@ -10,11 +10,11 @@
 
 namespace awq::cpu::AWQ_ISA {
 
-namespace {    // templates stay local to this object file
+namespace {  // templates stay local to this object file
 
 #if defined(AWQ_DOT16)
 typedef int16_t Value;
-constexpr int step_columns = 2;    // columns that one vector operation takes
+constexpr int step_columns = 2;  // columns that one vector operation takes
 typedef I Sum;
 AWQ_INLINE I broadcast(const Value* x) {
     int32_t both;
@@ -25,7 +25,10 @@ AWQ_INLINE I multiply_add(I w, I x, I sum) { return dot(sum, w, x); }
 AWQ_INLINE I plus(I a, I b) { return add_int(a, b); }
 AWQ_INLINE I no_sum() { return set1_int(0); }
 AWQ_INLINE F finish(I sum) { return to_float(sum); }
-template <int i> AWQ_INLINE I nibbles(I word) { return and_int(shift_right<4 * i>(word), set1_int(0x000f000f)); }
+template <int i>
+AWQ_INLINE I nibbles(I word) {
+    return and_int(shift_right<4 * i>(word), set1_int(0x000f000f));
+}
 #else
 typedef float Value;
 constexpr int step_columns = 1;
@@ -36,27 +39,31 @@ AWQ_INLINE F plus(F a, F b) { return a + b; }
 AWQ_INLINE F no_sum() { return zero(); }
 AWQ_INLINE F finish(F sum) { return sum; }
 // column i of a word: even ones in the low half
-template <int i> AWQ_INLINE F nibbles(I word) { return to_float(and_int(shift_right<4 * (i / 2) + 16 * (i % 2)>(word), set1_int(15))); }
+template <int i>
+AWQ_INLINE F nibbles(I word) {
+    return to_float(and_int(shift_right<4 * (i / 2) + 16 * (i % 2)>(word), set1_int(15)));
+}
 #endif
-constexpr int word_steps = 8 / step_columns;    // operations for the 8 columns of a word
+constexpr int word_steps = 8 / step_columns;  // operations for the 8 columns of a word
 constexpr int block_vectors = block_rows / W;
 constexpr int pair_vectors = pair_rows / W;
 
 #if defined(__AVX512F__)
-constexpr int tile = 6;                  // tokens a register tile holds beside 2 vectors of rows
+constexpr int tile = 6;  // tokens a register tile holds beside 2 vectors of rows
 #else
 constexpr int tile = 3;
 #endif
-constexpr int most_small = 6;            // tokens for which weights are unpacked in registers
-constexpr int ahead_bytes = 8192;           // how far ahead memory is asked for: left to itself it gives a third less
-constexpr int chunk_columns = 1024;      // columns unpacked at a time: 64 KB of 16-bit pairs stay in the second-level cache
+constexpr int most_small = 6;        // tokens for which weights are unpacked in registers
+constexpr int ahead_bytes = 8192;    // how far ahead memory is asked for: left to itself it gives a third less
+constexpr int chunk_columns = 1024;  // columns unpacked at a time: 64 KB of 16-bit pairs stay in the second-level cache
 constexpr int chunk_tokens = 192;
 
 }  // namespace
 
 extern const int32_t value_bytes = sizeof(Value), tile_tokens = tile, large_tokens = chunk_tokens;
 // weights, scales and offsets of a chunk, sums of all tokens
-extern const size_t linear_scratch = sizeof(Value) * chunk_columns * pair_rows + 4 * (chunk_columns / 8) * 2 * pair_rows + 4 * chunk_tokens * pair_rows;
+extern const size_t linear_scratch =
+    sizeof(Value) * chunk_columns * pair_rows + 4 * (chunk_columns / 8) * 2 * pair_rows + 4 * chunk_tokens * pair_rows;
 
 // ---- activations
 
@@ -160,15 +167,19 @@ void put_pair(const LinearTask& task, int64_t pair, int64_t first, int tokens, c
             if (left <= 0) continue;
             int64_t column = columns.first[half] + at;
             if (residual) value[v] = value[v] + (left >= W ? load(residual + column) : load(residual + column, left));
-            if (left >= W) store(to + column, value[v]);
-            else store(to + column, value[v], left);
+            if (left >= W)
+                store(to + column, value[v]);
+            else
+                store(to + column, value[v], left);
         }
     }
 }
 
 // ---- 4-bit, few tokens: weights pass through registers once
 
-AWQ_INLINE int64_t block_bytes(const LinearTask& task) { return task.in / task.group * (header_bytes(task.scales) + task.group * 8); }
+AWQ_INLINE int64_t block_bytes(const LinearTask& task) {
+    return task.in / task.group * (header_bytes(task.scales) + task.group * 8);
+}
 AWQ_INLINE int64_t block_count(const LinearTask& task) {
     int64_t rows = task.gate_up ? task.out / 2 : task.out, blocks = (rows + block_rows - 1) / block_rows;
     return task.gate_up ? 2 * blocks : blocks;
@@ -240,7 +251,8 @@ void small_block(const LinearTask& task, const uint8_t* block, int64_t first, fl
     }
 }
 
-AWQ_INLINE void small_blocks(const LinearTask& task, const uint8_t* block, int64_t first, int tokens, float* sums, int64_t stride) {
+AWQ_INLINE void small_blocks(const LinearTask& task, const uint8_t* block, int64_t first, int tokens, float* sums,
+                             int64_t stride) {
     switch (tokens) {
         case 1: return small_block<1>(task, block, first, sums, stride);
         case 2: return small_block<2>(task, block, first, sums, stride);
@@ -254,10 +266,11 @@ AWQ_INLINE void small_blocks(const LinearTask& task, const uint8_t* block, int64
 // ---- 4-bit, many tokens: a chunk of a pair of blocks is unpacked once, then multiplied with tile after tile of tokens
 
 // values [column / step_columns][32 rows], scales and offsets [group][scale, offset][32 rows]
-void unpack_block(const LinearTask& task, const uint8_t* block, int half, int64_t group_first, int64_t group_last, Value* values, float* scales) {
+void unpack_block(const LinearTask& task, const uint8_t* block, int half, int64_t group_first, int64_t group_last, Value* values,
+                  float* scales) {
     const int header = header_bytes(task.scales);
     const uint8_t* p = block + group_first * (header + task.group * 8);
-    constexpr int row = pair_rows * step_columns;    // values of one step
+    constexpr int row = pair_rows * step_columns;  // values of one step
     for (int64_t g = group_first; g < group_last; g++, scales += 2 * pair_rows) {
         for (int v = 0; v < block_vectors; v++) {
             F scale, offset;
@@ -272,7 +285,8 @@ void unpack_block(const LinearTask& task, const uint8_t* block, int half, int64_
                 Value* to = values + (half * block_rows + v * W) * step_columns;
                 auto put = [&](int i, Sum w) { __builtin_memcpy(to + i * row, &w, sizeof w); };
                 put(0, nibbles<0>(word)), put(1, nibbles<1>(word)), put(2, nibbles<2>(word)), put(3, nibbles<3>(word));
-                if constexpr (word_steps == 8) put(4, nibbles<4>(word)), put(5, nibbles<5>(word)), put(6, nibbles<6>(word)), put(7, nibbles<7>(word));
+                if constexpr (word_steps == 8)
+                    put(4, nibbles<4>(word)), put(5, nibbles<5>(word)), put(6, nibbles<6>(word)), put(7, nibbles<7>(word));
             }
         }
     }
@@ -300,7 +314,8 @@ void tile_kernel(const Value* values, const float* scales, int64_t groups, int g
                 part[n][1] = multiply_add(w1, value, part[n][1]);
             }
         }
-        F scale0 = load(scales), scale1 = load(scales + W), offset0 = load(scales + pair_rows), offset1 = load(scales + pair_rows + W);
+        F scale0 = load(scales), scale1 = load(scales + W), offset0 = load(scales + pair_rows),
+          offset1 = load(scales + pair_rows + W);
         for (int n = 0; n < N; n++) {
             F sum = set1(x_sums[n * sums_stride + g]);
             total[n][0] = fma(scale0, finish(part[n][0]), fma(offset0, sum, total[n][0]));
@@ -322,8 +337,10 @@ void q4_large(const LinearTask& task, int64_t pair, int64_t first, int64_t last,
     for (int64_t g = 0; g < groups; g += per_chunk) {
         int64_t end = g + per_chunk < groups ? g + per_chunk : groups;
         unpack_block(task, block, 0, g, end, values, scales);
-        if (both) unpack_block(task, block + block_bytes(task), 1, g, end, values, scales);
-        else for (int64_t i = 0; i < (end - g) * 2; i++)    // no such rows: whatever lies there counts nothing
+        if (both)
+            unpack_block(task, block + block_bytes(task), 1, g, end, values, scales);
+        else
+            for (int64_t i = 0; i < (end - g) * 2; i++)  // no such rows: whatever lies there counts nothing
                 for (int r = block_rows; r < pair_rows; r++) scales[i * pair_rows + r] = 0;
         for (int64_t t = first; t < last; t += tile) {
             const Value* x = static_cast<const Value*>(task.x) + t * task.x_stride + g * task.group;
@@ -352,9 +369,12 @@ void q4_large(const LinearTask& task, int64_t pair, int64_t first, int64_t last,
 
 template <WeightType type>
 AWQ_INLINE F load_weight(const void* row, int64_t k) {
-    if constexpr (type == WeightType::f32) return load(static_cast<const float*>(row) + k);
-    else if constexpr (type == WeightType::f16) return load_half(static_cast<const uint16_t*>(row) + k);
-    else return load_bf16(static_cast<const uint16_t*>(row) + k);
+    if constexpr (type == WeightType::f32)
+        return load(static_cast<const float*>(row) + k);
+    else if constexpr (type == WeightType::f16)
+        return load_half(static_cast<const uint16_t*>(row) + k);
+    else
+        return load_bf16(static_cast<const uint16_t*>(row) + k);
 }
 // The last columns of a row, fewer than a vector.
 template <WeightType type>
@@ -379,7 +399,7 @@ void dense_tile(const char* rows, int64_t row_bytes, int64_t in, const float* x,
             F w[R];
             for (int r = 0; r < R; r++) {
                 w[r] = load_weight<type>(rows + r * row_bytes, k + c * W);
-                if (N <= 4 && R > 1) prefetch(rows + (R + r) * row_bytes + (k + c * W) * element);    // the next rows
+                if (N <= 4 && R > 1) prefetch(rows + (R + r) * row_bytes + (k + c * W) * element);  // the next rows
             }
             for (int n = 0; n < N; n++) {
                 F value = load(x + n * x_stride + k + c * W);
@@ -390,7 +410,8 @@ void dense_tile(const char* rows, int64_t row_bytes, int64_t in, const float* x,
         int left = in - k < W ? static_cast<int>(in - k) : W;
         for (int r = 0; r < R; r++) {
             F w = left == W ? load_weight<type>(rows + r * row_bytes, k) : load_rest<type>(rows + r * row_bytes, k, left);
-            for (int n = 0; n < N; n++) part[0][n][r] = fma(w, left == W ? load(x + n * x_stride + k) : load(x + n * x_stride + k, left), part[0][n][r]);
+            for (int n = 0; n < N; n++)
+                part[0][n][r] = fma(w, left == W ? load(x + n * x_stride + k) : load(x + n * x_stride + k, left), part[0][n][r]);
         }
     }
     for (int n = 0; n < N; n++)
@@ -405,8 +426,10 @@ template <WeightType type, int N>
 AWQ_INLINE void dense_rows(const char* rows, int64_t row_bytes, int count, const LinearTask& task, int64_t first, float* sums) {
     const float* x = static_cast<const float*>(task.x) + first * task.x_stride;
     int r = 0;
-    for (; r + 4 <= count; r += 4) dense_tile<type, N, 4>(rows + r * row_bytes, row_bytes, task.in, x, task.x_stride, sums + r, pair_rows);
-    for (; r < count; r++) dense_tile<type, N, 1>(rows + r * row_bytes, row_bytes, task.in, x, task.x_stride, sums + r, pair_rows);
+    for (; r + 4 <= count; r += 4)
+        dense_tile<type, N, 4>(rows + r * row_bytes, row_bytes, task.in, x, task.x_stride, sums + r, pair_rows);
+    for (; r < count; r++)
+        dense_tile<type, N, 1>(rows + r * row_bytes, row_bytes, task.in, x, task.x_stride, sums + r, pair_rows);
 }
 
 template <WeightType type>
@@ -453,8 +476,10 @@ void linear_small(const LinearTask& task, int64_t pair, int64_t first, int64_t l
     for (int64_t t = first; t < last; t += most_small) {
         int n = static_cast<int>(last - t < most_small ? last - t : most_small);
         small_blocks(task, block, t, n, sums, pair_rows);
-        if (both) small_blocks(task, block + block_bytes(task), t, n, sums + block_rows, pair_rows);
-        else for (int i = 0; i < n; i++)
+        if (both)
+            small_blocks(task, block + block_bytes(task), t, n, sums + block_rows, pair_rows);
+        else
+            for (int i = 0; i < n; i++)
                 for (int r = block_rows; r < pair_rows; r++) sums[i * pair_rows + r] = 0;
         put_pair(task, pair, t, n, sums, pair_rows);
     }

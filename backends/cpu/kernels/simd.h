@@ -8,7 +8,7 @@
 #include <cstdint>
 #include "backends/cpu/kernels.h"
 #if defined(__AVX2__)
-#if defined(__GNUC__) && !defined(__clang__)    // GCC 12 warns of its own header's undefined vectors
+#if defined(__GNUC__) && !defined(__clang__)  // GCC 12 warns of its own header's undefined vectors
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -32,7 +32,7 @@ typedef __m512 F;
 typedef __m512i I;
 AWQ_INLINE F set1(float a) { return _mm512_set1_ps(a); }
 AWQ_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
-AWQ_INLINE F load(const float* p, int n) { return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p); }    // n < W
+AWQ_INLINE F load(const float* p, int n) { return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p); }  // n < W
 AWQ_INLINE void store(float* p, F a) { _mm512_storeu_ps(p, a); }
 AWQ_INLINE void store(float* p, F a, int n) { _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), a); }
 AWQ_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
@@ -42,7 +42,8 @@ AWQ_INLINE float sum(F a) { return _mm512_reduce_add_ps(a); }
 AWQ_INLINE float highest(F a) { return _mm512_reduce_max_ps(a); }
 AWQ_INLINE F load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 AWQ_INLINE F load_bf16(const uint16_t* p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
 }
 AWQ_INLINE void store_half(uint16_t* p, F a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, 0)); }
 AWQ_INLINE I bits(F a) { return _mm512_castps_si512(a); }
@@ -55,8 +56,14 @@ AWQ_INLINE I and_int(I a, I b) { return _mm512_and_si512(a, b); }
 AWQ_INLINE I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
 AWQ_INLINE int32_t sum_int(I a) { return _mm512_reduce_add_epi32(a); }
 AWQ_INLINE int32_t highest_int(I a) { return _mm512_reduce_max_epi32(a); }
-template <int n> AWQ_INLINE I shift_left(I a) { return _mm512_slli_epi32(a, n); }
-template <int n> AWQ_INLINE I shift_right(I a) { return _mm512_srli_epi32(a, n); }
+template <int n>
+AWQ_INLINE I shift_left(I a) {
+    return _mm512_slli_epi32(a, n);
+}
+template <int n>
+AWQ_INLINE I shift_right(I a) {
+    return _mm512_srli_epi32(a, n);
+}
 AWQ_INLINE F to_float(I a) { return _mm512_cvtepi32_ps(a); }
 AWQ_INLINE I round_int(F a) { return _mm512_cvtps_epi32(a); }
 #define AWQ_DOT16 1
@@ -75,7 +82,9 @@ AWQ_INLINE void store_int16(int16_t* p, I a) { _mm256_storeu_si256(reinterpret_c
 constexpr int W = 8;
 typedef __m256 F;
 typedef __m256i I;
-AWQ_INLINE __m256i lanes_below(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+AWQ_INLINE __m256i lanes_below(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
 AWQ_INLINE F set1(float a) { return _mm256_set1_ps(a); }
 AWQ_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
 AWQ_INLINE F load(const float* p, int n) { return _mm256_maskload_ps(p, lanes_below(n)); }
@@ -96,7 +105,8 @@ AWQ_INLINE float highest(F a) {
 }
 AWQ_INLINE F load_half(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 AWQ_INLINE F load_bf16(const uint16_t* p) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
 AWQ_INLINE void store_half(uint16_t* p, F a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, 0)); }
 AWQ_INLINE I bits(F a) { return _mm256_castps_si256(a); }
@@ -117,8 +127,14 @@ AWQ_INLINE int32_t highest_int(I a) {
     b = _mm_max_epi32(b, _mm_shuffle_epi32(b, 0x4e));
     return _mm_cvtsi128_si32(_mm_max_epi32(b, _mm_shuffle_epi32(b, 0xb1)));
 }
-template <int n> AWQ_INLINE I shift_left(I a) { return _mm256_slli_epi32(a, n); }
-template <int n> AWQ_INLINE I shift_right(I a) { return _mm256_srli_epi32(a, n); }
+template <int n>
+AWQ_INLINE I shift_left(I a) {
+    return _mm256_slli_epi32(a, n);
+}
+template <int n>
+AWQ_INLINE I shift_right(I a) {
+    return _mm256_srli_epi32(a, n);
+}
 AWQ_INLINE F to_float(I a) { return _mm256_cvtepi32_ps(a); }
 AWQ_INLINE I round_int(F a) { return _mm256_cvtps_epi32(a); }
 #define AWQ_DOT16 1
@@ -152,7 +168,10 @@ AWQ_INLINE I bits(F a) { return reinterpret_cast<I>(a); }
 AWQ_INLINE F from_bits(I a) { return reinterpret_cast<F>(a); }
 AWQ_INLINE F pick(I mask, F a, F b) { return from_bits((mask & bits(a)) | (~mask & bits(b))); }
 #if defined(__ARM_NEON)
-AWQ_INLINE F fma(F a, F b, F c) { return reinterpret_cast<F>(vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b))); }
+AWQ_INLINE F fma(F a, F b, F c) {
+    return reinterpret_cast<F>(
+        vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
+}
 #else
 AWQ_INLINE F fma(F a, F b, F c) { return a * b + c; }
 #endif
@@ -172,8 +191,12 @@ AWQ_INLINE I load_int(const void* p) {
 AWQ_INLINE void store_int(void* p, I a) { __builtin_memcpy(p, &a, sizeof a); }
 AWQ_INLINE I add_int(I a, I b) { return a + b; }
 AWQ_INLINE I and_int(I a, I b) { return a & b; }
-template <int n> AWQ_INLINE I shift_left(I a) { return a << n; }
-template <int n> AWQ_INLINE I shift_right(I a) {
+template <int n>
+AWQ_INLINE I shift_left(I a) {
+    return a << n;
+}
+template <int n>
+AWQ_INLINE I shift_right(I a) {
     typedef uint32_t U __attribute__((vector_size(16)));
     return reinterpret_cast<I>(reinterpret_cast<U>(a) >> n);
 }
@@ -181,7 +204,9 @@ AWQ_INLINE F to_float(I a) { return __builtin_convertvector(a, F); }
 AWQ_INLINE I load_uint16(const uint16_t* p) { return I{p[0], p[1], p[2], p[3]}; }
 #if defined(__ARM_NEON)
 AWQ_INLINE F load_half(const uint16_t* p) { return reinterpret_cast<F>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))); }
-AWQ_INLINE void store_half(uint16_t* p, F a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(reinterpret_cast<float32x4_t>(a)))); }
+AWQ_INLINE void store_half(uint16_t* p, F a) {
+    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(reinterpret_cast<float32x4_t>(a))));
+}
 #else
 // Exponent and mantissa moved into place and multiplied by 2^112: right for subnormals too; infinities and NaN are put right.
 AWQ_INLINE F load_half(const uint16_t* p) {
@@ -196,7 +221,7 @@ AWQ_INLINE uint16_t to_half(float a) {
     uint32_t sign = wide >> 16 & 0x8000, magnitude = wide & 0x7fffffff;
     if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);
     if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);
-    if (magnitude < 0x38800000) {    // subnormal: adding 0.5 leaves the rounded units of 2^-24 in the low bits
+    if (magnitude < 0x38800000) {  // subnormal: adding 0.5 leaves the rounded units of 2^-24 in the low bits
         float shifted;
         __builtin_memcpy(&shifted, &magnitude, 4);
         shifted += 0.5f;
@@ -215,14 +240,14 @@ AWQ_INLINE F load_bf16(const uint16_t* p) { return from_bits(load_uint16(p) << 1
 #endif
 
 AWQ_INLINE F zero() { return set1(0); }
-AWQ_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }    // never faults, whatever the address
+AWQ_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }  // never faults, whatever the address
 
 // e^x to about 2 units in the last place; 0 below -87.3, 2^127 and more above 88.
 AWQ_INLINE F exp(F x) {
-    F clamped = min(set1(88.3f), max(set1(-87.3f), x));    // in this order NaN stays NaN
-    F shifted = fma(clamped, set1(1.44269504f), set1(12582912.0f));    // 1.5 * 2^23: n = round(x / ln 2) in the low bits
+    F clamped = min(set1(88.3f), max(set1(-87.3f), x));              // in this order NaN stays NaN
+    F shifted = fma(clamped, set1(1.44269504f), set1(12582912.0f));  // 1.5 * 2^23: n = round(x / ln 2) in the low bits
     F n = shifted - set1(12582912.0f);
-    F r = fma(n, set1(-0.693145752f), clamped);                        // ln 2 in two pieces
+    F r = fma(n, set1(-0.693145752f), clamped);  // ln 2 in two pieces
     r = fma(n, set1(-1.42860677e-6f), r);
     F p = fma(r, set1(1.0f / 5040), set1(1.0f / 720));
     p = fma(p, r, set1(1.0f / 120));

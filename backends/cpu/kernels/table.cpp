@@ -8,9 +8,29 @@ namespace awq::cpu::AWQ_ISA {
 
 extern const Isa table;
 const Isa table = {
-    AWQ_TEXT(AWQ_ISA), value_bytes, tile_tokens, pack_row, linear_small, linear_large, linear_scratch, large_tokens,
-    attention, attention_join, kv_store,
-    rms_norm, layer_norm, activate, gated, add, scale, softcap, mix, widen, rope, finite, read,
+    AWQ_TEXT(AWQ_ISA),
+    value_bytes,
+    tile_tokens,
+    pack_row,
+    linear_small,
+    linear_large,
+    linear_scratch,
+    large_tokens,
+    attention,
+    attention_join,
+    kv_store,
+    rms_norm,
+    layer_norm,
+    activate,
+    gated,
+    add,
+    scale,
+    softcap,
+    mix,
+    widen,
+    rope,
+    finite,
+    read,
 };
 
 }  // namespace awq::cpu::AWQ_ISA

@@ -15,8 +15,10 @@ AWQ_INLINE void each(int64_t count, Body body) {
 }
 AWQ_INLINE F take(const float* p, int n) { return n == W ? load(p) : load(p, n); }
 AWQ_INLINE void put(float* p, F a, int n) {
-    if (n == W) store(p, a);
-    else store(p, a, n);
+    if (n == W)
+        store(p, a);
+    else
+        store(p, a, n);
 }
 AWQ_INLINE float root(float x) { return __builtin_sqrtf(x); }
 
