@@ -718,7 +718,7 @@ TEST_CASE("ops: speed, with AWQ_BENCH=1") {
     if (!std::getenv("AWQ_BENCH")) return;
     for (Candidate& candidate : candidates()) {
         if (const char* only = std::getenv("AWQ_BENCH_ON"); only && candidate.name.find(only) == std::string::npos) continue;
-        const double limit = candidate.backend->device().bandwidth;
+        const double limit = candidate.backend->bandwidth();
         std::printf("%s: a plain read reaches %.1f GB/s\n", candidate.backend->device().name.c_str(), limit * 1e-9);
         auto show = [&](const std::string& what, Bench& b, NodeId y, double seconds, double products, int64_t kv_length) {
             const Graph& graph = b.g().graph();
