@@ -129,6 +129,7 @@ struct Joiner : Object {
 // self, self.name and super.
 struct SelfObject : Object {
     const char* type_name() const override { return "TemplateReference"; }
+    std::string repr() override { return "<TemplateReference None>"; }
 };
 struct BlockObject : Object {
     const Stmt* block = nullptr;

@@ -285,7 +285,7 @@ Value sort(Env& env, Call& call) {
         }
         keyed.emplace_back(new_list(env, std::move(key)), item);
     }
-    sort_values(env, keyed, flag(env, a[1]));
+    sort_values(env, keyed, !a[1].is_missing() && to_index(a[1]) != 0);
     std::vector<Value> out;
     for (auto& [key, item] : keyed) out.push_back(std::move(item));
     return new_list(env, std::move(out));
@@ -302,7 +302,7 @@ Value dictsort(Env& env, Call& call) {
     std::vector<std::pair<Value, Value>> keyed;
     for (const auto& [key, value] : a[0].dict().entries)
         keyed.emplace_back(path.of(env, by == "key" ? key : value), new_tuple(env, {key, value}));
-    sort_values(env, keyed, flag(env, a[3]));
+    sort_values(env, keyed, !a[3].is_missing() && to_index(a[3]) != 0);
     std::vector<Value> out;
     for (auto& [key, pair] : keyed) out.push_back(std::move(pair));
     return new_list(env, std::move(out));

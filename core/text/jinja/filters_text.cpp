@@ -186,14 +186,9 @@ std::vector<std::u32string> wrap_line(const std::u32string& text, size_t width, 
                     if (hyphen != chunk.npos && hyphen > 0 && chunk.substr(0, hyphen).find_first_not_of('-') != chunk.npos)
                         end = hyphen + 1;
                 }
-                if (room < 1) end = 1;
-                if (room >= 1 || line.empty()) {
-                    line.push_back(chunk.substr(0, end));
-                    chunk.erase(0, end);
-                } else {
-                    line.push_back(chunk.substr(0, 1));
-                    chunk.erase(0, 1);
-                }
+                // With no room left that is an empty part, which then counts as the line's last below, as in Python.
+                line.push_back(chunk.substr(0, end));
+                chunk.erase(0, end);
             } else if (line.empty()) {
                 line.push_back(std::move(chunks.back()));
                 chunks.pop_back();

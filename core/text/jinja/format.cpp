@@ -9,7 +9,7 @@ namespace {
 
 struct Spec {
     std::string fill = " ";
-    char align = 0, sign = '-', grouping = 0, type = 0;
+    char align = 0, sign = 0, grouping = 0, type = 0;
     bool alternate = false, zero = false, fill_given = false, no_negative_zero = false;
     int64_t width = 0, precision = -1;
 };
@@ -125,8 +125,13 @@ std::string print_double(Env& env, const char* format, int precision, double val
     return out;
 }
 
+void check_grouping(const Spec& spec) {
+    if (spec.grouping && spec.type == 'n') fail(Fault::value, std::string("Cannot specify '") + spec.grouping + "' with 'n'.");
+}
+
 std::string format_real(Env& env, double value, Spec spec, const char* type) {
     char kind = spec.type;
+    check_grouping(spec);
     if (kind && std::string_view("eEfFgGn%").find(kind) == std::string_view::npos)
         fail(Fault::value, std::string("Unknown format code '") + kind + "' for object of type '" + type + "'");
     if (kind == '%') value *= 100;
@@ -155,20 +160,22 @@ std::string format_real(Env& env, double value, Spec spec, const char* type) {
         default:
             if (spec.precision < 0) {
                 text = repr_double(magnitude);
+                if (size_t e = text.find('e'); spec.alternate && e != text.npos && text.find('.') == text.npos)
+                    text.insert(e, ".");
             } else {
                 // Like 'g', with a digit after the point, and one place less before it turns to an exponent.
                 precision = std::max(precision, 1);
-                std::string scientific = print_double(env, "%.*e", precision - 1, magnitude);
-                int exponent = std::stoi(scientific.substr(scientific.find('e') + 1));
-                if (exponent < -4 || exponent >= precision - (precision > 1 || exponent > 0 ? 1 : 0)) {
-                    size_t e = scientific.find('e'), end = e;
-                    if (scientific.find('.') < e) {
+                std::string scientific = print_double(env, spec.alternate ? "%#.*e" : "%.*e", precision - 1, magnitude);
+                size_t e = scientific.find('e'), end = e;
+                int exponent = std::stoi(scientific.substr(e + 1));
+                if (exponent < -4 || exponent >= precision - 1) {
+                    if (!spec.alternate && scientific.find('.') < e) {
                         while (scientific[end - 1] == '0') end--;
                         if (scientific[end - 1] == '.') end--;
                     }
                     text = scientific.substr(0, end) + scientific.substr(e);
                 } else {
-                    text = print_double(env, "%.*g", precision, magnitude);
+                    text = print_double(env, spec.alternate ? "%#.*g" : "%.*g", precision, magnitude);
                     if (text.find('.') == text.npos) text += ".0";
                 }
             }
@@ -184,8 +191,12 @@ std::string format_integer(Env& env, const Value& value, Spec spec) {
     if (std::string_view("eEfFgG%").find(kind) != std::string_view::npos) return format_real(env, to_double(value), spec, "int");
     if (std::string_view("bcdoxXn").find(kind) == std::string_view::npos)
         fail(Fault::value, std::string("Unknown format code '") + kind + "' for object of type 'int'");
+    check_grouping(spec);
     if (spec.precision >= 0) fail(Fault::value, "Precision not allowed in integer format specifier");
+    if (spec.no_negative_zero) fail(Fault::value, "Negative zero coercion (z) not allowed in integer format specifier");
     if (kind == 'c') {
+        if (spec.sign || spec.alternate || spec.grouping)
+            fail(Fault::value, "a sign, # or grouping is not allowed with integer format specifier 'c'");
         int64_t code = to_index(value);
         if (code < 0 || code > 0x10ffff) fail(Fault::overflow, "%c arg not in range(0x110000)");
         std::string text;
@@ -222,7 +233,8 @@ std::string format_spec(Env& env, const Value& value, const std::string& text) {
     Spec spec = parse_spec(text);
     if (spec.type && spec.type != 's')
         fail(Fault::value, std::string("Unknown format code '") + spec.type + "' for object of type 'str'");
-    if (spec.sign != '-' || text.find_first_of("+-") == 0) fail(Fault::value, "Sign not allowed in string format specifier");
+    if (spec.sign) fail(Fault::value, "Sign not allowed in string format specifier");
+    if (spec.no_negative_zero) fail(Fault::value, "Negative zero coercion (z) not allowed in string format specifier");
     if (spec.align == '=') fail(Fault::value, "'=' alignment not allowed in string format specifier");
     if (spec.alternate) fail(Fault::value, "Alternate form (#) not allowed in string format specifier");
     if (spec.grouping) fail(Fault::value, std::string("Cannot specify '") + spec.grouping + "' with 's'.");
@@ -303,7 +315,7 @@ private:
             std::string shown = repr(env_, value);
             value = new_string(env_, conversion == 'a' ? ascii(shown) : shown);
         } else if (conversion == 's') {
-            value = new_string(env_, to_text(env_, value), value.is_string() && value.string().markup);
+            value = new_string(env_, to_text(env_, value));
         } else if (conversion) {
             fail(Fault::value, std::string("Unknown conversion specifier ") + conversion);
         }
@@ -436,6 +448,7 @@ private:
     std::string item(const std::string& text, size_t& i) {
         Spec spec;
         bool left = false;
+        if (i < text.size() && text[i] == '%') return i++, "%";
         if (i < text.size() && text[i] == '(') {
             if (!arguments_.is(Kind::dict)) fail(Fault::type, "format requires a mapping");
             size_t begin = ++i;
@@ -459,10 +472,9 @@ private:
             i++;
             spec.precision = std::max<int64_t>(star_or_number(text, i, 0), 0);
         }
-        while (i < text.size() && (text[i] == 'h' || text[i] == 'l' || text[i] == 'L')) i++;
+        if (i < text.size() && (text[i] == 'h' || text[i] == 'l' || text[i] == 'L')) i++;
         if (i >= text.size()) fail(Fault::value, "incomplete format");
         char kind = text[i++];
-        if (kind == '%') return "%";
         spec.type = kind == 'i' || kind == 'u' ? 'd' : kind;
         spec.align = left ? '<' : 0;
         switch (spec.type) {

@@ -10,8 +10,10 @@ const String& str(const Value& self) { return self.string(); }
 Value like(Env& env, const Value& self, std::string text) { return new_string(env, std::move(text), str(self).markup); }
 
 // An argument that goes into the text: escaped if the text is Markup.
-std::string taken(const Value& self, const Value& argument) {
-    return str(self).markup && !argument.string().markup ? escape_html(argument.text()) : argument.text();
+std::string taken(Env& env, const Value& self, const Value& argument) {
+    if (str(self).markup) return escape(env, argument).text();
+    if (!argument.is_string()) fail(Fault::type, "must be str, not " + type_name(argument));
+    return argument.text();
 }
 
 const std::string& text_argument(const Value& value) {
@@ -163,7 +165,7 @@ Value strip_method(Env& env, const Value& self, Call& call, const char* name, bo
 Value justify(Env& env, const Value& self, Call& call, const char* name, char align) {
     auto a = bind(call, name, {"width", "fillchar"}, 1, true);
     int64_t width = to_index(a[0]);
-    std::string fill = a[1].is_missing() ? " " : (text_argument(a[1]), taken(self, a[1]));
+    std::string fill = a[1].is_missing() ? " " : taken(env, self, a[1]);
     if (count_code_points(fill) != 1) fail(Fault::type, "The fill character must be exactly one character long");
     return like(env, self, padded(env, str(self), width, fill, align));
 }
@@ -225,8 +227,7 @@ Value join(Env& env, const Value& self, Call& call) {
 Value replace(Env& env, const Value& self, Call& call) {
     auto a = bind(call, "replace", {"old", "new", "count"}, 2, true);
     int64_t most = a[2].is_missing() ? -1 : to_index(a[2]);
-    text_argument(a[0]), text_argument(a[1]);
-    return like(env, self, replace_all(env, str(self).text, a[0].text(), taken(self, a[1]), most));
+    return like(env, self, replace_all(env, str(self).text, text_argument(a[0]), taken(env, self, a[1]), most));
 }
 
 Value remove_affix(Env& env, const Value& self, Call& call, const char* name, bool prefix) {
@@ -276,7 +277,9 @@ Value make_table(Env& env, const Value&, Call& call) {
 
 Value translate(Env& env, const Value& self, Call& call) {
     auto a = bind(call, "translate", {"table"}, 1, true);
-    if (a[0].is_undefined()) fail_undefined(a[0]);
+    bool subscriptable =
+        a[0].is(Kind::dict) || a[0].is_list_or_tuple() || a[0].is_string() || a[0].is(Kind::range) || a[0].is_undefined();
+    if (!subscriptable && !str(self).text.empty()) fail(Fault::type, "'" + type_name(a[0]) + "' object is not subscriptable");
     std::string out;
     for (size_t i = 0; i < str(self).text.size();) {
         size_t begin = i;
@@ -298,7 +301,7 @@ Value splitlines(Env& env, const Value& self, Call& call) {
     auto a = bind(call, "splitlines", {"keepends"}, 0);
     env.text(str(self).text.size());
     std::vector<Value> lines;
-    for (std::string& line : split_lines(str(self).text, !a[0].is_missing() && truthy(env, a[0])))
+    for (std::string& line : split_lines(str(self).text, !a[0].is_missing() && to_index(a[0])))
         lines.push_back(like(env, self, std::move(line)));
     return new_list(env, std::move(lines));
 }
@@ -400,7 +403,10 @@ const std::vector<MethodInfo> string_methods = {
     {"isalnum", all_are<is_alnum>},
     {"isspace", all_are<is_space>},
     {"isprintable",
-     [](Env& e, const Value& s, Call& c) { return str(s).text.empty() ? Value(true) : all_are<is_printable>(e, s, c); }},
+     [](Env& e, const Value& s, Call& c) {
+         Value all = all_are<is_printable>(e, s, c);
+         return str(s).text.empty() ? Value(true) : all;
+     }},
     {"isascii", [](Env&, const Value& s, Call& c) { return bind(c, "isascii", {}, 0), Value(str(s).ascii()); }},
     {"isupper", [](Env& e, const Value& s, Call& c) { return is_one_case(e, s, c, true); }},
     {"islower", [](Env& e, const Value& s, Call& c) { return is_one_case(e, s, c, false); }},
@@ -409,7 +415,8 @@ const std::vector<MethodInfo> string_methods = {
      [](Env& e, const Value& s, Call& c) {
          size_t first = 0;
          bool start = !str(s).text.empty() && is_identifier_start(next_code_point(str(s).text, first));
-         return start ? all_are<is_identifier_part>(e, s, c) : Value(false);
+         Value all = all_are<is_identifier_part>(e, s, c);
+         return start ? all : Value(false);
      }},
 };
 

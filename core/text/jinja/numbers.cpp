@@ -39,21 +39,23 @@ bool plain_digits(std::string_view text, std::string& out) {
     return true;
 }
 
-// Takes out the underscores; they may only stand between digits (or after a prefix).
-bool remove_underscores(std::string& text, bool after_prefix) {
+// Takes out the underscores; each may only stand between two characters that `fits`, or first in what follows a prefix.
+bool remove_underscores(std::string& text, bool after_prefix, bool (*fits)(char)) {
     std::string out;
     for (size_t i = 0; i < text.size(); i++) {
         if (text[i] != '_') {
             out += text[i];
             continue;
         }
-        auto alnum = [](char c) { return (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z'); };
-        bool before = i > 0 ? alnum(text[i - 1]) : after_prefix;
-        if (!before || i + 1 >= text.size() || !alnum(text[i + 1])) return false;
+        bool before = i > 0 ? fits(text[i - 1]) : after_prefix;
+        if (!before || i + 1 >= text.size() || !fits(text[i + 1])) return false;
     }
     text = out;
     return true;
 }
+
+bool is_digit_char(char c) { return c >= '0' && c <= '9'; }
+bool is_digit_or_letter(char c) { return is_digit_char(c) || ((c | 32) >= 'a' && (c | 32) <= 'z'); }
 
 }  // namespace
 
@@ -73,7 +75,7 @@ Value parse_integer(std::string_view given, int64_t base) {
         if (text.size() > 1 && text[0] == '0' && text.find_first_not_of("0_") != text.npos) return Value();
         base = 10;
     }
-    if (!remove_underscores(text, prefix) || text.empty()) return Value();
+    if (!remove_underscores(text, prefix, is_digit_or_letter) || text.empty()) return Value();
     for (char c : text) {
         int digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'z' ? (c | 32) - 'a' + 10 : 99;
         if (digit >= base) return Value();
@@ -97,7 +99,7 @@ bool parse_double(std::string_view given, double& value) {
         value = std::copysign(word == "nan" ? NAN : HUGE_VAL, negative ? -1.0 : 1.0);
         return true;
     }
-    if (!remove_underscores(lower, false)) return false;
+    if (!remove_underscores(lower, false, is_digit_char)) return false;
     word = lower;
     if (word[0] == '-' || word[0] == '+') word.remove_prefix(1);
     if (word.empty() || word.find_first_not_of("0123456789.e+-") != word.npos || word[0] == '-' || word[0] == '+') return false;

@@ -31,7 +31,7 @@ public:
                 format(entries[i].second, indent + 1 + count_code_points(key) + 2, i + 1 == entries.size() ? after + 1 : 1);
             }
             out += '}';
-        } else if (value.is_list_or_tuple()) {
+        } else if (value.is_list_or_tuple() && !value.as<List>().group) {
             bool list = value.is(Kind::list);
             const auto& items = value.items();
             out += list ? '[' : '(';
@@ -76,7 +76,7 @@ private:
             line = "{";
             for (auto& [key, item] : sorted(value.dict())) line += (line.size() > 1 ? ", " : "") + flat(key) + ": " + flat(item);
             line += "}";
-        } else if (value.is_list_or_tuple()) {
+        } else if (value.is_list_or_tuple() && !value.as<List>().group) {
             line = value.is(Kind::list) ? "[" : "(";
             for (const Value& item : value.items()) line += (line.size() > 1 ? ", " : "") + flat(item);
             if (value.is(Kind::tuple) && value.items().size() == 1) line += ",";

@@ -400,9 +400,11 @@ size_t hash_value(Budget& budget, const Value& value) {
             return h;
         }
         case Kind::range: return static_cast<size_t>(value.as<Range>().length);
+        case Kind::view:
+            if (value.as<View>().part == View::values) return std::hash<const void*>()(value.object());
+            [[fallthrough]];
         case Kind::list:
-        case Kind::dict:
-        case Kind::view: fail(Fault::type, "unhashable type: '" + type_name(value) + "'");
+        case Kind::dict: fail(Fault::type, "unhashable type: '" + type_name(value) + "'");
         default: return std::hash<const void*>()(value.object());
     }
 }
