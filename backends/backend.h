@@ -41,7 +41,8 @@ struct RunArgs {
     const void* inputs[input_count] = {};   // by Input; null where the graph has none
     int32_t feature_rows = 0;               // rows of Input::features
     float* result = nullptr;                // the graph's output as float32 [rows][cols] is put here; null: not wanted
-    int32_t* argmax = nullptr;              // [rows]: column of each row's largest element, the lowest among equals; null: not wanted
+    int32_t* argmax = nullptr;              // [rows]: column of each row's largest element, the lowest among equals; out of range
+                                            // where a row holds NaN only. Null: not wanted
     double* node_seconds = nullptr;         // [nodes]: the time each node took is added here (profiling; slower)
     bool check_finite = false;              // stop at the first node whose output holds a NaN or an infinity
     const std::atomic<bool>* cancel = nullptr;    // looked at between nodes

@@ -78,7 +78,13 @@ Status check_finite(const Node& node, const Tensor& tensor) {
 void argmax_rows(const Tensor& tensor, int32_t* columns) {
     for (int64_t r = 0; r < tensor.rows; r++) {
         const float* row = tensor.row<float>(r);
-        columns[r] = static_cast<int32_t>(std::max_element(row, row + tensor.cols) - row);
+        columns[r] = -1;
+        float best = -INFINITY;
+        for (int64_t c = 0; c < tensor.cols; c++)
+            if (row[c] > best) {
+                best = row[c];
+                columns[r] = static_cast<int32_t>(c);
+            }
     }
 }
 

@@ -68,8 +68,8 @@ public:
         for (int64_t r = -1; r < repeat_; r++) {    // the first one warms up
             AWQ_ASSIGN(auto session, start(depth));
             auto ids = some_tokens(engine_, tokens, 7);
-            std::vector<float> logits;
-            Feed feed{session.get(), ids, Feed::Logits::last, &logits, {}};
+            int32_t best = 0;
+            Feed feed{.session = session.get(), .tokens = ids, .best = &best};
             double begin = seconds();
             AWQ_TRY(engine_.run({&feed, 1}));
             if (r >= 0) rates.push_back(static_cast<double>(tokens) / (seconds() - begin));
@@ -90,7 +90,7 @@ public:
         std::vector<double> rates;
         for (int64_t r = 0; r < repeat_; r++) {
             std::vector<std::unique_ptr<Session>> sessions;
-            std::vector<std::vector<float>> logits(static_cast<size_t>(batch));
+            std::vector<int32_t> best(static_cast<size_t>(batch));
             std::vector<Feed> feeds(static_cast<size_t>(batch));
             for (int64_t b = 0; b < batch; b++) {
                 AWQ_ASSIGN(auto session, start(depth));
@@ -102,7 +102,7 @@ public:
                 if (t == 0) begin = seconds();
                 for (int64_t b = 0; b < batch; b++) {
                     size_t at = static_cast<size_t>(b);
-                    feeds[at] = {sessions[at].get(), std::span(ids).subspan(static_cast<size_t>((t + 1) * batch + b), 1), Feed::Logits::last, &logits[at], {}};
+                    feeds[at] = {.session = sessions[at].get(), .tokens = std::span(ids).subspan(static_cast<size_t>((t + 1) * batch + b), 1), .best = &best[at]};
                 }
                 AWQ_TRY(engine_.run(feeds));
             }
@@ -122,8 +122,8 @@ public:
         for (int64_t r = -1; r < repeat_; r++) {
             session->truncate(depth);
             auto ids = some_tokens(engine_, tokens, 13);
-            std::vector<float> logits;
-            Feed feed{session.get(), ids, Feed::Logits::last, &logits, {}};
+            int32_t best = 0;
+            Feed feed{.session = session.get(), .tokens = ids, .best = &best};
             if (r == 0) times.clear();
             AWQ_TRY(engine_.profile({&feed, 1}, times));
         }

@@ -205,7 +205,21 @@ Status Engine::run_chunk(std::span<Feed> feeds, std::span<const size_t> done, st
     seq_begin.push_back(static_cast<int32_t>(tokens.size()));
     size.tokens = static_cast<int32_t>(tokens.size());
     size.outputs = static_cast<int32_t>(output_rows.size());
-    std::vector<float> result(static_cast<size_t>(size.outputs) * static_cast<size_t>(vocab_size()));
+    // One feed alone has its logits put where it wants them; several share a buffer.
+    const size_t vocab = static_cast<size_t>(vocab_size()), outputs = static_cast<size_t>(size.outputs);
+    bool want_logits = false, want_best = false;
+    for (int32_t i : active) {
+        want_logits = want_logits || feeds[i].logits;
+        want_best = want_best || feeds[i].best;
+    }
+    std::vector<float> shared;
+    std::vector<int32_t> best(want_best ? outputs : 0);
+    float* result = nullptr;
+    if (want_logits && outputs > 0) {
+        std::vector<float>& rows = active.size() == 1 ? *feeds[active[0]].logits : shared;
+        rows.resize(rows.size() + outputs * vocab);
+        result = rows.data() + rows.size() - outputs * vocab;
+    }
 
     RunArgs args;
     args.graph = &graph_;
@@ -215,7 +229,8 @@ Status Engine::run_chunk(std::span<Feed> feeds, std::span<const size_t> done, st
     args.kv = kv_;
     args.kv_pages = pages_->count();
     args.size = size;
-    args.result = result.data();
+    args.result = result;
+    args.argmax = best.empty() ? nullptr : best.data();
     args.check_finite = check_finite_;
     args.cancel = cancel;
     auto input = [&](Input kind, const auto& values) { args.inputs[static_cast<int>(kind)] = values.data(); };
@@ -239,8 +254,8 @@ Status Engine::run_chunk(std::span<Feed> feeds, std::span<const size_t> done, st
         Feed& feed = feeds[active[s]];
         size_t begin = done[active[s]], end = begin + count[active[s]];
         size_t rows = feed.want == Feed::Logits::all ? end - begin : feed.want == Feed::Logits::last && end == feed.tokens.size() ? 1 : 0;
-        size_t vocab = static_cast<size_t>(vocab_size());
-        if (feed.logits) feed.logits->insert(feed.logits->end(), result.begin() + static_cast<int64_t>(row * vocab), result.begin() + static_cast<int64_t>((row + rows) * vocab));
+        if (feed.logits && active.size() > 1) feed.logits->insert(feed.logits->end(), result + row * vocab, result + (row + rows) * vocab);
+        if (feed.best && rows > 0) *feed.best = best[row + rows - 1];
         row += rows;
         feed.session->tokens_.insert(feed.session->tokens_.end(), feed.tokens.begin() + static_cast<int64_t>(begin), feed.tokens.begin() + static_cast<int64_t>(end));
     }

@@ -59,6 +59,7 @@ struct Feed {
     std::vector<float>* logits = nullptr;           // receives [1 or tokens][vocab] float32
     // Images in `tokens`: projected features [n][hidden] put, in order, where the image token stands.
     std::span<const float> features;
+    int32_t* best = nullptr;                        // receives the likeliest id after the last token: all that greedy needs
 };
 
 class Engine : public std::enable_shared_from_this<Engine> {

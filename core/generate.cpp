@@ -40,7 +40,10 @@ private:
     std::string held_;
 };
 
-int32_t argmax(std::span<const float> logits) { return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()); }
+Status check_token(const Engine& engine, int32_t token) {
+    if (token >= 0 && token < engine.vocab_size()) return {};
+    return Status(Code::non_finite, "the model's logits are NaN; --check-finite names the layer where it began");
+}
 
 }  // namespace
 
@@ -63,8 +66,17 @@ Result<GenerateResult> generate(Session& session, const std::shared_ptr<const To
 
     const double begin = seconds();
     auto cancelled = [&] { return request.cancel && request.cancel->load(std::memory_order_relaxed); };
+    // Greedy without penalties needs the likeliest id only, which spares the copy of the logits.
+    const SamplingOptions& options = request.sampling;
+    const bool greedy = (!options.sample || options.temperature == 0) && options.repeat_penalty == 1 && options.presence_penalty == 0 &&
+                        options.frequency_penalty == 0;
     std::vector<float> logits;
-    Feed feed{&session, std::span(prompt).subspan(shared), Feed::Logits::last, &logits, request.features};
+    int32_t best = -1;
+    auto feed_of = [&](std::span<const int32_t> tokens) {
+        return Feed{.session = &session, .tokens = tokens, .want = Feed::Logits::last, .logits = greedy ? nullptr : &logits, .best = greedy ? &best : nullptr};
+    };
+    Feed feed = feed_of(std::span(prompt).subspan(shared));
+    feed.features = request.features;
     if (Status fed = engine.run({&feed, 1}, request.cancel); !fed.ok()) {
         if (fed.code() != Code::cancelled) return fed;
         result.finish = Finish::cancelled;
@@ -91,7 +103,12 @@ Result<GenerateResult> generate(Session& session, const std::shared_ptr<const To
             result.finish = Finish::length;
             break;
         }
-        AWQ_ASSIGN(int32_t token, sampler.next(logits));
+        int32_t token = best;
+        if (greedy) {
+            AWQ_TRY(check_token(engine, token));
+        } else {
+            AWQ_ASSIGN(token, sampler.next(logits));
+        }
         if (std::find(request.eos_ids.begin(), request.eos_ids.end(), token) != request.eos_ids.end()) {
             result.finish = Finish::eos;
             break;
@@ -111,7 +128,7 @@ Result<GenerateResult> generate(Session& session, const std::shared_ptr<const To
             result.finish = Finish::context;
             break;
         }
-        Feed next{&session, {&token, 1}, Feed::Logits::last, &logits, {}};
+        Feed next = feed_of({&token, 1});
         if (Status fed = engine.run({&next, 1}, request.cancel); !fed.ok()) {
             if (fed.code() != Code::cancelled) return fed;
             result.finish = Finish::cancelled;
@@ -135,11 +152,12 @@ Result<GenerateResult> generate(Session& session, const std::shared_ptr<const To
 Result<std::vector<std::vector<int32_t>>> generate_batch(Engine& engine, const std::vector<std::vector<int32_t>>& prompts, int64_t count,
                                                          const std::vector<float>& features) {
     std::vector<std::unique_ptr<Session>> sessions;
-    std::vector<std::vector<float>> logits(prompts.size());
+    std::vector<int32_t> best(prompts.size());
     std::vector<Feed> feeds;
     for (size_t i = 0; i < prompts.size(); i++) {
         AWQ_ASSIGN(auto session, engine.new_session());
-        feeds.push_back({session.get(), prompts[i], Feed::Logits::last, &logits[i], i == 0 ? std::span<const float>(features) : std::span<const float>()});
+        feeds.push_back({.session = session.get(), .tokens = prompts[i], .best = &best[i]});
+        if (i == 0) feeds[0].features = features;
         sessions.push_back(std::move(session));
     }
     std::vector<std::vector<int32_t>> answers(prompts.size());
@@ -148,11 +166,12 @@ Result<std::vector<std::vector<int32_t>>> generate_batch(Engine& engine, const s
     for (;;) {
         std::vector<int32_t> next;
         for (size_t i = 0; i < prompts.size(); i++) {
-            next.push_back(argmax(logits[i]));
-            answers[i].push_back(next.back());
+            AWQ_TRY(check_token(engine, best[i]));
+            next.push_back(best[i]);
+            answers[i].push_back(best[i]);
         }
         if (static_cast<int64_t>(answers[0].size()) == count) return answers;
-        for (size_t i = 0; i < prompts.size(); i++) feeds[i] = {sessions[i].get(), {&next[i], 1}, Feed::Logits::last, &logits[i], {}};
+        for (size_t i = 0; i < prompts.size(); i++) feeds[i] = {.session = sessions[i].get(), .tokens = {&next[i], 1}, .best = &best[i]};
         AWQ_TRY(engine.run(feeds));
     }
 }
