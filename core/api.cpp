@@ -80,12 +80,10 @@ Result<EngineOptions> engine_options(const awq_options& o) {
     if (o.context < 0 || o.context > INT32_MAX) return Status(Code::invalid_argument, "context: " + std::to_string(o.context) + "; expected 0 to 2147483647");
     if (o.cache_tokens < 0) return Status(Code::invalid_argument, "cache_tokens: " + std::to_string(o.cache_tokens) + "; expected 0 or more");
     if (o.skip_rule != 4 && o.skip_rule != 5) return Status(Code::invalid_argument, "skip_rule: " + std::to_string(o.skip_rule) + "; expected 4 or 5");
-    if (o.head_bits != 8 && o.head_bits != 16) return Status(Code::invalid_argument, "head_bits: " + std::to_string(o.head_bits) + "; expected 8 or 16");
     options.context = o.context;
     options.cache_tokens = o.cache_tokens;
     options.plan.skip_rule = o.skip_rule;
     options.plan.fuse = !o.no_fuse;
-    options.plan.head_bits = o.head_bits;
     options.check_finite = o.check_finite;
     if (o.awq_config && *o.awq_config) {
         AWQ_ASSIGN(Json json, parse_json(o.awq_config, json_request_depth));
@@ -152,7 +150,6 @@ awq_options awq_default_options(void) {
     awq_options options = {};
     options.backend = "auto";
     options.skip_rule = 4;
-    options.head_bits = 16;
     return options;
 }
 

@@ -62,7 +62,6 @@ typedef struct awq_options {
     int skip_rule;           /* how modules_to_not_convert is read: 4 (transformers 4.57, default) or 5 (5.23) */
     bool no_fuse;            /* every module runs by itself */
     bool check_finite;       /* look for NaN and infinity after every op (slow) */
-    int head_bits;           /* 16 (default), or 8: the output head is packed to 8 bits at load */
     /* Overrides of the checkpoint's quantization_config, as JSON with AwqConfig's keys: version, backend, do_fuse,
        fuse_max_seq_len, modules_to_fuse, modules_to_not_convert, exllama_config, group_size. Null: none. */
     const char* awq_config;

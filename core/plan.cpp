@@ -10,9 +10,6 @@ const PlanRow* Plan::find(const std::string& path) const {
 Result<Plan> make_plan(const Checkpoint& checkpoint, const ConfiguredModel& model, const PlanOptions& options,
                        const Backend* backend) {
     PlanWork work{checkpoint, model, options, {}, {}, {}};
-    if (options.head_bits != 0 && options.head_bits != 16)
-        return Status(Code::unsupported, "head_bits: " + std::to_string(options.head_bits) +
-                                             "; expected 16: no backend packs the output head otherwise");
     if (options.skip_rule != 4 && options.skip_rule != 5)
         return Status(Code::invalid_argument, "--skip-rule: " + std::to_string(options.skip_rule) + "; expected 4 or 5");
     AwqOverrides overrides = options.awq;

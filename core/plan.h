@@ -65,7 +65,6 @@ struct PlanOptions {
     AwqOverrides awq;
     int skip_rule = 4;                      // 4: transformers 4.57's reading of modules_to_not_convert, 5: 5.23's
     bool fuse = true;                       // --no-fuse
-    int head_bits = 16;                     // of the output head; 0: 16. Others are refused: no backend packs it so
     int64_t context = 0;                    // for the memory figures; 0: the model's
 };
 
