@@ -86,6 +86,7 @@ Status Engine::build(const EngineOptions& options) {
         AWQ_ASSIGN(weights_, WeightStore::random(plan_, *backend_, options.progress));
     }
     AWQ_TRY(build_graphs(plan_options.fuse));
+    AWQ_TRY(fit_positions(options.context > 0));
 
     // Pages for what the caller says, else for 64 full contexts as far as half of the free memory goes (host memory is
     // only taken as pages are touched), but for one context at least.
@@ -127,6 +128,19 @@ Status Engine::build_graphs(bool fuse) {
     return {};
 }
 
+// Models that look positions up in a table have no row for those beyond it.
+Status Engine::fit_positions(bool asked) {
+    for (const Node& node : graph_.nodes) {
+        if (node.op != Op::embed || graph_.nodes[node.in[0]].attrs.input != Input::positions) continue;
+        int64_t most = graph_.nodes[node.in[1]].weight->spec.out - node.attrs.offset;
+        if (context_ > most && asked)
+            return Status(Code::invalid_argument, "context: " + std::to_string(context_) + "; expected at most " + std::to_string(most) +
+                                                      ", the positions of " + node.name);
+        context_ = std::min(context_, most);
+    }
+    return {};
+}
+
 Result<std::unique_ptr<Session>> Engine::new_session() {
     return std::unique_ptr<Session>(new Session(shared_from_this()));
 }
@@ -135,6 +149,7 @@ Result<std::unique_ptr<Session>> Engine::new_session() {
 
 Status Engine::run(std::span<Feed> feeds, const std::atomic<bool>* cancel) {
     std::vector<int64_t> before;
+    int with_images = 0;
     for (Feed& feed : feeds) {
         for (int32_t token : feed.tokens)
             if (token < 0 || token >= vocab_size())
@@ -142,6 +157,14 @@ Status Engine::run(std::span<Feed> feeds, const std::atomic<bool>* cancel) {
                                                           std::to_string(vocab_size() - 1));
         if (feed.tokens.empty()) return Status(Code::invalid_argument, "the prompt is empty; expected at least one token");
         before.push_back(feed.session->length());
+        if (!feed.features.empty()) {
+            int64_t marks = std::count(feed.tokens.begin(), feed.tokens.end(), config().vision.image_token);
+            int64_t rows = static_cast<int64_t>(feed.features.size()) / config().hidden_size;
+            if (marks != rows)
+                return Status(Code::invalid_argument, "the prompt has " + std::to_string(marks) + " image tokens; expected " + std::to_string(rows) +
+                                                          ", one for each row of the images' features");
+            if (with_images++ > 0) return Status(Code::invalid_argument, "two sequences of one batch bring images; expected one at most");
+        }
     }
     auto undo = [&](Status status) {
         for (size_t i = 0; i < feeds.size(); i++) feeds[i].session->truncate(before[i]);

@@ -94,6 +94,7 @@ private:
     Engine() = default;
     Status build(const EngineOptions& options);
     Status build_graphs(bool fuse);
+    Status fit_positions(bool asked);
     Status run_chunk(std::span<Feed> feeds, std::span<const size_t> done, std::span<const size_t> count, const std::atomic<bool>* cancel);
 
     ConfiguredModel model_;
