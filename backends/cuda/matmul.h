@@ -5,10 +5,10 @@
 // inputs give the same bits at the same row count.
 //
 //   rows                    kernel                                         file
-//   1..16, int4             ring of bulk copies + mma.sync, sm_90          matmul_decode.cu
-//   17.., int4              wgmma, weights dequantised in registers        matmul_prefill_sm90.cu   (sm_90a only)
+//   1..8, int4              ring of bulk copies + mma.sync, sm_90 on       matmul_decode.cu   (elsewhere to 16 rows)
+//   9.., int4               wgmma, weights dequantised in registers        matmul_prefill_sm90.cu   (sm_90a only)
 //   any, int4 or dense      mma.sync; also mixtures of experts             matmul_mma.cu            (sm_80 and later)
-//   1..8, dense             plain 16-byte loads and FMA (output heads)     dense.cu
+//   1..4, dense             plain 16-byte loads and FMA (output heads)     dense.cu
 //
 // Programmatic dependent launch: with context.pdl every kernel is launched with the attribute, triggers its dependents as
 // it starts, and calls griddepcontrol.wait before it touches anything but weights (x, y, residual, scratch). Kernels of
@@ -26,8 +26,9 @@ namespace awq::cuda {
 struct MatmulDevice {
     int ordinal = 0;
     int sm_count = 0;
-    int arch = 0;                       // 90 for compute capability 9.0
-    void* encode_tensor_map = nullptr;  // the driver's cuTensorMapEncodeTiled, or null
+    int arch = 0;                         // 90 for compute capability 9.0
+    int shared_block = 0, shared_sm = 0;  // bytes of shared memory: of one CTA at most, of an SM
+    void* encode_tensor_map = nullptr;    // the driver's cuTensorMapEncodeTiled, or null
 };
 cudaError_t open_matmul(int ordinal, MatmulDevice* device);
 
@@ -69,7 +70,7 @@ struct MatmulArgs {
     half* y = nullptr;     // [rows][columns], row r at y + r * ldy; or y32
     float* y32 = nullptr;  // the same as float (logits); exactly one of y, y32. Dense weights only
     int64_t ldy = 0;
-    // rms_norm of x before the product: x * rsqrt(mean(x^2) + eps), rounded to half, times the weight. Null: none.
+    // rms_norm of x before the product: x * rsqrt(mean(x^2) + eps) * weight, rounded to half. Null: none.
     const float* norm_weight = nullptr;  // [in]
     float norm_eps = 0;
     bool norm_plus_one = false;  // times weight + 1

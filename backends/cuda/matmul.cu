@@ -1,0 +1,122 @@
+// Which matrix kernel runs: the choice behind matmul.h, and the separate norm of products that have no fused one.
+#include "backends/cuda/matmul_internal.h"
+
+namespace awq::cuda {
+
+MatmulTuning tuning;
+
+namespace {
+
+// rows of x, normalised, to `to` [rows][pitch]; columns past `in` zero. One CTA a row.
+__global__ void __launch_bounds__(256)
+    norm_rows_kernel(const half* x, int64_t ldx, int in, const float* weight, float eps, bool plus_one, half* to, int64_t pitch) {
+    __shared__ float squares[8];
+    pdl_trigger();
+    pdl_wait();
+    const half* row = x + blockIdx.x * ldx;
+    float sum = 0;
+    for (int k = static_cast<int>(threadIdx.x); k < in; k += 256) {
+        float v = __half2float(load_activation(row + k));
+        sum += v * v;
+    }
+    for (int d = 16; d; d >>= 1) sum += __shfl_xor_sync(~0u, sum, d);
+    if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = sum;
+    __syncthreads();
+    sum = 0;
+    for (float s : squares) sum += s;
+    float scale = rsqrtf(sum / static_cast<float>(in) + eps), one = plus_one ? 1.0f : 0.0f;
+    for (int k = static_cast<int>(threadIdx.x); k < pitch; k += 256) {
+        float v = k < in ? __half2float(load_activation(row + k)) * scale * (__ldg(weight + k) + one) : 0.0f;
+        to[blockIdx.x * pitch + k] = __float2half(v);
+    }
+}
+
+// x without a norm: normalised rows in scratch take its place.
+cudaError_t apply_norm(const MatmulContext& context, int64_t in, MatmulArgs& args) {
+    if (!args.norm_weight) return cudaSuccess;
+    half* rows = scratch_of(context).rows;
+    int64_t pitch = dense_pitch(in);
+    cudaError_t error = launch(context, norm_rows_kernel, dim3(static_cast<unsigned>(args.rows)), 256, 0, args.x, args.ldx,
+                               static_cast<int>(in), args.norm_weight, args.norm_eps, args.norm_plus_one, rows, pitch);
+    args.x = rows, args.ldx = pitch, args.norm_weight = nullptr;
+    return error;
+}
+
+enum class Choice { decode, prefill, mma };
+Choice choose(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args) {
+    if (tuning.kernel) return tuning.kernel == 1 ? Choice::decode : tuning.kernel == 2 ? Choice::prefill : Choice::mma;
+    // From 9 rows on the decode kernel's two tiles of tokens cost more than wgmma's 32 mostly empty ones.
+    if (args.rows <= 8 && decode_fits(device, layout, args.rows)) return Choice::decode;
+    if (prefill_fits(device, layout, args)) return Choice::prefill;
+    return decode_fits(device, layout, args.rows) ? Choice::decode : Choice::mma;
+}
+
+}  // namespace
+
+cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
+    MatmulDevice d;
+    d.ordinal = ordinal;
+    int major = 0, minor = 0;
+    if (cudaError_t error = cudaSetDevice(ordinal)) return error;
+    if (cudaError_t error = cudaDeviceGetAttribute(&d.sm_count, cudaDevAttrMultiProcessorCount, ordinal)) return error;
+    if (cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal)) return error;
+    if (cudaError_t error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal)) return error;
+    if (cudaError_t error = cudaDeviceGetAttribute(&d.shared_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal))
+        return error;
+    if (cudaError_t error = cudaDeviceGetAttribute(&d.shared_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, ordinal))
+        return error;
+    d.arch = major * 10 + minor;
+    cudaDriverEntryPointQueryResult found;
+    void* encode = nullptr;
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault, &found) == cudaSuccess &&
+        found == cudaDriverEntryPointSuccess)
+        d.encode_tensor_map = encode;
+    if (cudaError_t error = open_decode(d)) return error;
+    if (cudaError_t error = open_prefill(d)) return error;
+    if (cudaError_t error = open_mma(d)) return error;
+    *device = d;
+    return cudaSuccess;
+}
+
+size_t matmul_scratch_bytes(int64_t max_rows, int64_t max_in) {
+    return static_cast<size_t>(counter_count * 4 + partial_bytes + max_rows * dense_pitch(max_in) * 2);
+}
+
+cudaError_t matmul_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
+    if (args.rows <= 0) return cudaSuccess;
+    MatmulArgs plain = args;
+    Choice choice = choose(context.device, weight.layout, args);
+    if (choice == Choice::decode) return decode_q4(context, weight, args);
+    if (cudaError_t error = apply_norm(context, weight.layout.in, plain)) return error;
+    if (choice == Choice::prefill) return prefill_q4(context, weight, plain);
+    return mma_q4(context, weight, plain, nullptr);
+}
+
+const char* matmul_q4_name(const MatmulDevice& device, const Q4Weight& weight, int rows) {
+    MatmulArgs args;  // taken as aligned
+    args.rows = rows;
+    if (weight.layout.gated) args.gate_activation = Activation::silu;
+    switch (choose(device, weight.layout, args)) {
+        case Choice::decode: return "q4 ring mma.sync";
+        case Choice::prefill: return "q4 wgmma";
+        default: return "q4 mma.sync";
+    }
+}
+
+cudaError_t matmul_dense(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args) {
+    if (args.rows <= 0) return cudaSuccess;
+    MatmulArgs plain = args;
+    if (cudaError_t error = apply_norm(context, weight.in, plain)) return error;
+    return gemv_fits(weight, plain) ? gemv_dense(context, weight, plain) : mma_dense(context, weight, plain, nullptr);
+}
+
+cudaError_t matmul_q4_experts(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args,
+                              const ExpertRows& rows) {
+    return args.rows <= 0 ? cudaSuccess : mma_q4(context, weight, args, &rows);
+}
+cudaError_t matmul_dense_experts(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args,
+                                 const ExpertRows& rows) {
+    return args.rows <= 0 ? cudaSuccess : mma_dense(context, weight, args, &rows);
+}
+
+}  // namespace awq::cuda

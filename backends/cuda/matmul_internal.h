@@ -1,0 +1,89 @@
+// What the files of the matrix kernels share on the host: the launch helper, the scratch's parts, and the choices a lab
+// program may force. Not included from outside backends/cuda/matmul*, dense.cu and lab/.
+#pragma once
+#include "backends/cuda/matmul.h"
+#include "backends/cuda/matmul_device.cuh"
+
+namespace awq::cuda {
+
+// Scratch: counters (zero between kernels), partial sums, normalised rows of x.
+inline constexpr int64_t counter_count = 32768;
+inline constexpr int64_t partial_bytes = int64_t{48} << 20;
+struct Scratch {
+    uint32_t* counters;
+    float4* partials;
+    half* rows;
+};
+inline Scratch scratch_of(const MatmulContext& context) {
+    char* base = static_cast<char*>(context.scratch);
+    return {reinterpret_cast<uint32_t*>(base), reinterpret_cast<float4*>(base + counter_count * 4),
+            reinterpret_cast<half*>(base + counter_count * 4 + partial_bytes)};
+}
+
+// For the lab: forced choices; zero (or -1) means that the library decides.
+struct MatmulTuning {
+    int kernel = 0;                                              // 1: decode, 2: prefill (wgmma), 3: mma large, 4: mma small
+    int slices = 0, slots = 0, window = 0, sets = 0, slow = -1;  // decode
+    int tokens = 0, per_sm = 0;                                  // prefill: tokens of a CTA, CTAs that share an SM
+    int schedule = -1;                                           // prefill: see plan_schedule
+};
+extern MatmulTuning tuning;
+
+inline Output output_of(const MatmulArgs& args, int64_t out, bool gated) {
+    Output o;
+    o.y = args.y, o.y32 = args.y32, o.ldy = args.ldy;
+    o.residual = args.residual, o.ld_residual = args.ld_residual;
+    o.bias = args.bias;
+    o.rows = args.rows, o.out = static_cast<int>(out);
+    o.gated = gated, o.activation = args.gate_activation;
+    auto aligned = [](const void* p, int64_t stride, int bytes) {
+        return reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0 && stride * 2 % bytes == 0;
+    };
+    int bytes = gated ? 4 : 8;
+    o.wide = aligned(args.y, args.ldy, bytes) && (!args.residual || aligned(args.residual, args.ld_residual, bytes)) &&
+             (!gated || args.gate_activation != Activation::none || out / 2 % 2 == 0);
+    return o;
+}
+inline bool rows_aligned(const half* x, int64_t ldx) { return reinterpret_cast<uintptr_t>(x) % 16 == 0 && ldx % 8 == 0; }
+
+template <class... Params, class... Args>
+cudaError_t launch(const MatmulContext& context, void (*kernel)(Params...), dim3 grid, int threads, int shared_bytes,
+                   Args... args) {
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.stream = context.stream;
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &attribute;
+    config.numAttrs = context.pdl && context.device.arch >= 90 ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+}
+// Raises a kernel's dynamic shared memory limit. All matrix kernels ask for the largest carve-out: two kernels of different
+// carve-outs cannot share an SM, and dependent launch lives from sharing.
+template <class Kernel>
+cudaError_t allow_shared(Kernel* kernel, int bytes) {
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+    return error;
+}
+
+// matmul_decode.cu: up to 16 rows, sm_90 and later
+cudaError_t open_decode(const MatmulDevice& device);
+bool decode_fits(const MatmulDevice& device, const Q4Layout& layout, int rows);
+cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);
+// matmul_prefill_sm90.cu
+cudaError_t open_prefill(const MatmulDevice& device);
+bool prefill_fits(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args);
+cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);
+// matmul_mma.cu: everything; `experts` null for plain products
+cudaError_t open_mma(const MatmulDevice& device);
+cudaError_t mma_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows* experts);
+cudaError_t mma_dense(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args, const ExpertRows* experts);
+// dense.cu: up to 4 rows
+bool gemv_fits(const DenseWeight& weight, const MatmulArgs& args);
+cudaError_t gemv_dense(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args);
+
+}  // namespace awq::cuda

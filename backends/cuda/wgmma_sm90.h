@@ -1,0 +1,72 @@
+// wgmma m64nNk16, A from registers, B from shared memory: d (64 rows x N tokens, float) += a b. One function for each N.
+//
+// A warp's part of d: 16 slots; d[4 j .. 4 j + 3] is the mma fragment of tokens 8 j .. 8 j + 7.
+#pragma once
+#include <cstdint>
+
+namespace awq::cuda {
+
+// Operand numbers of the accumulators, ten at a time: AWQ_TEN(3) is "%30, ..., %39".
+#define AWQ_TEN(t) "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9"
+#define AWQ_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define AWQ_D16(i) AWQ_D4(i), AWQ_D4(i + 4), AWQ_D4(i + 8), AWQ_D4(i + 12)
+#define AWQ_D64(i) AWQ_D16(i), AWQ_D16(i + 16), AWQ_D16(i + 32), AWQ_D16(i + 48)
+
+template <int N>
+struct Wgmma;
+template <>
+struct Wgmma<32> {
+    static __device__ __forceinline__ void run(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {" AWQ_TEN() ", %10, %11, %12, %13, %14, %15},"
+                     " {%16, %17, %18, %19}, %20, 1, 1, 1, 0;"
+                     : AWQ_D16(0)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <>
+struct Wgmma<64> {
+    static __device__ __forceinline__ void run(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", %30, %31},"
+                     " {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+                     : AWQ_D16(0), AWQ_D16(16)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <>
+struct Wgmma<128> {
+    static __device__ __forceinline__ void run(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(
+                3) ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
+            : AWQ_D64(0)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <>
+struct Wgmma<256> {
+    static __device__ __forceinline__ void run(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(3)
+                     ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", " AWQ_TEN(6) ", " AWQ_TEN(7) ", " AWQ_TEN(8) ", " AWQ_TEN(9) ", " AWQ_TEN(10)
+                     ", " AWQ_TEN(11) ", %120, %121, %122, %123, %124, %125, %126, %127}, {%128, %129, %130, %131}, %132, 1, 1, 1, 0;"
+                     : AWQ_D64(0), AWQ_D64(64)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+#undef AWQ_TEN
+#undef AWQ_D4
+#undef AWQ_D16
+#undef AWQ_D64
+
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int Pending>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+// B as a K-major tile of 64 columns with the 128-byte swizzle of the tensor copy engine; `at` is 1024-byte aligned. The
+// descriptor of k16 step j is this + 2 j.
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t at) {
+    return uint64_t{1} << 62 | uint64_t{64} << 32 | uint64_t{1} << 16 | (at >> 4 & 0x3fff);
+}
+
+}  // namespace awq::cuda
