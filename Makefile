@@ -43,8 +43,32 @@ LIB_OBJECTS  := $(LIB_SOURCES:%.cpp=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(ISA_SO
 CLI_OBJECTS  := $(CLI_SOURCES:%.cpp=$(BUILD)/%.o)
 TEST_OBJECTS := $(TEST_SOURCES:%.cpp=$(BUILD)/%.o)
 
+# ---- CUDA: built where there is a compiler for it (CUDA=0 leaves it out, CUDA=1 insists). CUDA_ARCHS="80 89 90a 120" names more GPUs.
+CUDA       ?= auto
+CUDA_ARCHS ?= 90a
+NVCC       ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+ifeq ($(CUDA),auto)
+CUDA := $(if $(NVCC)$(SANITIZE),$(if $(SANITIZE),0,1),0)
+endif
+ifeq ($(CUDA),1)
+CUDA_HOME    := $(abspath $(dir $(realpath $(NVCC)))/..)
+NVCCFLAGS    := -std=c++20 -O3 -I. -Icore -I$(BUILD) -Xcompiler -fPIC,-Wall,-pthread $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
+CXXFLAGS_ALL += -DAWQ_HAVE_CUDA
+CUDA_LIBS    := $(CUDA_HOME)/lib64/libcudart_static.a -ldl -lrt
+LDLIBS_ALL   += $(CUDA_LIBS)
+LIB_OBJECTS  += $(patsubst %.cu,$(BUILD)/%.o,$(wildcard backends/cuda/*.cu))
+$(BUILD)/backends/cuda/%.o: backends/cuda/%.cu | $(BUILD)/deps-found
+	@mkdir -p $(@D)
+	$(shell command -v ccache) $(NVCC) $(NVCCFLAGS) -MMD -MP -c $< -o $@
+# The lab: check_matmul, and bench_matmul, which alone needs cuBLAS.
+lab: $(BUILD)/backends/cuda/lab/check_matmul $(BUILD)/backends/cuda/lab/bench_matmul
+$(BUILD)/backends/cuda/lab/%: backends/cuda/lab/%.cu backends/cuda/lab/lab.h $(BUILD)/libawq.a
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) -cudart static $< $(BUILD)/libawq.a -ldl -lrt $(if $(findstring bench,$@),-lcublas) -o $@
+endif
+
 .DEFAULT_GOAL := all
-.PHONY: all test install deps model chat clean
+.PHONY: lab all test install deps model chat clean
 # As many jobs as there are processors, unless the command line says how many.
 ifeq ($(MAKELEVEL),0)
 MAKEFLAGS += -j$(shell nproc)
@@ -124,14 +148,14 @@ chat: $(BUILD)/awq $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	@$(BUILD)/awq chat -m $(MODEL)
 
 # ---- install: program, library, headers, CMake package, pkg-config
-LIBRARIES := simdjson pcre2-8 utf8proc xxhash
+LIBRARIES := -lsimdjson -lpcre2-8 -lutf8proc -lxxhash $(CUDA_LIBS)
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/lib/cmake/awq
 	install $(BUILD)/awq $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 $(BUILD)/libawq.a $(DESTDIR)$(PREFIX)/lib/
 	install -m 644 core/awq.h core/awq.hpp $(DESTDIR)$(PREFIX)/include/
-	sed 's/@VERSION@/$(VERSION)/; s/@LIBRARIES@/$(LIBRARIES:%=-l%)/' cmake/awq.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/awq.pc
-	sed 's/@VERSION@/$(VERSION)/; s/@LIBRARIES@/$(subst $(space),;,$(LIBRARIES))/' cmake/awqConfig.cmake.in > $(DESTDIR)$(PREFIX)/lib/cmake/awq/awqConfig.cmake
+	sed 's/@VERSION@/$(VERSION)/; s|@LIBRARIES@|$(LIBRARIES)|' cmake/awq.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/awq.pc
+	sed 's/@VERSION@/$(VERSION)/; s|@LIBRARIES@|$(subst $(space),;,$(strip $(LIBRARIES)))|' cmake/awqConfig.cmake.in > $(DESTDIR)$(PREFIX)/lib/cmake/awq/awqConfig.cmake
 
 clean:
 	rm -rf $(BUILD)
