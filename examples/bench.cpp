@@ -54,7 +54,7 @@ void add_bench(CLI::App& app, Run& run) {
     command->add_option("-n,--predict", o->generate, "tokens to generate, 0: none")->delimiter(',')->capture_default_str();
     command->add_option("-b,--batch", o->batch, "sequences generated at once")->delimiter(',')->capture_default_str();
     command->add_option("-d,--depth", o->depth, "tokens already in the context")->delimiter(',')->capture_default_str();
-    command->add_option("-r,--repeat", o->repeat, "repeats of each test")->check(CLI::PositiveNumber)->capture_default_str();
+    command->add_option("-r,--repeat", o->repeat, "repeats of each test")->check(command::at_least(1))->capture_default_str();
     command->add_option("-o,--output", o->output, "md or json")->check(CLI::IsMember({"md", "json"}))->capture_default_str();
     command->add_flag("--kernels", o->kernels, "time every kernel at the model's sizes instead");
     command->callback([o, &run] {

@@ -1,6 +1,7 @@
 #include "examples/command.h"
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
@@ -16,24 +17,35 @@
 
 namespace command {
 
+CLI::Validator at_least(int64_t low) {
+    return CLI::Validator(
+        [low](std::string& text) {
+            int64_t value = 0;
+            auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+            if (error == std::errc() && end == text.data() + text.size() && value >= low) return std::string();
+            return text.substr(0, 80) + " found; a whole number of " + std::to_string(low) + " or more expected";
+        },
+        "", "at least " + std::to_string(low));
+}
+
 void ModelOptions::add(CLI::App& app, bool model_required) {
     auto* m = app.add_option("-m,--model", model, "model directory, or org/name[@revision] in the Hugging Face cache");
     if (model_required) m->required();
     app.add_option("--backend", backend, "auto, cuda, cpu or reference")->capture_default_str();
-    app.add_option("--device", device, "CUDA device")->check(CLI::NonNegativeNumber)->capture_default_str();
-    app.add_option("-t,--threads", threads, "CPU threads (default: one for each physical core)")->check(CLI::PositiveNumber);
-    app.add_option("-c,--context", context, "positions the context holds (default: the model's, at most 8192)")->check(CLI::PositiveNumber);
+    app.add_option("--device", device, "CUDA device")->check(at_least(0))->capture_default_str();
+    app.add_option("-t,--threads", threads, "CPU threads (default: one for each physical core)")->check(at_least(1));
+    app.add_option("-c,--context", context, "positions the context holds (default: the model's, at most 8192)")->check(at_least(1));
     app.add_flag("--check-finite", check_finite, "stop at the first op whose output is not finite, and name it (slow)");
     const char* awq = "AWQ options (override the checkpoint's quantization_config)";
     app.add_option("--version", version, "gemm, gemv, gemv_fast, exllama or marlin")->group(awq);
     auto* fuse = app.add_flag("--do-fuse", do_fuse, "fuse, by transformers' rules")->group(awq);
     app.add_flag("--no-fuse", no_fuse, "run every module by itself")->group(awq)->excludes(fuse);
-    app.add_option("--fuse-max-seq-len", fuse_max_seq_len, "longest sequence of fused attention")->group(awq)->check(CLI::PositiveNumber);
+    app.add_option("--fuse-max-seq-len", fuse_max_seq_len, "longest sequence of fused attention")->group(awq)->check(at_least(1));
     app.add_option("--modules-to-fuse", modules_to_fuse, "JSON file with a fusion mapping")->group(awq);
     app.add_option("--modules-to-not-convert", modules_to_not_convert, "names to leave alone, separated by commas")->group(awq);
     app.add_option("--exllama-version", exllama_version, "1 or 2")->group(awq)->check(CLI::IsMember({1, 2}));
-    app.add_option("--max-input-len", max_input_len, "exllama: longest input")->group(awq)->check(CLI::PositiveNumber);
-    app.add_option("--max-batch-size", max_batch_size, "exllama: largest batch")->group(awq)->check(CLI::PositiveNumber);
+    app.add_option("--max-input-len", max_input_len, "exllama: longest input")->group(awq)->check(at_least(1));
+    app.add_option("--max-batch-size", max_batch_size, "exllama: largest batch")->group(awq)->check(at_least(1));
     app.add_option("--skip-rule", skip_rule, "how modules_to_not_convert is read: 4 (transformers 4.57) or 5 (5.23)")
         ->group(awq)->check(CLI::IsMember({4, 5}))->capture_default_str();
 }
@@ -79,7 +91,7 @@ awq_options ModelOptions::get() {
 
 void SamplingOptions::add(CLI::App& app) {
     const char* group = "Sampling (defaults: the model's generation_config.json; greedy where it says nothing)";
-    app.add_option("-n,--predict", max_tokens, "new tokens at most (default: what the context holds)")->check(CLI::NonNegativeNumber);
+    app.add_option("-n,--predict", max_tokens, "new tokens at most (default: what the context holds)")->check(at_least(0));
     app.add_option("--stop", stop, "text that ends the answer; may be given several times")->allow_extra_args(false);
     app.add_option("-s,--seed", seed, "seed of the random numbers (default: a new one each time)")->group(group);
     app.add_option("--temp", temperature, "temperature; 0: greedy")->group(group);
