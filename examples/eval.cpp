@@ -28,6 +28,7 @@ void add_eval(CLI::App& app, Run& run) {
                 if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
                     return command::fail("standard output: could not be written");
             }
+            if (std::cin.bad()) return command::fail("standard input: could not be read");
             return 0;
         };
     });

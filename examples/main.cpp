@@ -1,9 +1,11 @@
 // The program `awq`: one subcommand a file beside this one.
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include "examples/command.h"
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
+    std::signal(SIGXFSZ, SIG_IGN);    // a limit on file sizes is an error of write(), like a full disk
     CLI::App app("awq runs AWQ int4 language models from their Hugging Face directories.", "awq");
     app.require_subcommand(1);
     app.set_version_flag("--version,-V", std::string("awq ") + awq_version());
@@ -26,8 +28,13 @@ int main(int argc, char** argv) {
     } catch (const CLI::ParseError& error) {
         return app.exit(error) == 0 ? 0 : 2;
     }
-    command::watch_interrupts();
-    int status = command::guarded(run);
+    int status = command::guarded([&] {
+        command::watch_interrupts();
+        return run();
+    });
     if (std::fflush(stdout) != 0 || std::ferror(stdout)) return command::fail("standard output: could not be written");
     return status;
+} catch (const std::bad_alloc&) {    // while the arguments were read: everything else is guarded
+    std::fputs("error: out of memory\n", stderr);
+    return 1;
 }

@@ -1,13 +1,13 @@
 // The C API as a program meets it: arguments that are missing, statuses that are documented, callbacks that say no, other
 // threads, engines that come and go.
 #include <doctest/doctest.h>
+#include <unistd.h>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <string>
 #include <thread>
-#include <unistd.h>
 #include "core/awq.h"
 #include "tests/support.h"
 
@@ -45,7 +45,8 @@ struct Session {
 const int32_t prompt[] = {1, 5, 9, 7};
 
 // Ids of a generation; its status in `status`, how it ended in `stats`.
-std::vector<int32_t> generated(awq_session* session, const awq_generation& generation, awq_stats& stats, awq_status expected = AWQ_OK) {
+std::vector<int32_t> generated(awq_session* session, const awq_generation& generation, awq_stats& stats,
+                               awq_status expected = AWQ_OK) {
     std::vector<int32_t> ids;
     awq_status status = awq_generate(
         session, prompt, 4, &generation,
@@ -158,10 +159,17 @@ TEST_CASE("api: null arguments are refused with a message, frees take null") {
 
 TEST_CASE("api: options out of range") {
     const std::function<void(awq_options&)> changes[] = {
-        [](awq_options& o) { o.threads = -1; },      [](awq_options& o) { o.threads = 5000; },         [](awq_options& o) { o.device = -1; },
-        [](awq_options& o) { o.context = -1; },      [](awq_options& o) { o.context = INT64_MAX; },    [](awq_options& o) { o.cache_tokens = -1; },
-        [](awq_options& o) { o.skip_rule = 3; },     [](awq_options& o) { o.head_bits = 4; },          [](awq_options& o) { o.backend = "abacus"; },
-        [](awq_options& o) { o.awq_config = "[1]"; }, [](awq_options& o) { o.awq_config = "{\"version\": 3}"; },
+        [](awq_options& o) { o.threads = -1; },
+        [](awq_options& o) { o.threads = 5000; },
+        [](awq_options& o) { o.device = -1; },
+        [](awq_options& o) { o.context = -1; },
+        [](awq_options& o) { o.context = INT64_MAX; },
+        [](awq_options& o) { o.cache_tokens = -1; },
+        [](awq_options& o) { o.skip_rule = 3; },
+        [](awq_options& o) { o.head_bits = 4; },
+        [](awq_options& o) { o.backend = "abacus"; },
+        [](awq_options& o) { o.awq_config = "[1]"; },
+        [](awq_options& o) { o.awq_config = "{\"version\": 3}"; },
     };
     for (const auto& change : changes) {
         awq_options options = options_of(test::model("qwen2-tied"));
@@ -175,10 +183,10 @@ TEST_CASE("api: options out of range") {
 }
 
 TEST_CASE("api: documented statuses") {
-    Engine e(2, 64, 128);    // two pages for all sessions
+    Engine e(2, 64, 128);  // two pages for all sessions
     Session a(e.engine), b(e.engine), c(e.engine);
     const std::vector<int32_t> full(64, 3), more(65, 3);
-    CHECK(awq_feed(a.session, prompt, 0, nullptr) == AWQ_INVALID_ARGUMENT);    // an empty prompt
+    CHECK(awq_feed(a.session, prompt, 0, nullptr) == AWQ_INVALID_ARGUMENT);  // an empty prompt
     CHECK(awq_generate(a.session, prompt, 0, nullptr, nullptr, nullptr, nullptr) == AWQ_INVALID_ARGUMENT);
     for (int32_t bad : {-1, 1 << 30, INT32_MAX, INT32_MIN}) {
         CHECK(awq_feed(a.session, &bad, 1, nullptr) == AWQ_INVALID_ARGUMENT);
@@ -190,7 +198,7 @@ TEST_CASE("api: documented statuses") {
     CHECK(awq_feed(a.session, prompt, 1, nullptr) == AWQ_CONTEXT_FULL);
     CHECK(awq_session_length(a.session) == 64);
     CHECK(awq_feed(b.session, prompt, 4, nullptr) == AWQ_OK);
-    CHECK(awq_feed(c.session, prompt, 4, nullptr) == AWQ_CONTEXT_FULL);    // no page is left
+    CHECK(awq_feed(c.session, prompt, 4, nullptr) == AWQ_CONTEXT_FULL);  // no page is left
     CHECK(std::string(awq_last_error()).find("pages") != std::string::npos);
     awq_session_truncate(a.session, -5);
     CHECK(awq_session_length(a.session) == 0);
@@ -205,12 +213,14 @@ TEST_CASE("api: documented statuses") {
     generation.max_tokens = 3;
     CHECK(generated(b.session, generation, stats).size() == 3);
     CHECK(stats.finish == AWQ_FINISH_LENGTH);
-    CHECK(awq_generate(b.session, prompt, 4, &generation, [](const char*, size_t, int32_t, void*) { return false; }, nullptr, &stats) == AWQ_OK);
+    CHECK(awq_generate(
+              b.session, prompt, 4, &generation, [](const char*, size_t, int32_t, void*) { return false; }, nullptr, &stats) ==
+          AWQ_OK);
     CHECK(stats.finish == AWQ_FINISH_CANCELLED);
     generation.sampling.sample = true;
     generation.sampling.temperature = -1;
     generated(b.session, generation, stats, AWQ_INVALID_ARGUMENT);
-    CHECK(awq_chat(b.session, "[]", nullptr, nullptr, nullptr, nullptr) == AWQ_NOT_FOUND);    // this model has no tokenizer
+    CHECK(awq_chat(b.session, "[]", nullptr, nullptr, nullptr, nullptr) == AWQ_NOT_FOUND);  // this model has no tokenizer
     CHECK(awq_complete(b.session, "x", 1, nullptr, nullptr, nullptr, nullptr) == AWQ_NOT_FOUND);
 
     awq_options missing = options_of("/nonexistent/model");
@@ -228,7 +238,7 @@ TEST_CASE("api: cancelled from another thread, the call ends within a few steps 
     struct State {
         std::atomic<int> tokens{0};
         std::atomic<bool> asked{false};
-        std::atomic<int> late{0};    // tokens that came after
+        std::atomic<int> late{0};  // tokens that came after
     } state;
     std::thread other([&] {
         while (state.tokens < 5) std::this_thread::yield();
@@ -329,7 +339,7 @@ TEST_CASE("api: loaded and freed again and again, memory does not grow") {
     const int cycles = from_environment("AWQ_SOAK", 1) > 1 ? 1000 : 50;
     for (int i = 0; i < cycles; i++) cycle();
     const size_t after = resident_kib();
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)    // they keep what was freed
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they keep what was freed
     CHECK_MESSAGE(after < before + 4096, before << " KiB, then " << after << " KiB after " << cycles << " cycles");
 #endif
 }

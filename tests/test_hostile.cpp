@@ -1,12 +1,12 @@
 // Files that lie in ways that only show where several rules meet: what is there but is no file, tensors that contradict the
 // configuration, memory that ends in the middle of loading. Each format's own rules are tested beside the format.
 #include <doctest/doctest.h>
-#include <filesystem>
-#include <functional>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <filesystem>
+#include <functional>
 #include "core/engine.h"
 #include "core/evaluate.h"
 #include "core/parallel.h"
@@ -21,9 +21,9 @@ namespace fs = std::filesystem;
 namespace {
 
 // A golden model of its own, whose files may be changed.
-class Model {
+class Directory {
 public:
-    explicit Model(const std::string& name) { fs::copy(::test::model(name), at_.path(), fs::copy_options::overwrite_existing); }
+    explicit Directory(const std::string& name) { fs::copy(::test::model(name), at_.path(), fs::copy_options::recursive); }
     std::string file(const std::string& name) const { return at_.file(name); }
     const std::string& path() const { return at_.path(); }
     void write(const std::string& name, const std::string& text) const {
@@ -91,9 +91,10 @@ TEST_CASE("hostile: an optional file that is there but is no file is an error, n
                       return loaded.ok() ? std::string() : loaded.status().message();
                   }}};
     for (const auto& c : cases) {
-        Model model("qwen2-tied");
-        for (const auto& entry : fs::directory_iterator(model.path()))    // the index counts only where no single file is
-            if (std::string(c.name).ends_with("index.json") && entry.path().filename().string().starts_with("model")) fs::remove(entry.path());
+        Directory model("qwen2-tied");
+        for (const auto& entry : fs::directory_iterator(model.path()))  // the index counts only where no single file is
+            if (std::string(c.name).ends_with("index.json") && entry.path().filename().string().starts_with("model"))
+                fs::remove(entry.path());
         const std::string path = model.file(c.name);
         auto check = [&](const char* expected) {
             std::string error = c.error(model.path());
@@ -115,9 +116,9 @@ TEST_CASE("hostile: an optional file that is there but is no file is an error, n
 }
 
 TEST_CASE("hostile: tensors that contradict the configuration") {
-    Model model("qwen2-tied");
+    Directory model("qwen2-tied");
     auto with = [&](const char* key, Json value) {
-        Model changed("qwen2-tied");
+        Directory changed("qwen2-tied");
         Json config = changed.config();
         config.set(key, std::move(value));
         changed.write("config.json", dump_json(config));
@@ -130,24 +131,25 @@ TEST_CASE("hostile: tensors that contradict the configuration") {
 }
 
 TEST_CASE("hostile: embeddings and norms are held to their shapes by the plan, before any weight is read") {
-    Model model("qwen2-tied");
+    Directory model("qwen2-tied");
     REQUIRE(plan_error(model.path()) == "");
     edit_header(model.file("model.safetensors"), "\"shape\":[384,256]", "\"shape\":[256,384]");
     CHECK(holds(plan_error(model.path()), "F16 [256, 384] found; F16, BF16, F32 or F64 [384, 256] expected"));
-    Model norm("qwen2-tied");
+    Directory norm("qwen2-tied");
     edit_header(norm.file("model.safetensors"), "\"F16\",\"shape\":[256]", "\"I16\",\"shape\":[256]");
     CHECK(holds(plan_error(norm.path()), "I16 [256] found; F16, BF16, F32 or F64 [256] expected"));
 }
 
 TEST_CASE("hostile: a square qweight on its side is GPTQ's shape, which AWQ's configuration does not explain") {
-    Model model("qwen2-tied");
+    Directory model("qwen2-tied");
     edit_header(model.file("model.safetensors"), "\"shape\":[256,32]", "\"shape\":[32,256]");
     CHECK(holds(plan_error(model.path()), "qweight I32 [32, 256] found, which is GPTQ's shape; expected one of AWQ's"));
 }
 
 TEST_CASE("hostile: generation_config.json and eos_token_id are checked, whatever the model is opened for") {
-    for (const char* text : {"{\"eos_token_id\": \"2\"}", "{\"eos_token_id\": [-1]}", "{\"temperature\": \"x\"}", "{\"top_p\": 2}"}) {
-        Model model("qwen2-tied");
+    for (const char* text :
+         {"{\"eos_token_id\": \"2\"}", "{\"eos_token_id\": [-1]}", "{\"temperature\": \"x\"}", "{\"top_p\": 2}"}) {
+        Directory model("qwen2-tied");
         model.write("generation_config.json", text);
         CHECK_MESSAGE(load_error(model.path()).starts_with("generation_config.json: "), text);
     }
@@ -155,13 +157,17 @@ TEST_CASE("hostile: generation_config.json and eos_token_id are checked, whateve
 
 TEST_CASE("hostile: an exception in a thread of a loop reaches the caller") {
     for (size_t threads : {1, 2, 8})
-        CHECK_THROWS_AS(parallel_for(100, threads, [](size_t i) { if (i == 37) throw std::bad_alloc(); }), std::bad_alloc);
+        CHECK_THROWS_AS(parallel_for(100, threads,
+                                     [](size_t i) {
+                                         if (i == 37) throw std::bad_alloc();
+                                     }),
+                        std::bad_alloc);
     std::atomic<int> calls = 0;
     parallel_for(100, 8, [&](size_t) { calls++; });
     CHECK(calls == 100);
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)    // they map terabytes
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they map terabytes
 // In a process of its own: address space ends. With ever less of it the load fails with a status or works, never worse.
 TEST_CASE("hostile: loading under a limit of address space") {
     const std::string directory = ::test::model("qwen2-tied");
@@ -170,7 +176,7 @@ TEST_CASE("hostile: loading under a limit of address space") {
         pid_t child = fork();
         REQUIRE(child >= 0);
         if (child == 0) {
-            size_t pages = 0;    // what is mapped by now
+            size_t pages = 0;  // what is mapped by now
             if (FILE* file = std::fopen("/proc/self/statm", "re")) {
                 if (std::fscanf(file, "%zu", &pages) != 1) _exit(3);
                 std::fclose(file);
@@ -179,7 +185,7 @@ TEST_CASE("hostile: loading under a limit of address space") {
             if (setrlimit(RLIMIT_AS, &limit) != 0) _exit(3);
             try {
                 _exit(load_error(directory).empty() ? 0 : 1);
-            } catch (const std::bad_alloc&) {    // as the C API's guard has it
+            } catch (const std::bad_alloc&) {  // as the C API's guard has it
                 _exit(1);
             }
         }
@@ -189,6 +195,6 @@ TEST_CASE("hostile: loading under a limit of address space") {
         REQUIRE(WEXITSTATUS(status) <= 1);
         (WEXITSTATUS(status) == 0 ? worked : refused)++;
     }
-    CHECK(worked > 0);    // 512 MiB are enough: the KV cache takes what it can get
+    CHECK(worked > 0);  // 512 MiB are enough: the KV cache takes what it can get
 }
 #endif
