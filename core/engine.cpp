@@ -1,6 +1,7 @@
 #include "core/engine.h"
 #include <algorithm>
 #include <numeric>
+#include "core/text/sampler.h"
 #include "models/blocks.h"
 
 namespace awq {
@@ -67,6 +68,8 @@ Status Engine::build(const EngineOptions& options) {
         AWQ_ASSIGN(std::string directory, resolve_model_directory(options.model));
         AWQ_ASSIGN(checkpoint_, Checkpoint::open(directory));
         if (!checkpoint_->has_weights()) return checkpoint_->missing_weights();
+        // not needed to compute, but a directory whose files lie is refused, whatever it is opened for
+        AWQ_TRY(read_generation_config(checkpoint_->generation_config(), checkpoint_->config()).status());
     } else {
         AWQ_ASSIGN(checkpoint_, Checkpoint::from_config(options.shape_config));
     }
@@ -100,8 +103,18 @@ Status Engine::build(const EngineOptions& options) {
         wanted = std::clamp(64 * per_context, per_context, std::max(per_context, affordable));
     }
     if (wanted > INT32_MAX) return Status(Code::invalid_argument, "the KV cache would have " + std::to_string(wanted) + " pages; at most 2147483647 expected");
+    size_t cache_bytes = 0;
+    if (__builtin_mul_overflow(page_bytes, static_cast<size_t>(wanted), &cache_bytes))
+        return Status(Code::out_of_memory, "the KV cache: " + std::to_string(wanted) + " pages of " + std::to_string(page_bytes) + " bytes are more than memory can hold");
+    auto cache = backend_->allocate(cache_bytes);
+    // Address space may be scarcer than memory (a limit of the system): fewer sessions then, as long as one finds room.
+    while (!cache.ok() && options.cache_tokens <= 0 && wanted > per_context) {
+        wanted = std::max(per_context, wanted / 2);
+        cache = backend_->allocate(page_bytes * static_cast<size_t>(wanted));
+    }
+    if (!cache.ok()) return cache.status().in("the KV cache of " + std::to_string(wanted * page_size) + " tokens");
+    kv_cache_ = std::move(*cache);
     pages_ = std::make_unique<PagePool>(static_cast<int32_t>(wanted));
-    AWQ_ASSIGN(kv_cache_, backend_->allocate(page_bytes * static_cast<size_t>(wanted)));
     AWQ_ASSIGN(activations_, backend_->allocate(std::max(memory_plan_.peak, vision_plan_.peak)));
     return {};
 }

@@ -81,7 +81,7 @@ Status flatten(const Json& value, std::vector<float>& out) {
 
 Result<std::shared_ptr<const Tokenizer>> load_tokenizer(const std::string& directory) {
     std::string path = directory + "/tokenizer.json";
-    if (!file_exists(path))
+    if (!entry_exists(path))
         return Status(Code::not_found, path + ": is not there; expected the tokenizer of Hugging Face's fast tokenizers (a model with only "
                                               "tokenizer.model must be converted with transformers first)");
     return Tokenizer::load(path);

@@ -33,6 +33,9 @@ private:
 // All of a regular file of at most `limit` bytes.
 Result<std::string> read_file(const std::string& path, size_t limit);
 bool file_exists(const std::string& path);         // a regular file, or a link to one
+// Anything, even a link that leads nowhere. Of optional files: what is there but is no file to read is an error when it is
+// opened, not the same as nothing.
+bool entry_exists(const std::string& path);
 bool directory_exists(const std::string& path);
 
 // Written to a temporary beside `path`, fsynced, then renamed over it; on any error the temporary is removed and an

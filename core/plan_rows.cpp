@@ -162,9 +162,10 @@ public:
         if (!tensor && !module.needed) return {};
         if (!tensor) return missing(name, module);
         if (tensor->known) row.format_name = dense_name(tensor->type);
-        if (module.bias && !work_.checkpoint.find(module.path + ".bias") && module.needed)
-            return missing(module.path + ".bias", module);
-        return {};
+        if (!module.needed) return {};
+        if (module.bias && !work_.checkpoint.find(module.path + ".bias")) return missing(module.path + ".bias", module);
+        AWQ_TRY(check_plain(work_.checkpoint, name, module.kind == ModuleKind::parameter ? 1 : module.out, module.in));
+        return module.bias ? check_plain(work_.checkpoint, module.path + ".bias", 1, module.in) : Status();
     }
 
     void warn() {
@@ -235,6 +236,10 @@ private:
                 return Status(Code::bad_file, "config.json: quantization_config: no method known here, but " + module.path +
                                                   " is packed as " + row.format->name +
                                                   "; expected plain weights, or quant_method awq, gptq or compressed-tensors");
+            // which zero points a GPTQ file has, only its configuration could say
+            if (awq.quant_method == "awq" && std::string_view(row.format->name) == "gptq")
+                return Status(Code::bad_file, module.path + ": qweight " + tensor_text(*tensors.find("qweight")) +
+                                                  " found, which is GPTQ's shape; expected one of AWQ's, as config.json says quant_method awq");
             AWQ_ASSIGN(auto rows, row.format->open(tensors, awq, module.out, module.in));
             facts = {rows->dtype, rows->integer_zeros, std::move(rows->input_order)};
             row.group_size = rows->group_size;
@@ -255,6 +260,7 @@ private:
         }
         const TensorInfo* bias = tensors.find("bias");
         if (module.bias && !bias) return missing(module.path + ".bias", module);
+        if (module.bias) AWQ_TRY(check_plain(work_.checkpoint, module.path + ".bias", 1, module.out));
         // AutoGPTQ writes biases of zeros for Linears that have none
         if (!module.bias && bias && std::any_of(bias->data, bias->data + bias->bytes, [](uint8_t byte) { return byte != 0; }))
             foreign_bias_.add(module.path);
@@ -268,8 +274,25 @@ private:
     std::string other_name_;
 };
 
-// Tensors that no module asks for: one warning. Left over by every writer of their time, these are no news.
-void warn_unused(PlanWork& work) {
+// Whether a tensor that no module asks for goes on where a numbered row of modules ends: layers or experts that the
+// configuration does not count. `end` becomes the place where they do: "model.layers.1".
+bool beyond_the_count(const PlanWork& work, const std::string& module, std::string& end) {
+    for (size_t begin = 0; begin < module.size();) {
+        size_t dot = std::min(module.find('.', begin), module.size());
+        std::string_view part = std::string_view(module).substr(begin, dot - begin);
+        if (part != "0" && part.find_first_not_of("0123456789") == part.npos && !part.empty() &&
+            work.plan.find(module.substr(0, begin) + "0" + module.substr(dot))) {
+            end = module.substr(0, dot);
+            return true;
+        }
+        begin = dot + 1;
+    }
+    return false;
+}
+
+// Tensors that no module asks for: one warning. Left over by every writer of their time, these are no news. Whole layers
+// or experts too many contradict the configuration.
+Status warn_unused(PlanWork& work) {
     static constexpr std::string_view known[] = {"rotary_emb.inv_freq",
                                                  "attn.masked_bias",
                                                  "attention.masked_bias",
@@ -290,11 +313,15 @@ void warn_unused(PlanWork& work) {
         if (row && row->module.kind == ModuleKind::linear && row->format && suffix != "bias" && suffix != "weight")
             used = std::ranges::any_of(row->format->suffixes, [&](const char* wanted) { return suffix == wanted; });
         if (used || std::ranges::any_of(known, [&](std::string_view end) { return name.ends_with(end); })) continue;
+        if (std::string end; !row && dot != name.npos && beyond_the_count(work, tensor.name.substr(0, dot), end))
+            return Status(Code::bad_file, work.checkpoint.shard_name(tensor) + ": tensor \"" + quote(name) +
+                                              "\" found; expected none of " + quote(end) + ": config.json counts fewer");
         unused.add(quote(tensor.name));
     }
     if (unused.count)
         work.plan.warnings.push_back(std::to_string(unused.count) + " tensors of the checkpoint are not used (" +
                                      (unused.count == 1 ? "" : "first ") + unused.first + ")");
+    return {};
 }
 
 }  // namespace
@@ -316,8 +343,7 @@ Status plan_rows(PlanWork& work) {
         work.plan.replaced = work.plan.replaced || row.action == Action::convert;
     }
     planner.warn();
-    if (work.has_weights()) warn_unused(work);
-    return {};
+    return work.has_weights() ? warn_unused(work) : Status();
 }
 
 }  // namespace awq

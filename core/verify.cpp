@@ -101,7 +101,7 @@ Look look_at(const Checkpoint& checkpoint, const TensorInfo& tensor) {
 // The fingerprints stored beside the model, by tensor; none where there is no such file.
 Result<std::map<std::string, std::string>> read_stored(const std::string& path, bool& present) {
     std::map<std::string, std::string> stored;
-    present = file_exists(path);
+    present = entry_exists(path);
     if (!present) return stored;
     AWQ_ASSIGN(std::string text, read_file(path, size_t{64} << 20));
     const std::string where = quote(path, 300);

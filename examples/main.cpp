@@ -1,11 +1,13 @@
 // The program `awq`: one subcommand a file beside this one.
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <fcntl.h>
 #include <iostream>
 #include "examples/command.h"
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
+    std::signal(SIGXFSZ, SIG_IGN);    // a limit on file sizes is an error of write(), like a full disk
     command::watch_interrupts();
     // A standard stream that is closed must not become a file of ours: reading or writing it goes on failing.
     for (int fd = 0; fd < 3; fd++)
@@ -42,4 +44,7 @@ int main(int argc, char** argv) {
     }
     if (std::fflush(stdout) != 0 || std::ferror(stdout) || !std::cout) return command::fail("standard output: could not be written");
     return status;
+} catch (const std::exception& error) {    // no memory or no thread before the command began: everything else is guarded
+    std::fprintf(stderr, "error: %s\n", error.what());
+    return 1;
 }

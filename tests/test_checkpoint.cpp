@@ -217,7 +217,7 @@ TEST_CASE("model directory: a directory as it is, or a name in the local cache")
         for (const char* revision : {"", "../main", "/etc", "a//b", ".hidden", "x y", "a/../b"})
             CHECK_MESSAGE(found("org/My.Model_1@" + std::string(revision)).ends_with("found; a branch, tag or commit expected"),
                           revision);
-        CHECK(found("") == "no model given; a directory or org/name[@revision] expected");
+        CHECK(found("") == "model: none given; a directory or org/name[@revision] expected");
         CHECK(found(std::string("a\0b", 3)) == "a\\x00b: a path holds no NUL");
         home.write("m.gguf", "");
         CHECK(found(home.file("m.gguf")) ==

@@ -232,7 +232,11 @@ struct Walk {
             };
             KernelCall call{args, &node, std::span<const Tensor>(step.in, node.in.size()), step.out,
                             step.alone ? &single : &worker};
-            fail(step.op->kernel.run(call));
+            try {
+                fail(step.op->kernel.run(call));
+            } catch (const std::bad_alloc&) {  // nothing may leave a thread of the team
+                fail(Status(Code::out_of_memory, "out of memory"));
+            }
             if (step.alone) {
                 done();
                 waiting = true;

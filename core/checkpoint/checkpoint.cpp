@@ -65,7 +65,7 @@ Result<std::shared_ptr<const Checkpoint>> Checkpoint::open(const std::string& di
     Checkpoint& c = *checkpoint;
     c.directory_ = directory;
     AWQ_ASSIGN(c.config_, read_json_object(join(directory, "config.json"), config_limit));
-    if (std::string path = join(directory, "generation_config.json"); file_exists(path)) {
+    if (std::string path = join(directory, "generation_config.json"); entry_exists(path)) {
         AWQ_ASSIGN(c.generation_config_, read_json_object(path, config_limit));
     }
     AWQ_TRY(c.read_quantization());
@@ -93,7 +93,7 @@ Status Checkpoint::read_quantization() {
     }
     for (const char* name : {"quant_config.json", "quantize_config.json"}) {  // AutoAWQ's and AutoGPTQ's older place
         std::string path = join(directory_, name);
-        if (!file_exists(path)) continue;
+        if (!entry_exists(path)) continue;
         AWQ_ASSIGN(quantization_, read_json_object(path, config_limit));
         quantization_file_ = name;
         return {};
@@ -105,9 +105,9 @@ Status Checkpoint::open_weights() {
     std::vector<std::string> names;
     std::vector<Json::Member> listed;
     // Which of the two counts where both are there: as transformers has it.
-    if (file_exists(join(directory_, single_file))) {
+    if (entry_exists(join(directory_, single_file))) {
         names.push_back(single_file);
-    } else if (std::string path = join(directory_, index_file); file_exists(path)) {
+    } else if (std::string path = join(directory_, index_file); entry_exists(path)) {
         AWQ_ASSIGN(listed, read_index(path));
         for (const auto& [tensor, file] : listed) names.push_back(file.string());
         std::sort(names.begin(), names.end());

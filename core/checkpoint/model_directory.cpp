@@ -46,7 +46,7 @@ Result<std::string> resolve_model_directory(const std::string& model) {
     if (model.find('\0') != model.npos) return Status(Code::invalid_argument, quote(model) + ": a path holds no NUL");
     if (directory_exists(model)) return model;
     std::string shown = quote(model, 300);
-    if (model.empty()) return Status(Code::invalid_argument, "no model given; a directory or org/name[@revision] expected");
+    if (model.empty()) return Status(Code::invalid_argument, "model: none given; a directory or org/name[@revision] expected");
     if (file_exists(model)) {
         std::string hint = model.ends_with(".gguf") ? " (\"awq import\" makes a directory of a GGUF file)" : "";
         return Status(Code::invalid_argument, shown + ": is a file; a model directory expected" + hint);

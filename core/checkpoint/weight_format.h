@@ -34,6 +34,8 @@ struct WeightFormat {
 std::span<const WeightFormat* const> weight_formats();
 // The format of a module, or an error that lists the module's tensors as found and the formats that were tried.
 Result<const WeightFormat*> detect_format(const ModuleTensors& tensors, const AwqConfig& config, int64_t out, int64_t in);
+// Whether a plain floating tensor is there, of shape [out, in], or [in] where out is 1. Looks at none of its numbers.
+Status check_plain(const Checkpoint& checkpoint, const std::string& tensor, int64_t out, int64_t in);
 // A floating tensor as a source of rows (embedding tables, norms, biases), checked to be finite: of shape [out, in], or
 // [in] where out is 1; a convolution's [out, ...] counts as the matrix it is.
 Result<std::unique_ptr<WeightRows>> open_plain(const Checkpoint& checkpoint, const std::string& tensor, int64_t out, int64_t in);

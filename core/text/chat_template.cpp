@@ -262,7 +262,7 @@ void take_tokens(const Json& from, Json& to, bool replace) {
 
 Result<Json> read_object(const std::string& directory, const std::string& name) {
     std::string path = directory + "/" + name;
-    if (!file_exists(path)) return Json::object();
+    if (!entry_exists(path)) return Json::object();
     AWQ_ASSIGN(std::string text, read_file(path, config_limit));
     auto json = parse_json(text);
     if (!json.ok()) return json.status().in(name);
@@ -281,7 +281,7 @@ Result<ChatTemplates> ChatTemplates::load(const std::string& directory) {
     // The map is of old and wins over an old configuration, one without added_tokens_decoder.
     take_tokens(map, out.special_tokens_, !config.has("added_tokens_decoder"));
 
-    if (file_exists(directory + "/chat_template.jinja")) {
+    if (entry_exists(directory + "/chat_template.jinja")) {
         AWQ_ASSIGN(std::string text, read_file(directory + "/chat_template.jinja", max_template_size));
         out.add("default", text, "chat_template.jinja");
     }

@@ -45,7 +45,7 @@ const char* const suffixes[] = {"weight"};
 
 extern const WeightFormat format_dense = {"dense", "plain floating numbers", suffixes, detect, open};
 
-Result<std::unique_ptr<WeightRows>> open_plain(const Checkpoint& checkpoint, const std::string& name, int64_t out, int64_t in) {
+Status check_plain(const Checkpoint& checkpoint, const std::string& name, int64_t out, int64_t in) {
     const std::string shape =
         out == 1 ? "[" + std::to_string(in) + "]" : "[" + std::to_string(out) + ", " + std::to_string(in) + "]";
     const std::string expected = "F16, BF16, F32 or F64 " + shape + " expected";
@@ -55,6 +55,12 @@ Result<std::unique_ptr<WeightRows>> open_plain(const Checkpoint& checkpoint, con
                                             tensor->type == DType::f32 || tensor->type == DType::f64);
     if (!floating || !is_matrix(*tensor, out, in))
         return tensor_error(checkpoint, *tensor, tensor_text(*tensor) + " found; " + expected);
+    return {};
+}
+
+Result<std::unique_ptr<WeightRows>> open_plain(const Checkpoint& checkpoint, const std::string& name, int64_t out, int64_t in) {
+    AWQ_TRY(check_plain(checkpoint, name, out, in));
+    const TensorInfo* tensor = checkpoint.find(name);
     AWQ_TRY(need_finite(checkpoint, *tensor, static_cast<int64_t>(tensor->shape[0]),
                         out * in / static_cast<int64_t>(tensor->shape[0])));
     return std::unique_ptr<WeightRows>(new DenseRows(checkpoint, *tensor, out, in));
