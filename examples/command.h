@@ -8,9 +8,6 @@
 
 namespace command {
 
-// Whole numbers from `low` on, for option->check(): in place of CLI11's, which spells out the largest double.
-CLI::Validator at_least(int64_t low);
-
 // Options of every command that opens a model, as contract: names llama.cpp's users know, AwqConfig's for the rest.
 struct ModelOptions {
     std::string model, backend = "auto";

@@ -197,56 +197,46 @@ Status attention(const KernelCall& call) {
         return partial + (kv_head * int64_t{run.size.tokens} + token) * plan.group * row_states;
     };
 
-    int64_t item = 0, mine = worker.team ? worker.team->claim(1) : 0;
-    auto claimed = [&] {  // whether the next item is this thread's; every thread counts through all of them
-        if (item++ != mine) return false;
-        mine = worker.team ? worker.team->claim(1) : mine + 1;
-        return true;
-    };
-    for (int32_t s = 0; s < run.size.sequences; s++) {
-        const Sequence q = sequence_at(run, attrs, s);
-        if (q.tokens <= 0) continue;
+    // Items: of each sequence, either parts of the keys or blocks of the tokens, times kv heads.
+    auto units = [&](const Sequence& q) { return q.split ? q.parts() : (q.tokens + plan.block_tokens - 1) / plan.block_tokens; };
+    int64_t items = 0;
+    for (int32_t s = 0; s < run.size.sequences; s++) items += int64_t{units(sequence_at(run, attrs, s))} * plan.kv_heads;
+    worker.share(items, 1, [&](int64_t item) {
+        int32_t s = 0;
+        Sequence q = sequence_at(run, attrs, s);
+        for (; item >= int64_t{units(q)} * plan.kv_heads; q = sequence_at(run, attrs, ++s))
+            item -= int64_t{units(q)} * plan.kv_heads;
+        const int32_t unit = static_cast<int32_t>(item / plan.kv_heads);
         AttentionItem work{};
         work.pages = call.batch(Input::page_table) + static_cast<int64_t>(s) * run.size.max_pages;
-        work.partial_stride = row_states;
+        work.kv_head = static_cast<int32_t>(item % plan.kv_heads);
         if (q.split) {
-            const int32_t parts = q.parts(), first_part = q.first_page / part_pages;
-            for (int32_t part = 0; part < parts; part++)
-                for (work.kv_head = 0; work.kv_head < plan.kv_heads; work.kv_head++) {
-                    if (!claimed()) continue;
-                    work.token = q.first;
-                    work.tokens = q.tokens;
-                    work.first_page = std::max(q.first_page, (first_part + part) * part_pages);
-                    work.last_page = std::min(q.last_page, (first_part + part + 1) * part_pages);
-                    work.partial = parts > 1 ? state_at(work.kv_head, q.first) + part * plan.state : nullptr;
-                    worker.isa->attention(task, work, worker.own);
-                }
-            continue;
+            const int32_t part = q.first_page / part_pages + unit;
+            work.token = q.first;
+            work.tokens = q.tokens;
+            work.first_page = std::max(q.first_page, part * part_pages);
+            work.last_page = std::min(q.last_page, (part + 1) * part_pages);
+            work.partial = q.parts() > 1 ? state_at(work.kv_head, q.first) + unit * plan.state : nullptr;
+            work.partial_stride = row_states;
+        } else {
+            // The longest blocks first: those are the last ones, which see the most keys.
+            const int32_t block = units(q) - 1 - unit;
+            work.token = q.first + int64_t{block} * plan.block_tokens;
+            work.tokens = std::min(plan.block_tokens, q.tokens - block * plan.block_tokens);
+            work.first_page = first_page(attrs, task.positions[work.token]);
+            work.last_page = task.positions[work.token + work.tokens - 1] / page_size + 1;
         }
-        // The longest blocks first: those are the last ones, which see the most keys.
-        for (int32_t block = (q.tokens - 1) / plan.block_tokens; block >= 0; block--)
-            for (work.kv_head = 0; work.kv_head < plan.kv_heads; work.kv_head++) {
-                if (!claimed()) continue;
-                work.token = q.first + int64_t{block} * plan.block_tokens;
-                work.tokens = std::min(plan.block_tokens, q.tokens - block * plan.block_tokens);
-                work.first_page = first_page(attrs, task.positions[work.token]);
-                work.last_page = task.positions[work.token + work.tokens - 1] / page_size + 1;
-                worker.isa->attention(task, work, worker.own);
-            }
-    }
+        worker.isa->attention(task, work, worker.own);
+    });
     if (plan.max_parts == 1) return {};
-    worker.barrier();
-    for (int32_t s = 0, done = 0; s < run.size.sequences; s++) {
-        const Sequence q = sequence_at(run, attrs, s);
-        if (q.tokens <= 0 || q.parts() == 1) continue;
-        for (int32_t i = 0; i < q.tokens * plan.heads; i++) {
-            if (done++ % worker.threads != worker.index) continue;
-            const int32_t token = q.first + i / plan.heads, head = i % plan.heads, kv_head = head / plan.group;
-            worker.isa->attention_join(state_at(kv_head, token) + head % plan.group * row_states, plan.state, q.parts(),
+    worker.share(run.size.tokens, 1, [&](int64_t token) {
+        const Sequence q = sequence_at(run, attrs, call.batch(Input::sequence)[token]);
+        if (q.parts() == 1) return;
+        for (int32_t head = 0; head < plan.heads; head++)
+            worker.isa->attention_join(state_at(head / plan.group, token) + head % plan.group * row_states, plan.state, q.parts(),
                                        task.head_dim, task.head_pad,
                                        call.out.row<float>(token) + static_cast<int64_t>(head) * task.head_dim);
-        }
-    }
+    });
     return {};
 }
 

@@ -195,6 +195,8 @@ struct Walk {
     char* shared;
     char* own;
     size_t own_bytes;
+    std::atomic<int64_t> count;
+    std::atomic<bool> stopped;
     std::mutex mutex;
     Status status;  // the first error
 
@@ -202,60 +204,53 @@ struct Walk {
         if (error.ok()) return;
         std::lock_guard lock(mutex);
         if (status.ok()) status = std::move(error);
-        team->stop();
+        stopped = true;
     }
 
+    // What each thread does. A thread may leave at any node: the others do without it.
     void work(int index) {
-        Worker worker{isa, team, team->size(), shared, own + static_cast<size_t>(index) * own_bytes, index};
+        Worker worker{isa, team, team->size(), shared, own + static_cast<size_t>(index) * own_bytes, &count, team->first_phase()};
         Worker single = worker;
         single.team = nullptr;
         single.threads = 1;
-        bool waiting = false;  // thread 0 has done nodes alone since the last meeting
-        for (Step& step : steps) {
-            if (step.alone && index != 0) {
-                waiting = true;
+        if (team->size() == 1) worker = single;
+        for (size_t i = 0; i < steps.size() && !stopped;) {
+            if (!steps[i].alone) {
+                step(steps[i], worker, index);
+                if (args->check_finite) worker.share(1, 1, [&](int64_t) { check(steps[i]); });
+                i++;
                 continue;
             }
-            if (!step.alone && waiting) {
-                if (team->barrier(true)) return;
-                waiting = false;
-            }
-            if (index == 0 && args->cancel && args->cancel->load(std::memory_order_relaxed))
-                fail(Status(Code::cancelled, "cancelled"));
-            const Node& node = args->graph->nodes[static_cast<size_t>(step.id)];
-            const auto begin =
-                args->node_seconds && index == 0 ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
-            auto done = [&] {
-                if (args->node_seconds && index == 0)
-                    args->node_seconds[step.id] +=
-                        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-            };
-            KernelCall call{args, &node, std::span<const Tensor>(step.in, node.in.size()), step.out,
-                            step.alone ? &single : &worker};
-            try {
-                fail(step.op->kernel.run(call));
-            } catch (const std::bad_alloc&) {  // nothing may leave a thread of the team
-                fail(Status(Code::out_of_memory, "out of memory"));
-            }
-            if (step.alone) {
-                done();
-                waiting = true;
-                if (args->check_finite) check(node, step.out);
-                if (team->size() == 1 && !status.ok()) return;
-                continue;
-            }
-            const bool stopped = team->barrier(true);
-            done();
-            if (stopped) return;
-            if (args->check_finite) {
-                if (index == 0) check(node, step.out);
-                if (team->barrier(true)) return;
-            }
+            // Cheap nodes in a row are one phase: whoever comes first does them all.
+            size_t end = i + 1;
+            while (end < steps.size() && steps[end].alone) end++;
+            worker.share(1, 1, [&](int64_t) {
+                for (; i < end && !stopped; i++) {
+                    step(steps[i], single, index);
+                    if (args->check_finite) check(steps[i]);
+                }
+            });
+            i = end;
         }
     }
-    void check(const Node& node, const Tensor& out) {
-        for (int64_t r = 0; r < out.rows; r++)
-            if (!isa->finite(out.row<float>(r), out.cols)) return fail(check_finite(node, out));
+    void step(const Step& step, const Worker& worker, int index) {
+        if (args->cancel && args->cancel->load(std::memory_order_relaxed)) fail(Status(Code::cancelled, "cancelled"));
+        const Node& node = args->graph->nodes[static_cast<size_t>(step.id)];
+        const KernelCall call{args, &node, std::span<const Tensor>(step.in, node.in.size()), step.out,
+                              const_cast<Worker*>(&worker)};
+        const auto begin = args->node_seconds ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
+        try {
+            fail(step.op->kernel.run(call));
+        } catch (const std::bad_alloc&) {  // nothing may leave a thread of the team
+            fail(Status(Code::out_of_memory, "out of memory"));
+        }
+        if (!args->node_seconds || index != 0) return;
+        args->node_seconds[step.id] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    }
+    void check(const Step& step) {
+        for (int64_t r = 0; r < step.out.rows; r++)
+            if (!isa->finite(step.out.row<float>(r), step.out.cols))
+                return fail(check_finite(args->graph->nodes[static_cast<size_t>(step.id)], step.out));
     }
 };
 
@@ -379,6 +374,7 @@ Status CpuBackend::run(const RunArgs& args) {
     walk_.own = static_cast<char*>(own_->data);
     walk_.own_bytes = own_bytes_;
     walk_.status = Status();
+    walk_.stopped = false;
     team_->run([](void* walk, int index) { static_cast<Walk*>(walk)->work(index); }, &walk_);
     AWQ_TRY(walk_.status);
     const Graph& graph = *args.graph;
@@ -422,7 +418,7 @@ DeviceInfo CpuBackend::device() const {
 
 double CpuBackend::bandwidth() const {
     std::call_once(measured_, [&] {
-        // More than caches hold, each thread a piece of its own; the best of a few passes.
+        // More than caches hold; the best of a few passes.
         constexpr size_t bytes = size_t{256} << 20;
         auto memory = HostBuffer::create(bytes);
         if (!memory.ok()) return;
@@ -430,19 +426,21 @@ double CpuBackend::bandwidth() const {
         struct Read {
             const Isa* isa;
             const char* data;
-            size_t part;
+            Team* team;
             std::atomic<uint64_t> sum{0};
-        } read{isa_, static_cast<const char*>((*memory)->data), bytes / static_cast<size_t>(team_->size()) / 4096 * 4096};
+        } read{isa_, static_cast<const char*>((*memory)->data), team_.get()};
+        constexpr size_t part = size_t{4} << 20;
         for (int pass = 0; pass < 4; pass++) {
             const auto begin = std::chrono::steady_clock::now();
             team_->run(
-                [](void* argument, int index) {
+                [](void* argument, int) {
                     Read& r = *static_cast<Read*>(argument);
-                    r.sum += r.isa->read(r.data + static_cast<size_t>(index) * r.part, r.part);
+                    r.team->phase(r.team->first_phase(), bytes / part, 1,
+                                  [&](int64_t i) { r.sum += r.isa->read(r.data + static_cast<size_t>(i) * part, part); });
                 },
                 &read);
             const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-            bandwidth_ = std::max(bandwidth_, static_cast<double>(read.part) * team_->size() / seconds);
+            bandwidth_ = std::max(bandwidth_, static_cast<double>(bytes) / seconds);
         }
     });
     return bandwidth_;

@@ -113,31 +113,25 @@ static Status product(const KernelCall& call, const Form& form) {
     const Layout layout = layout_of(form.weight->spec);
     const int64_t tokens = call.out.rows, in = form.weight->spec.in;
 
-    // pack
+    // pack: shared out, or, where it is little, by each thread before its first item (not earlier: see Worker::share)
     char *own = worker.own, *shared = worker.shared;
     float* row = carve<float>(own, in);
     const bool alone = tokens * in <= pack_alone, direct = layout.type != WeightType::q4 && !form.norm;
-    Packed packed;
-    if (direct) {
-        packed.values = x.data;
-        packed.stride = x.stride;
-    } else {
-        packed = carve_packed(isa, layout, tokens, in, alone ? own : shared);
-        auto pack = [&](int64_t t) {
-            const float* from = x.row<float>(t);
-            if (form.norm) {
-                norm_row(isa, call.node->attrs, form.norm, nullptr, false, from, in, row);
-                from = row;
-            }
-            pack_row(isa, layout, in, from, packed, t);
-        };
-        if (alone) {
-            for (int64_t t = 0; t < tokens; t++) pack(t);
-        } else {
-            worker.share(tokens, 4, pack);
-            worker.barrier();
+    Packed packed{x.data, nullptr, nullptr, x.stride};
+    if (!direct) packed = carve_packed(isa, layout, tokens, in, alone ? own : shared);
+    auto pack = [&](int64_t t) {
+        const float* from = x.row<float>(t);
+        if (form.norm) {
+            norm_row(isa, call.node->attrs, form.norm, nullptr, false, from, in, row);
+            from = row;
         }
-    }
+        pack_row(isa, layout, in, from, packed, t);
+    };
+    if (!direct && !alone) worker.share(tokens, 4, pack);
+    int64_t packed_here = direct || !alone ? tokens : 0;
+    auto ready = [&] {
+        while (packed_here < tokens) pack(packed_here++);
+    };
 
     // multiply
     LinearTask task = linear_task(*form.weight, layout, 0, packed);
@@ -151,7 +145,10 @@ static Status product(const KernelCall& call, const Form& form) {
     if (tokens <= most_small) {
         // Runs of several pairs keep a thread on one stream of memory.
         const int64_t run = std::clamp<int64_t>(layout.pairs / (8 * worker.threads), 1, 8);
-        worker.share(layout.pairs, run, [&](int64_t pair) { isa.linear_small(task, pair, 0, tokens); });
+        worker.share(layout.pairs, run, [&](int64_t pair) {
+            ready();
+            isa.linear_small(task, pair, 0, tokens);
+        });
         return {};
     }
     // Tokens in even parts of whole tiles; more parts than needed where else there would be too few items for the threads.
@@ -159,6 +156,7 @@ static Status product(const KernelCall& call, const Form& form) {
     while (parts * layout.pairs < 4 * worker.threads && tokens / (parts + 1) >= 8 * isa.tile_tokens) parts++;
     const int64_t part = ((tokens + parts - 1) / parts + isa.tile_tokens - 1) / isa.tile_tokens * isa.tile_tokens;
     worker.share(parts * layout.pairs, 1, [&](int64_t i) {
+        ready();
         const int64_t first = i / layout.pairs * part, last = std::min(first + part, tokens);
         if (first < last) isa.linear_large(task, i % layout.pairs, first, last, own);
     });

@@ -29,8 +29,14 @@ Sizes sizes_of(const Graph& graph, const Node& node, int64_t tokens) {
     return s;
 }
 
+// Slots of one expert that are multiplied at once.
+struct Part {
+    int32_t expert, first, last;
+};
+
 // Shared scratch of a node.
 struct Memory {
+    Part* parts;
     int32_t* first;      // [experts + 1] first slot of each expert
     int32_t* next;       // [experts]
     int32_t* expert_of;  // [slots], by token and then by falling weight
@@ -45,6 +51,7 @@ struct Memory {
 Memory carve_memory(const Isa& isa, const Sizes& s, char* scratch) {
     char* at = scratch;
     Memory m;
+    m.parts = carve<Part>(at, std::min(s.experts, s.slots) + s.slots / isa.large_tokens + 1);
     m.first = carve<int32_t>(at, s.experts + 1);
     m.next = carve<int32_t>(at, s.experts);
     m.expert_of = carve<int32_t>(at, s.slots);
@@ -59,8 +66,8 @@ Memory carve_memory(const Isa& isa, const Sizes& s, char* scratch) {
     return m;
 }
 
-// Softmax over all experts, the top_k of them (lowest index first among equals), renormalised if asked.
-void choose(const Attrs& attrs, const Sizes& s, const Tensor& logits, const Memory& m, float* weights) {
+// Softmax over all experts, the top_k of them (lowest index first among equals), renormalised if asked. Number of parts.
+int64_t choose(const Attrs& attrs, const Sizes& s, const Tensor& logits, const Memory& m, int64_t most, float* weights) {
     std::fill_n(m.first, s.experts + 1, 0);
     for (int64_t t = 0; t < s.tokens; t++) {
         const float* row = logits.row<float>(t);
@@ -88,31 +95,27 @@ void choose(const Attrs& attrs, const Sizes& s, const Tensor& logits, const Memo
         m.slot_of[i] = slot;
         m.token_of[slot] = static_cast<int32_t>(i / s.top_k);
     }
+    int64_t parts = 0;
+    for (int64_t e = 0; e < s.experts; e++)
+        for (int64_t first = m.first[e], last = m.first[e + 1]; first < last; first += most)
+            m.parts[parts++] = {static_cast<int32_t>(e), static_cast<int32_t>(first),
+                                static_cast<int32_t>(std::min(first + most, last))};
+    return parts;
 }
 
-// task(expert) over every pair of blocks and its expert's slots
+// task(expert) over every pair of blocks and its experts' slots
 template <class MakeTask>
-void multiply(const Worker& worker, const Sizes& s, const Memory& m, const Layout& layout, MakeTask make_task) {
+void multiply(const Worker& worker, const Memory& m, const Layout& layout, MakeTask make_task) {
     const Isa& isa = *worker.isa;
-    constexpr int64_t most_small = 6;
-    // Item i: part by part, pair by pair, of one expert after the other; every thread counts through all of them.
-    int64_t before = 0;
-    int64_t mine = worker.team ? worker.team->claim(1) : 0;
-    for (int64_t e = 0; e < s.experts; e++) {
-        const int64_t first = m.first[e], last = m.first[e + 1];
-        if (first == last) continue;
-        const int64_t parts = (last - first + isa.large_tokens - 1) / isa.large_tokens;
-        const LinearTask task = make_task(e);
-        for (; mine < before + parts * layout.pairs; mine = worker.team ? worker.team->claim(1) : mine + 1) {
-            const int64_t i = mine - before, from = first + i / layout.pairs * isa.large_tokens,
-                          to = std::min<int64_t>(from + isa.large_tokens, last);
-            if (to - from <= most_small)
-                isa.linear_small(task, i % layout.pairs, from, to);
-            else
-                isa.linear_large(task, i % layout.pairs, from, to, worker.own);
-        }
-        before += parts * layout.pairs;
-    }
+    constexpr int32_t most_small = 6;
+    worker.share(worker.count->load(std::memory_order_relaxed) * layout.pairs, 1, [&](int64_t i) {
+        const Part part = m.parts[i / layout.pairs];
+        const LinearTask task = make_task(part.expert);
+        if (part.last - part.first <= most_small)
+            isa.linear_small(task, i % layout.pairs, part.first, part.last);
+        else
+            isa.linear_large(task, i % layout.pairs, part.first, part.last, worker.own);
+    });
 }
 
 }  // namespace
@@ -129,12 +132,12 @@ Status moe(const KernelCall& call) {
     const Sizes s = sizes_of(*call.run->graph, *call.node, call.out.rows);
     const Memory m = carve_memory(isa, s, worker.shared);
     const int64_t in = s.gate_up->spec.in, size = s.down->spec.in, out = s.down->spec.out;
-    if (worker.first()) choose(attrs, s, call.in[1], m, reinterpret_cast<float*>(worker.own));
-    worker.barrier();
+    worker.share(1, 1, [&](int64_t) {
+        *worker.count = choose(attrs, s, call.in[1], m, isa.large_tokens, reinterpret_cast<float*>(worker.own));
+    });
     worker.share(s.slots, 4,
                  [&](int64_t slot) { pack_row(isa, s.gate_up_layout, in, call.in[0].row<float>(m.token_of[slot]), m.x, slot); });
-    worker.barrier();
-    multiply(worker, s, m, s.gate_up_layout, [&](int64_t expert) {
+    multiply(worker, m, s.gate_up_layout, [&](int64_t expert) {
         LinearTask task = linear_task(*s.gate_up, s.gate_up_layout, expert, m.x);
         task.y = m.hidden;
         task.y_stride = size;
@@ -142,17 +145,14 @@ Status moe(const KernelCall& call) {
         task.activation = static_cast<int32_t>(attrs.activation);
         return task;
     });
-    worker.barrier();
     worker.share(s.slots, 4,
                  [&](int64_t slot) { pack_row(isa, s.down_layout, size, m.hidden + slot * size, m.hidden_packed, slot); });
-    worker.barrier();
-    multiply(worker, s, m, s.down_layout, [&](int64_t expert) {
+    multiply(worker, m, s.down_layout, [&](int64_t expert) {
         LinearTask task = linear_task(*s.down, s.down_layout, expert, m.hidden_packed);
         task.y = m.y;
         task.y_stride = out;
         return task;
     });
-    worker.barrier();
     worker.share(s.tokens, 1, [&](int64_t t) {
         float* to = call.out.row<float>(t);
         std::fill_n(to, out, 0.0f);

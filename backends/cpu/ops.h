@@ -14,24 +14,18 @@ struct Worker {
     const Isa* isa = nullptr;
     Team* team = nullptr;  // null: this thread does all of the node alone
     int threads = 1;
-    char* shared = nullptr;  // scratch of the node, seen by all threads
-    char* own = nullptr;     // scratch of this thread
+    char* shared = nullptr;                 // scratch of the node, seen by all threads
+    char* own = nullptr;                    // scratch of this thread
+    std::atomic<int64_t>* count = nullptr;  // a number that one phase hands to the next ones
+    mutable uint32_t phase = 0;
 
-    // f(i) for every i < items, shared out among the threads in runs of `run`. Between two uses there must be a barrier.
+    // One phase: f(i) for every i < items, shared out among the threads in runs of `run`; all are done on return. Outside of
+    // items a node may look at weights, shapes and the batch's inputs, but not at activations or scratch (threads.h).
     template <class F>
     void share(int64_t items, int64_t run, F f) const {
-        if (!team) {
-            for (int64_t i = 0; i < items; i++) f(i);
-            return;
-        }
-        for (int64_t i; (i = team->claim(run)) < items;)
-            for (int64_t end = std::min(i + run, items); i < end; i++) f(i);
+        if (team) return team->phase(phase++, items, run, f);
+        for (int64_t i = 0; i < items; i++) f(i);
     }
-    void barrier() const {
-        if (team) team->barrier();
-    }
-    bool first() const { return index == 0; }
-    int index = 0;
 };
 inline const Worker& worker_of(const KernelCall& call) { return *static_cast<const Worker*>(call.context); }
 

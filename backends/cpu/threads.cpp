@@ -51,17 +51,18 @@ static void pause() {
 }
 
 // Until `word` is no longer `old`: spins for some tens of microseconds, then sleeps.
-static uint32_t wait_change(std::atomic<uint32_t>& word, uint32_t old, int spins) {
+template <class T>
+static T wait_change(std::atomic<T>& word, T old, int spins) {
     for (int i = 0; i < spins; i++) {
-        uint32_t now = word.load(std::memory_order_acquire);
+        T now = word.load(std::memory_order_acquire);
         if (now != old) return now;
         pause();
     }
-    uint32_t now;
+    T now;
     while ((now = word.load(std::memory_order_acquire)) == old) word.wait(old, std::memory_order_acquire);
     return now;
 }
-static constexpr int barrier_spins = 4000, job_spins = 8000;
+static constexpr int phase_spins = 4000, job_spins = 8000;
 
 // ---- the team
 
@@ -89,34 +90,39 @@ void Team::work(int index) {
     for (uint32_t seen = 0;;) {
         seen = wait_change(job_number_, seen, job_spins);
         if (quit_) return;
-        job_(argument_, index);
-        barrier();
+        // Inside first, then a look whether the job is still open; the caller closes it first and then looks who is inside.
+        // One of the two sees the other.
+        inside_.fetch_add(1);
+        if (open_.load()) job_(argument_, index);
+        if (inside_.fetch_sub(1) == 1) inside_.notify_all();
     }
 }
 
 void Team::run(void (*job)(void*, int), void* argument) {
     job_ = job;
     argument_ = argument;
-    stop_.store(false, std::memory_order_relaxed);
-    next_.store(0, std::memory_order_relaxed);
+    first_phase_ = phase_.load(std::memory_order_relaxed);
+    claimed_.store(uint64_t{first_phase_} << 32, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
     if (size_ > 1) {
+        open_.store(true);
         job_number_.fetch_add(1, std::memory_order_release);
         job_number_.notify_all();
     }
     job(argument, 0);
-    barrier();
+    if (size_ == 1) return;
+    open_.store(false);
+    for (int32_t others; (others = inside_.load()) != 0;) wait_change(inside_, others, phase_spins);
 }
 
-bool Team::barrier(bool deciding) {
-    const uint32_t now = meeting_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < size_) return wait_change(meeting_, now, barrier_spins) & 1;
-    // The last one in: no one else is running.
-    arrived_.store(0, std::memory_order_relaxed);
-    next_.store(0, std::memory_order_relaxed);
-    const uint32_t next = (now & ~1u) + 2 + (deciding && stop_.load(std::memory_order_relaxed) ? 1 : 0);
-    meeting_.store(next, std::memory_order_release);
-    if (size_ > 1) meeting_.notify_all();
-    return next & 1;
+void Team::next_phase(uint32_t number) {
+    // All items are claimed and done: nobody else touches these.
+    done_.store(0, std::memory_order_relaxed);
+    claimed_.store(uint64_t{number + 1} << 32, std::memory_order_release);
+    phase_.store(number + 1, std::memory_order_release);
+    phase_.notify_all();
 }
+
+void Team::wait_phase(uint32_t number) { wait_change(phase_, number, phase_spins); }
 
 }  // namespace awq::cpu
