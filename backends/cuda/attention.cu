@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(128) attention_any_kernel(const __grid_constan
         if (sees(call, base + lane, position)) {
             float dot = 0;
             for (int d = 0; d < dim; d++) dot += __half2float(q[d]) * __half2float(k[d]);
-            score = finish_score(call, dot, slope, base + lane, position);
+            score = finish_score<false>(call, dot, slope, base + lane, position);
         }
         const float highest = fmaxf(top, warp_max(score));  // the first key of a step may be outside the window, not all
         const float keep = highest == -INFINITY ? 1.0f : exp2f(top - highest),
@@ -71,9 +71,9 @@ __global__ void __launch_bounds__(128) attention_any_kernel(const __grid_constan
             call.out[token * call.out_stride + static_cast<int64_t>(head) * dim + d] = __float2half_rn(out[i] / sum);
 }
 
-// Splits of the keys that fill the device when tiles are few; each split has at least `least` keys.
-int choose_splits(const Context& context, int64_t tiles, int keys, int least) {
-    int64_t wanted = tiles > 0 ? context.multiprocessors / tiles : 1;
+// Splits of the keys that give each multiprocessor `blocks` blocks when tiles are few; each split has at least `least` keys.
+int choose_splits(const Context& context, int64_t tiles, int blocks, int keys, int least) {
+    int64_t wanted = tiles > 0 ? blocks * context.multiprocessors / tiles : 1;
     return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(wanted, keys / least), 1, 32));
 }
 
@@ -84,14 +84,14 @@ struct Shape {
 Shape decode_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences) {
     Shape shape = {ceil_div(decode_rows(group), decode_tile), 1, 0};
     int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
-    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, context.max_keys, 128);
+    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, 2, context.max_keys, 128);
     if (shape.splits > 1) shape.scratch = tiles * shape.splits * partial_floats(decode_tile, head_dim) * sizeof(float);
     return shape;
 }
 Shape prefill_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences, int max_rows, int keys) {
     Shape shape = {ceil_div(static_cast<int64_t>(max_rows), prefill_rows(head_dim)), 1, 0};
     int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
-    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, keys, 4 * page_size);
+    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, 1, keys, 4 * page_size);
     if (shape.splits > 1) shape.scratch = tiles * shape.splits * partial_floats(prefill_rows(head_dim), head_dim) * sizeof(float);
     return shape;
 }

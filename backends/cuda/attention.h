@@ -59,7 +59,11 @@ inline constexpr int decode_tile = 16;  // rows of a decode tile
 
 // Sequences whose rows fit decode tiles: one token each, or a few with few heads to a kv head.
 inline int decode_rows(int group) { return group > decode_tile ? group : decode_tile; }
-inline int head_blocks(int head_dim) { return (head_dim + 31) / 32; }
+// 32-column blocks the kernels are made for: 1, 2, 3, 4, 6, 8.
+inline int head_blocks(int head_dim) {
+    int blocks = (head_dim + 31) / 32;
+    return blocks > 4 ? (blocks + 1) / 2 * 2 : blocks;
+}
 inline int prefill_rows(int head_dim) { return head_dim <= 128 ? 128 : 64; }
 
 Status attention_decode(Context& context, const AttentionCall& call, int sequences);
@@ -73,16 +77,25 @@ constexpr float log2_e = 1.44269504f;
 
 __device__ __forceinline__ void mma_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                         uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// A score in units of log2: scaled, capped, biased.
+__device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// A score in units of log2: scaled, and where it is not plain capped and biased. tanh(x) = 1 - 2 / (1 + e^2x): the library's
+// would be inlined at every score, and the kernels would no longer fit the instruction cache.
+template <bool plain>
 __device__ __forceinline__ float finish_score(const AttentionCall& call, float dot, float slope, int key, int position) {
+    if constexpr (plain) return dot * (call.scale * log2_e);
     float score = dot * call.scale;
-    if (call.softcap > 0) score = call.softcap * tanhf(score / call.softcap);
-    if (call.alibi) score += slope * static_cast<float>(key - position);
+    if (call.softcap > 0) score = call.softcap * (1.0f - __fdividef(2.0f, 1.0f + fast_exp2(score * (2 * log2_e / call.softcap))));
+    score += slope * static_cast<float>(key - position);
     return score * log2_e;
 }
 __device__ __forceinline__ bool sees(const AttentionCall& call, int key, int position) {
@@ -136,29 +149,32 @@ __device__ __forceinline__ bool last_to_arrive(unsigned* counter, int count) {
     return last;
 }
 
-// Joins the splits of a tile, in their order. partial: [splits][sums [tile_rows][width], maxima [tile_rows], sums of
-// exponentials].
+// Joins the splits of a tile (32 at most), in their order. partial: [splits][sums [tile_rows][width], maxima [tile_rows], sums of
+// exponentials]. `weights`: shared memory for 33 floats a row.
 template <int width>
-__device__ void join_splits(const AttentionCall& call, const Tile& tile, const float* partial, int splits, int tile_rows) {
+__device__ void join_splits(const AttentionCall& call, const Tile& tile, const float* partial, int splits, int tile_rows,
+                            float* weights) {
     const int64_t stride = static_cast<int64_t>(tile_rows) * (width + 2);
-    const int dim = call.cache.head_dim;
-    for (int e = threadIdx.x * 2; e < tile.rows * width; e += blockDim.x * 2) {
+    const int dim = call.cache.head_dim, lane = threadIdx.x % 32;
+    for (int row = threadIdx.x / 32; row < tile.rows; row += blockDim.x / 32) {
+        const float* at = partial + lane * stride + static_cast<int64_t>(tile_rows) * width + row;
+        float top = lane < splits ? __ldcg(at) : -INFINITY, sum = lane < splits ? __ldcg(at + tile_rows) : 0;
+        float weight = fast_exp2(top - warp_max(top));
+        weights[row * 33 + lane] = weight / warp_sum(weight * sum);
+    }
+    __syncthreads();
+    for (int e = threadIdx.x * 4; e < tile.rows * width; e += blockDim.x * 4) {
         int row = e / width, d = e % width;
         if (d >= dim) continue;
-        const float* at = partial + static_cast<int64_t>(tile_rows) * width + row;
-        float top = -INFINITY;
-        for (int i = 0; i < splits; i++) top = fmaxf(top, __ldcg(at + i * stride));
-        float sum = 0, x = 0, y = 0;
-#pragma unroll 4
+        float x[4] = {};
+#pragma unroll 8
         for (int i = 0; i < splits; i++) {
-            float share = exp2f(__ldcg(at + i * stride) - top);
-            float2 value = __ldcg(reinterpret_cast<const float2*>(partial + i * stride + e));
-            sum += share * __ldcg(at + i * stride + tile_rows);
-            x += share * value.x;
-            y += share * value.y;
+            float weight = weights[row * 33 + i];
+            float4 value = __ldcg(reinterpret_cast<const float4*>(partial + i * stride + e));
+            x[0] += weight * value.x, x[1] += weight * value.y, x[2] += weight * value.z, x[3] += weight * value.w;
         }
         __half* out = call.out + tile.token(call, row) * call.out_stride + static_cast<int64_t>(tile.head(call, row)) * dim + d;
-        *reinterpret_cast<__half2*>(out) = __floats2half2_rn(x / sum, y / sum);
+        *reinterpret_cast<uint2*>(out) = make_uint2(pack_half2(x[0], x[1]), pack_half2(x[2], x[3]));
     }
 }
 #endif

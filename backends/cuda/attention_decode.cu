@@ -11,7 +11,7 @@ constexpr int warps = 4, threads = warps * 32;
 constexpr int step_keys = 32;
 
 // blocks: 32-column blocks of a head. Block (split, kv_head and row tile, sequence).
-template <int blocks>
+template <int blocks, bool plain>
 __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__ AttentionCall call) {
     constexpr int width = blocks * 32;
     extern __shared__ __align__(16) char shared[];
@@ -74,20 +74,44 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
         const __half* v = call.cache.values(page, tile.kv_head) + slot;
         // Score tile u, column n: key 8 (n / 2) + 2 u + n % 2, so that a lane's probabilities belong to 8 neighbouring
         // keys 8 t .. 8 t + 7, the ones in its 16 bytes of each value row.
-        float score[4][4] = {};
+        // All loads that registers hold come first: latency is what a step costs.
+        const int key = step * step_keys + 8 * t;
+        const int unseen = key + 7 - high;  // of the lane's 8 keys: past the last position, memory nobody wrote
+        constexpr bool early = blocks <= 4;
+        uint4 k_bits[early ? blocks : 1][4], v_bits[early ? blocks * 4 : 1];
+        auto load_keys = [&](int i, int u) {
+            uint4 bits = make_uint4(0, 0, 0, 0);
+            if (i * 32 + 8 * t < dim)
+                bits = __ldcg(reinterpret_cast<const uint4*>(k + (8 * (g / 2) + 2 * u + g % 2) * dim + i * 32 + 8 * t));
+            return bits;
+        };
+        auto load_values = [&](int j) {
+            uint4 bits = make_uint4(0, 0, 0, 0);
+            if (8 * j + g < dim && unseen < 8) bits = __ldcg(reinterpret_cast<const uint4*>(v + (8 * j + g) * page_size + 8 * t));
+            return bits;
+        };
+        if constexpr (early) {
 #pragma unroll
+            for (int i = 0; i < blocks; i++)
+#pragma unroll
+                for (int u = 0; u < 4; u++) k_bits[i][u] = load_keys(i, u);
+#pragma unroll
+            for (int j = 0; j < blocks * 4; j++) v_bits[j] = load_values(j);
+        }
+        float score[4][4] = {};
+#pragma unroll(early ? blocks : 2)
         for (int i = 0; i < blocks; i++) {
+            if constexpr (!early)
+#pragma unroll
+                for (int u = 0; u < 4; u++) k_bits[0][u] = load_keys(i, u);
             uint4 low_rows = q_fragments[i * 64 + lane], high_rows = q_fragments[i * 64 + 32 + lane];
-            bool inside = i * 32 + 8 * t < dim;
 #pragma unroll
             for (int u = 0; u < 4; u++) {
-                uint4 b = make_uint4(0, 0, 0, 0);
-                if (inside) b = __ldcg(reinterpret_cast<const uint4*>(k + (8 * (g / 2) + 2 * u + g % 2) * dim + i * 32 + 8 * t));
+                const uint4 b = k_bits[early ? i : 0][u];
                 mma_f16(score[u], low_rows.x, high_rows.x, low_rows.y, high_rows.y, b.x, b.y);
                 mma_f16(score[u], low_rows.z, high_rows.z, low_rows.w, high_rows.w, b.z, b.w);
             }
         }
-        const int key = step * step_keys + 8 * t;
         float highest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
         for (int u = 0; u < 4; u++)
@@ -95,7 +119,7 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
             for (int e = 0; e < 4; e++) {
                 int at = key + 2 * u + e % 2, i = e / 2;
                 score[u][e] =
-                    sees(call, at, position[i]) ? finish_score(call, score[u][e], slope[i], at, position[i]) : -INFINITY;
+                    sees(call, at, position[i]) ? finish_score<plain>(call, score[u][e], slope[i], at, position[i]) : -INFINITY;
                 highest[i] = fmaxf(highest[i], score[u][e]);
             }
         float keep[2], base[2];
@@ -105,7 +129,7 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
             highest[i] = fmaxf(highest[i], __shfl_xor_sync(~0u, highest[i], 2));
             highest[i] = fmaxf(highest[i], top[i]);
             base[i] = highest[i] == -INFINITY ? 0.0f : highest[i];  // nothing seen yet: all exponentials are 0
-            keep[i] = exp2f(top[i] - base[i]);
+            keep[i] = fast_exp2(top[i] - base[i]);
             top[i] = highest[i];
             sum[i] *= keep[i];
         }
@@ -114,17 +138,15 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
         for (int u = 0; u < 4; u++) {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                score[u][e] = exp2f(score[u][e] - base[e / 2]);
+                score[u][e] = fast_exp2(score[u][e] - base[e / 2]);
                 sum[e / 2] += score[u][e];
             }
             p[u][0] = pack_half2(score[u][0], score[u][1]);
             p[u][1] = pack_half2(score[u][2], score[u][3]);
         }
-        const int unseen = key + 7 - high;  // of the lane's 8 keys: past the last position, memory nobody wrote
 #pragma unroll
         for (int j = 0; j < blocks * 4; j++) {
-            uint4 b = make_uint4(0, 0, 0, 0);
-            if (8 * j + g < dim && unseen < 8) b = __ldcg(reinterpret_cast<const uint4*>(v + (8 * j + g) * page_size + 8 * t));
+            uint4 b = early ? v_bits[early ? j : 0] : load_values(j);
             if (unseen > 0) {
                 uint32_t words[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
@@ -164,7 +186,7 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
         float base = most == -INFINITY ? 0.0f : most, total = 0, x = 0, y = 0;
 #pragma unroll
         for (int w = 0; w < warps; w++) {
-            float share = exp2f(tops[w * decode_tile + row] - base);
+            float share = fast_exp2(tops[w * decode_tile + row] - base);
             float2 value = *reinterpret_cast<const float2*>(sums + (w * decode_tile + row) * width + d);
             total += share * tops[(warps + w) * decode_tile + row];
             x += share * value.x;
@@ -184,14 +206,15 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
     }
     if (used > 1 && last_to_arrive(call.counters + tile.id, used))
         join_splits<width>(call, tile, call.partial + static_cast<int64_t>(tile.id) * call.splits * (decode_tile * (width + 2)),
-                           used, decode_tile);
+                           used, decode_tile, sums);
 }
 
 template <int blocks>
 Status launch_decode(Context& context, const AttentionCall& call, int sequences) {
     size_t shared = blocks * 2 * 32 * sizeof(uint4) + sizeof(float) * warps * decode_tile * (blocks * 32 + 2);
     dim3 grid(call.splits, call.cache.kv_heads * call.row_tiles, sequences);
-    return launch(context, decode_kernel<blocks>, grid, threads, shared, call);
+    bool plain = call.softcap == 0 && !call.alibi;
+    return launch(context, plain ? decode_kernel<blocks, true> : decode_kernel<blocks, false>, grid, threads, shared, call);
 }
 
 }  // namespace
@@ -202,9 +225,7 @@ Status attention_decode(Context& context, const AttentionCall& call, int sequenc
         case 2: return launch_decode<2>(context, call, sequences);
         case 3: return launch_decode<3>(context, call, sequences);
         case 4: return launch_decode<4>(context, call, sequences);
-        case 5: return launch_decode<5>(context, call, sequences);
         case 6: return launch_decode<6>(context, call, sequences);
-        case 7: return launch_decode<7>(context, call, sequences);
         default: return launch_decode<8>(context, call, sequences);
     }
 }

@@ -95,56 +95,59 @@ struct RopeCall {
 };
 constexpr int rope_tokens = 32, rope_threads = 256;
 
-// Element c of a head whose first element is x, rotated.
-__device__ float rotated(const __half* x, int c, const float* cosines, int half, bool interleaved) {
-    float own = __half2float(x[c]);
-    if (c >= 2 * half) return own;
-    int i = interleaved ? c / 2 : c % half;
-    bool second = interleaved ? c & 1 : c >= half;
-    int other = interleaved ? c ^ 1 : second ? c - half : c + half;
-    float partner = __half2float(x[other]), cosine = cosines[i], sine = cosines[half + i];
-    return second ? own * cosine + partner * sine : own * cosine - partner * sine;
+// Rotates a head of x into y; the lanes of a warp take its pairs side by side.
+__device__ void rotate_head(__half* y, const __half* x, int dim, const float* cosines, int half, bool interleaved) {
+    const int lane = threadIdx.x % 32;
+    for (int i = lane; i < half; i += 32) {
+        int a = interleaved ? 2 * i : i, b = interleaved ? 2 * i + 1 : half + i;
+        float first = __half2float(x[a]), second = __half2float(x[b]), cosine = cosines[i], sine = cosines[half + i];
+        y[a] = __float2half_rn(first * cosine - second * sine);
+        y[b] = __float2half_rn(second * cosine + first * sine);
+    }
+    for (int c = 2 * half + lane; c < dim; c += 32) y[c] = x[c];
 }
 
-__global__ void __launch_bounds__(rope_threads) rope_kernel(RopeCall call) {
+__global__ void __launch_bounds__(rope_threads) rope_kernel(const __grid_constant__ RopeCall call) {
     extern __shared__ __half tile[];  // values of the tokens, [tokens][head_dim + 2]
     let_next_begin();
-    wait_for_previous();
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = call.head_dim;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * rope_tokens;
     const int tokens = static_cast<int>(min(call.rows - first, int64_t{rope_tokens}));
-    const int dim = call.head_dim;
-    int head = blockIdx.y;
-    if (head < call.q_heads) {
-        for (int e = threadIdx.x; e < tokens * dim; e += rope_threads) {
-            int64_t r = first + e / dim;
+    const int role = blockIdx.y < call.q_heads ? 0 : blockIdx.y < call.q_heads + call.kv_heads ? 1 : 2;
+    const int head = blockIdx.y - (role == 0 ? 0 : role == 1 ? call.q_heads : call.q_heads + call.kv_heads);
+    wait_for_previous();
+    if (role < 2) {
+        for (int64_t r = first + warp; r < first + tokens; r += rope_threads / 32) {
             const float* cosines = call.table + r * call.table_stride;
-            call.q_out[r * call.q_out_stride + head * dim + e % dim] =
-                __float2half_rn(rotated(call.q + r * call.q_stride + head * dim, e % dim, cosines, call.half, call.interleaved));
+            if (role == 0) {
+                rotate_head(call.q_out + r * call.q_out_stride + head * dim, call.q + r * call.q_stride + head * dim, dim,
+                            cosines, call.half, call.interleaved);
+            } else {
+                int position = call.cache.position(r);
+                __half* to = call.cache.keys(call.cache.page(r, position), head) + position % page_size * dim;
+                rotate_head(to, call.k + r * call.k_stride + head * dim, dim, cosines, call.half, call.interleaved);
+            }
         }
         return;
     }
-    head -= call.q_heads;
-    if (head < call.kv_heads) {
-        for (int e = threadIdx.x; e < tokens * dim; e += rope_threads) {
-            int64_t r = first + e / dim;
-            const float* cosines = call.table + r * call.table_stride;
-            int position = call.cache.position(r);
-            __half* to = call.cache.keys(call.cache.page(r, position), head) + position % page_size * dim;
-            to[e % dim] =
-                __float2half_rn(rotated(call.k + r * call.k_stride + head * dim, e % dim, cosines, call.half, call.interleaved));
+    if (tokens < 8) {
+        for (int t = 0; t < tokens; t++) {
+            int position = call.cache.position(first + t);
+            __half* to = call.cache.values(call.cache.page(first + t, position), head) + position % page_size;
+            const __half* v = call.v + (first + t) * call.v_stride + head * dim;
+            for (int d = threadIdx.x; d < dim; d += rope_threads) to[d * page_size] = v[d];
         }
         return;
     }
-    head -= call.kv_heads;
-    // Transposed through shared memory: neighbouring threads write neighbouring positions.
+    // Transposed through shared memory: neighbouring lanes write neighbouring positions.
     const int pitch = dim + 2;
-    for (int e = threadIdx.x; e < tokens * dim; e += rope_threads)
-        tile[e / dim * pitch + e % dim] = call.v[(first + e / dim) * call.v_stride + head * dim + e % dim];
+    for (int t = warp; t < tokens; t += rope_threads / 32)
+        for (int d = lane; d < dim; d += 32) tile[t * pitch + d] = call.v[(first + t) * call.v_stride + head * dim + d];
     __syncthreads();
-    for (int e = threadIdx.x; e < tokens * dim; e += rope_threads) {
-        int t = e % tokens, d = e / tokens, position = call.cache.position(first + t);
-        call.cache.values(call.cache.page(first + t, position), head)[d * page_size + position % page_size] = tile[t * pitch + d];
-    }
+    if (lane >= tokens) return;
+    int position = call.cache.position(first + lane);
+    __half* to = call.cache.values(call.cache.page(first + lane, position), head) + position % page_size;
+    for (int d = warp; d < dim; d += rope_threads / 32) to[d * page_size] = tile[lane * pitch + d];
 }
 
 Status launch_rope(const KernelCall& call, const RopeCall& args) {
