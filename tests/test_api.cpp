@@ -166,7 +166,6 @@ TEST_CASE("api: options out of range") {
         [](awq_options& o) { o.context = INT64_MAX; },
         [](awq_options& o) { o.cache_tokens = -1; },
         [](awq_options& o) { o.skip_rule = 3; },
-        [](awq_options& o) { o.head_bits = 4; },
         [](awq_options& o) { o.backend = "abacus"; },
         [](awq_options& o) { o.awq_config = "[1]"; },
         [](awq_options& o) { o.awq_config = "{\"version\": 3}"; },
