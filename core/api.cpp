@@ -323,6 +323,9 @@ awq_status awq_feed(awq_session* session, const int32_t* ids, size_t count, floa
 void awq_cancel(awq_session* session) {
     if (session) session->cancel.store(true);
 }
+void awq_uncancel(awq_session* session) {
+    if (session) session->cancel.store(false);
+}
 
 awq_status awq_inspect(const awq_options* options, bool json, const char* explain, char** text) {
     return guard([&]() -> Status {

@@ -144,6 +144,7 @@ awq_status awq_feed(awq_session* session, const int32_t* ids, size_t count, floa
 /* From any thread or signal handler: the session's running call, or its next one, ends at the next op: awq_feed with
    AWQ_CANCELLED, the others well with AWQ_FINISH_CANCELLED. */
 void awq_cancel(awq_session* session);
+void awq_uncancel(awq_session* session);    /* takes it back, where it came too late for the call it was meant for */
 
 /* ---- tools: what the commands of the program are made of */
 

@@ -143,7 +143,7 @@ public:
             if (node.op == Op::input || node.op == Op::weight || node.op == Op::view || rows == 0) continue;
             const Kernel* kernel = engine_.backend().kernel(graph, node, rows);
             if (!kernel) continue;
-            std::string sizes = std::to_string(rows) + " rows";
+            std::string sizes = std::to_string(rows) + (rows == 1 ? " row" : " rows");
             for (NodeId in : node.in)
                 if (in != no_node && graph.nodes[in].weight && graph.nodes[in].weight->spec.kind != WeightKind::vector)
                     sizes += ", " + std::to_string(graph.nodes[in].weight->spec.out) + " x " + std::to_string(graph.nodes[in].weight->spec.in);

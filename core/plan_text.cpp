@@ -226,7 +226,8 @@ Result<std::string> explain_module(const Plan& plan, const Checkpoint& checkpoin
     if (!row) {
         std::string near;
         for (const PlanRow& other : plan.rows)
-            if (other.module.path.ends_with("." + leaf_of(path)) || other.module.rule_path() == path) {
+            if (other.module.path.starts_with(path + ".") || other.module.path.ends_with("." + leaf_of(path)) ||
+                other.module.rule_path() == path) {
                 near = "; there is " + other.module.path;
                 break;
             }

@@ -48,14 +48,17 @@ void add_bench(CLI::App& app, Run& run) {
     auto o = std::make_shared<Options>();
     o->model.add(*command, false);
     auto* shape = command->add_option("--shape", o->shape, "a known shape with random weights: llama3-8b, llama2-7b, llama-1b, smollm2-135m, "
-                                                           "mistral-7b, mixtral-8x7b, qwen2-7b");
+                                                           "mistral-7b, mixtral-8x7b, qwen2-7b")->option_text("NAME");
     shape->excludes(command->get_option("--model"));
-    command->add_option("-p,--prompt", o->prompt, "prompt lengths, 0: none")->delimiter(',')->capture_default_str();
-    command->add_option("-n,--predict", o->generate, "tokens to generate, 0: none")->delimiter(',')->capture_default_str();
-    command->add_option("-b,--batch", o->batch, "sequences generated at once")->delimiter(',')->capture_default_str();
-    command->add_option("-d,--depth", o->depth, "tokens already in the context")->delimiter(',')->capture_default_str();
-    command->add_option("-r,--repeat", o->repeat, "repeats of each test")->check(CLI::PositiveNumber)->capture_default_str();
-    command->add_option("-o,--output", o->output, "md or json")->check(CLI::IsMember({"md", "json"}))->capture_default_str();
+    auto list = [&](const char* name, std::vector<int64_t>& values, int64_t low, const char* what) {
+        command->add_option(name, values, what)->option_text("N,..")->delimiter(',')->check(command::at_least(low))->default_str(std::to_string(values[0]));
+    };
+    list("-p,--prompt", o->prompt, 0, "prompt lengths; 0: none");
+    list("-n,--predict", o->generate, 0, "tokens to generate; 0: none");
+    list("-b,--batch", o->batch, 1, "sequences generated at once");
+    list("-d,--depth", o->depth, 0, "tokens already in the context");
+    command->add_option("-r,--repeat", o->repeat, "repeats of each test")->option_text("N")->check(command::at_least(1))->capture_default_str();
+    command->add_option("-o,--output", o->output, "md or json")->option_text("FORMAT")->check(CLI::IsMember({"md", "json"}))->capture_default_str();
     command->add_flag("--kernels", o->kernels, "time every kernel at the model's sizes instead");
     command->callback([o, &run] {
         if (o->shape.empty() && o->model.model.empty()) throw CLI::RequiredError("--model or --shape");

@@ -1,8 +1,9 @@
 // awq chat: a conversation on the terminal, one answer with -p, or a filter where stdin is no terminal.
-#include <atomic>
+#include <algorithm>
+#include <clocale>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
-#include <fcntl.h>
 #include <histedit.h>
 #include <nlohmann/json.hpp>
 #include <unistd.h>
@@ -44,18 +45,19 @@ public:
     }
     const std::string& system() const { return system_; }
 
-    // Sends a message and streams the answer to stdout. On an error the message is taken back, so that the
-    // conversation can go on.
+    // Sends a message and streams the answer to stdout. After an error the conversation is what it was before.
     void say(const std::string& text) {
-        messages_.push_back({{"role", "user"}, {"content", text}});
-        answer();
+        Json next = messages_;
+        next.push_back({{"role", "user"}, {"content", text}});
+        answer(std::move(next));
     }
 
     bool regenerate() {
-        if (!messages_.empty() && messages_.back()["role"] == "assistant") messages_.erase(messages_.size() - 1);
-        if (messages_.empty() || messages_.back()["role"] != "user") return false;
+        Json next = messages_;
+        if (!next.empty() && next.back()["role"] == "assistant") next.erase(next.size() - 1);
+        if (next.empty() || next.back()["role"] != "user") return false;
         generation_.sampling.seed = generation_.sampling.seed * 6364136223846793005u + 1442695040888963407u;
-        answer();
+        answer(std::move(next));
         return true;
     }
 
@@ -74,12 +76,13 @@ public:
     }
 
     std::string stats_line() const {
+        if (!stats_) return "no answer yet";
         char line[256];
         auto rate = [](int64_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0; };
         std::snprintf(line, sizeof line, "prompt %lld tokens (%lld of them cached), %.1f tokens/s; answer %lld tokens, %.1f tokens/s",
-                      static_cast<long long>(stats_.prompt_tokens), static_cast<long long>(stats_.cached_tokens),
-                      rate(stats_.prompt_tokens - stats_.cached_tokens, stats_.prompt_seconds), static_cast<long long>(stats_.new_tokens),
-                      rate(stats_.new_tokens, stats_.generate_seconds));
+                      static_cast<long long>(stats_->prompt_tokens), static_cast<long long>(stats_->cached_tokens),
+                      rate(stats_->prompt_tokens - stats_->cached_tokens, stats_->prompt_seconds), static_cast<long long>(stats_->new_tokens),
+                      rate(stats_->new_tokens, stats_->generate_seconds));
         return line;
     }
     std::string context_line() const {
@@ -87,26 +90,22 @@ public:
         return "context: " + std::to_string(awq_session_length(session_.get())) + " of " + std::to_string(info["context"].get<int64_t>()) + " tokens";
     }
     awq_session* session() const { return session_.get(); }
-    bool cancelled() const { return stats_.finish == AWQ_FINISH_CANCELLED; }
-    bool context_full() const { return stats_.finish == AWQ_FINISH_CONTEXT; }
+    bool context_full() const { return stats_ && stats_->finish == AWQ_FINISH_CONTEXT; }
     bool color() const { return color_; }
 
 private:
-    void answer() {
+    void answer(Json messages) {
         std::string text;
         bool written = true;
-        try {
-            stats_ = session_.chat(to_json(messages_), generation_, [&](std::string_view piece, int32_t) {
-                text += piece;
-                written = std::fwrite(piece.data(), 1, piece.size(), stdout) == piece.size() && std::fflush(stdout) == 0;
-                return written;
-            });
-        } catch (const awq::Error&) {
-            messages_.erase(messages_.size() - 1);
-            throw;
-        }
+        stats_ = session_.chat(to_json(messages), generation_, [&](std::string_view piece, int32_t) {
+            text += piece;
+            written = std::fwrite(piece.data(), 1, piece.size(), stdout) == piece.size() && std::fflush(stdout) == 0;
+            return written;
+        });
         if (!written) throw std::runtime_error("standard output: could not be written");
-        messages_.push_back({{"role", "assistant"}, {"content", text}});
+        if (text.empty() && stats_->finish == AWQ_FINISH_CANCELLED) return;    // as if nothing had been asked
+        messages.push_back({{"role", "assistant"}, {"content", text}});
+        messages_ = std::move(messages);
     }
 
     awq::Engine& engine_;
@@ -114,7 +113,7 @@ private:
     awq_generation generation_;
     std::string system_;
     Json messages_;
-    awq_stats stats_ = {};
+    std::optional<awq_stats> stats_;    // of the last answer
     bool color_;
 };
 
@@ -127,12 +126,18 @@ const char* current_prompt(EditLine*) { return prompt_text; }
 
 class Terminal {
 public:
-    Terminal() : edit_(el_init("awq", stdin, stdout, stderr)), history_(history_init()) {
+    Terminal() {
+        command::restore_terminal_at_interrupt();
+        // The editor moves by characters, which it takes from the locale; JSON wants UTF-8 in any case.
+        std::setlocale(LC_CTYPE, "");
+        if (MB_CUR_MAX == 1) std::setlocale(LC_CTYPE, "C.UTF-8");
+        edit_ = el_init("awq", stdin, stdout, stderr);
+        history_ = history_init();
         HistEvent event;
         history(history_, &event, H_SETSIZE, 1000);
         el_set(edit_, EL_PROMPT, current_prompt);
         el_set(edit_, EL_EDITOR, "emacs");
-        el_set(edit_, EL_SIGNAL, 0);
+        el_set(edit_, EL_SIGNAL, 1);    // Ctrl-Z and a resized window; Ctrl-C never gets there
         el_set(edit_, EL_HIST, history, history_);
         el_source(edit_, nullptr);
     }
@@ -180,13 +185,23 @@ public:
     }
 
 private:
-    EditLine* edit_;
-    History* history_;
+    EditLine* edit_ = nullptr;
+    History* history_ = nullptr;
 };
 
-std::string argument(const std::string& line) {
-    size_t at = line.find(' ');
-    return at == line.npos ? "" : line.substr(line.find_first_not_of(' ', at) == line.npos ? line.size() : line.find_first_not_of(' ', at));
+std::string trim(const std::string& text) {
+    const char* space = " \t\r\n";
+    size_t begin = text.find_first_not_of(space);
+    return begin == text.npos ? "" : text.substr(begin, text.find_last_not_of(space) - begin + 1);
+}
+
+// What follows a command's name; a path may begin with ~/ as in a shell.
+std::string argument(const std::string& line) { return trim(line.substr(std::min(line.find_first_of(" \n"), line.size()))); }
+std::string path_argument(const std::string& line) {
+    std::string path = argument(line);
+    if (path.empty()) throw std::runtime_error(line + ": a file's name is missing");
+    const char* home = std::getenv("HOME");
+    return home && path.rfind("~/", 0) == 0 ? home + path.substr(1) : path;
 }
 
 // One answer with Ctrl-C stopping just it; what went wrong is said, and the conversation goes on.
@@ -211,7 +226,7 @@ int interactive(Chat& chat) {
     for (std::string text; terminal.message(text);) {
         std::string name = text.substr(0, text.find_first_of(" \n"));
         try {
-            if (text.empty()) continue;
+            if (trim(text).empty()) continue;
             if (name == "/exit" || name == "/quit") return 0;
             if (name == "/help") {
                 std::fputs(help_text, stdout);
@@ -222,14 +237,11 @@ int interactive(Chat& chat) {
                 else chat.set_system(argument(text));
             } else if (name == "/stats") {
                 std::printf("%s\n%s\n", chat.stats_line().c_str(), chat.context_line().c_str());
-            } else if (name == "/save" || name == "/read") {
-                std::string path = argument(text);
-                if (path.empty()) throw std::runtime_error(name + ": a file's name is missing");
-                if (name == "/save") chat.save(path);
-                else {
-                    std::string content = command::read_file(path);
-                    converse(chat, [&] { chat.say(content); });
-                }
+            } else if (name == "/save") {
+                chat.save(path_argument(text));
+            } else if (name == "/read") {
+                std::string content = command::read_file(path_argument(text));
+                converse(chat, [&] { chat.say(content); });
             } else if (name == "/regen") {
                 converse(chat, [&] {
                     if (!chat.regenerate()) throw std::runtime_error("there is no answer yet");
@@ -262,17 +274,19 @@ void add_chat(CLI::App& app, Run& run) {
     auto o = std::make_shared<Options>();
     o->model.add(*command);
     o->sampling.add(*command);
-    o->given = command->add_option("-p,--prompt", o->prompt, "answer this and end");
-    command->add_option("--system", o->system, "system prompt (also spelled -sys)");
+    o->given = command->add_option("-p,--prompt", o->prompt, "answer this and end")->option_text("TEXT");
+    command->add_option("--system", o->system, "system prompt (also spelled -sys)")->option_text("TEXT");
     command->callback([o, &run] {
         run = [o] {
             bool talk = !o->given->count() && command::is_terminal(0) && command::is_terminal(1);
-            std::string question = o->given->count() ? o->prompt : talk ? "" : command::read_all(0);
+            std::string question = o->given->count() ? o->prompt : talk ? "" : command::read_standard_input();
+            if (!talk && trim(question).empty()) return command::fail(std::string(o->given->count() ? "--prompt" : "standard input") + ": is empty; expected a message");
             awq::Engine engine(o->model.get());
             auto info = Json::parse(engine.info());
             if (!info["has_chat_template"].get<bool>())
                 throw std::runtime_error(o->model.model + ": has no chat template (chat_template.jinja, or chat_template in "
                                                           "tokenizer_config.json); awq run continues plain text");
+            command::show_warnings(engine);
             Chat chat(engine, o->sampling.get(engine), o->system);
             if (talk) return interactive(chat);
             while (!question.empty() && (question.back() == '\n' || question.back() == '\r')) question.pop_back();

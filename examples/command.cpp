@@ -1,10 +1,10 @@
 #include "examples/command.h"
-#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <pthread.h>
 #include <random>
@@ -16,26 +16,83 @@
 
 namespace command {
 
+CLI::Validator at_least(int64_t low) {
+    return CLI::Validator(
+        [low](const std::string& text) {
+            int64_t value = 0;
+            if (CLI::detail::lexical_cast(text, value) && value >= low) return std::string();
+            return "\"" + text + "\"; expected a whole number, " + std::to_string(low) + " or more";
+        },
+        "");
+}
+
+CLI::Validator between(double low, double high) {
+    return CLI::Validator(
+        [low, high](const std::string& text) {
+            double value = 0;
+            if (CLI::detail::lexical_cast(text, value) && value >= low && value <= high) return std::string();
+            std::ostringstream message;
+            message << '"' << text << "\"; expected a number from " << low << " to " << high;
+            return message.str();
+        },
+        "");
+}
+
+namespace {
+
+// CLI11's help without what says nothing: types, "Excludes:", second blank lines. Defaults stand behind the description.
+class Style : public CLI::Formatter {
+    std::string make_group(std::string group, bool positional, std::vector<const CLI::Option*> options) const override {
+        std::string text = CLI::Formatter::make_group(group, positional, options);
+        return group == "Options" || positional ? text : text.substr(1);
+    }
+    std::string make_option_opts(const CLI::Option* option) const override {
+        return option->get_option_text().empty() ? "" : " " + option->get_option_text();
+    }
+    std::string make_option_desc(const CLI::Option* option) const override {
+        const std::string text = option->get_description(), value = option->get_default_str();
+        if (option->get_required() && !option->get_positional()) return text + " (required)";
+        return value.empty() ? text : text + " (default: " + value + ")";
+    }
+};
+
+std::string usage_error(const CLI::App* app, const CLI::Error& error) {
+    const auto used = app->get_subcommands();
+    std::string message = error.what(), help = app->get_name() + (used.empty() ? "" : " " + used[0]->get_name()) + " --help";
+    if (used.empty() && !app->remaining().empty()) message = app->remaining()[0] + ": is no command";
+    else if (used.empty() && error.get_name() == "RequiredError") message = "a command is missing";
+    return "error: " + message + "; " + help + " says what there is\n";
+}
+
+}  // namespace
+
+void set_style(CLI::App& app) {
+    app.formatter(std::make_shared<Style>());
+    app.get_formatter()->column_width(34);
+    app.failure_message(usage_error);
+}
+
 void ModelOptions::add(CLI::App& app, bool model_required) {
-    auto* m = app.add_option("-m,--model", model, "model directory, or org/name[@revision] in the Hugging Face cache");
+    auto* m = app.add_option("-m,--model", model, "model directory, or org/name[@revision] in the Hugging Face cache")->option_text("MODEL");
     if (model_required) m->required();
-    app.add_option("--backend", backend, "auto, cuda, cpu or reference")->capture_default_str();
-    app.add_option("--device", device, "CUDA device")->check(CLI::NonNegativeNumber)->capture_default_str();
-    app.add_option("-t,--threads", threads, "CPU threads (default: one for each physical core)")->check(CLI::PositiveNumber);
-    app.add_option("-c,--context", context, "positions the context holds (default: the model's, at most 8192)")->check(CLI::PositiveNumber);
+    app.add_option("--backend", backend, "auto, cuda, cpu or reference")
+        ->option_text("NAME")->check(CLI::IsMember({"auto", "cuda", "cpu", "reference"}))->capture_default_str();
+    app.add_option("--device", device, "CUDA device")->option_text("N")->check(at_least(0))->capture_default_str();
+    app.add_option("-t,--threads", threads, "CPU threads (default: one for each physical core)")->option_text("N")->check(at_least(0));
+    app.add_option("-c,--context", context, "positions the context holds (default: the model's, at most 8192)")->option_text("N")->check(at_least(0));
     app.add_flag("--check-finite", check_finite, "stop at the first op whose output is not finite, and name it (slow)");
     const char* awq = "AWQ options (override the checkpoint's quantization_config)";
-    app.add_option("--version", version, "gemm, gemv, gemv_fast, exllama or marlin")->group(awq);
+    app.add_option("--version", version, "gemm, gemv, gemv_fast, exllama or marlin")->option_text("NAME")->group(awq);
     auto* fuse = app.add_flag("--do-fuse", do_fuse, "fuse, by transformers' rules")->group(awq);
     app.add_flag("--no-fuse", no_fuse, "run every module by itself")->group(awq)->excludes(fuse);
-    app.add_option("--fuse-max-seq-len", fuse_max_seq_len, "longest sequence of fused attention")->group(awq)->check(CLI::PositiveNumber);
-    app.add_option("--modules-to-fuse", modules_to_fuse, "JSON file with a fusion mapping")->group(awq);
-    app.add_option("--modules-to-not-convert", modules_to_not_convert, "names to leave alone, separated by commas")->group(awq);
-    app.add_option("--exllama-version", exllama_version, "1 or 2")->group(awq)->check(CLI::IsMember({1, 2}));
-    app.add_option("--max-input-len", max_input_len, "exllama: longest input")->group(awq)->check(CLI::PositiveNumber);
-    app.add_option("--max-batch-size", max_batch_size, "exllama: largest batch")->group(awq)->check(CLI::PositiveNumber);
+    app.add_option("--fuse-max-seq-len", fuse_max_seq_len, "longest sequence of fused attention")->option_text("N")->group(awq)->check(at_least(1));
+    app.add_option("--modules-to-fuse", modules_to_fuse, "JSON file with a fusion mapping")->option_text("FILE")->group(awq);
+    app.add_option("--modules-to-not-convert", modules_to_not_convert, "names to leave alone, separated by commas")->option_text("A,B")->group(awq);
+    app.add_option("--exllama-version", exllama_version, "1 or 2")->option_text("N")->group(awq)->check(CLI::IsMember({1, 2}));
+    app.add_option("--max-input-len", max_input_len, "exllama: longest input")->option_text("N")->group(awq)->check(at_least(1));
+    app.add_option("--max-batch-size", max_batch_size, "exllama: largest batch")->option_text("N")->group(awq)->check(at_least(1));
     app.add_option("--skip-rule", skip_rule, "how modules_to_not_convert is read: 4 (transformers 4.57) or 5 (5.23)")
-        ->group(awq)->check(CLI::IsMember({4, 5}))->capture_default_str();
+        ->option_text("N")->group(awq)->check(CLI::IsMember({4, 5}))->capture_default_str();
 }
 
 awq_options ModelOptions::get() {
@@ -79,16 +136,20 @@ awq_options ModelOptions::get() {
 
 void SamplingOptions::add(CLI::App& app) {
     const char* group = "Sampling (defaults: the model's generation_config.json; greedy where it says nothing)";
-    app.add_option("-n,--predict", max_tokens, "new tokens at most (default: what the context holds)")->check(CLI::NonNegativeNumber);
-    app.add_option("--stop", stop, "text that ends the answer; may be given several times")->allow_extra_args(false);
-    app.add_option("-s,--seed", seed, "seed of the random numbers (default: a new one each time)")->group(group);
-    app.add_option("--temp", temperature, "temperature; 0: greedy")->group(group);
-    app.add_option("--top-k", top_k, "draw from the k likeliest tokens; 0: off")->group(group);
-    app.add_option("--top-p", top_p, "draw from the likeliest tokens that hold this probability; 1: off")->group(group);
-    app.add_option("--min-p", min_p, "drop tokens less likely than this share of the likeliest; 0: off")->group(group);
-    app.add_option("--repeat-penalty", repeat_penalty, "1: off")->group(group);
-    app.add_option("--presence-penalty", presence_penalty, "0: off")->group(group);
-    app.add_option("--frequency-penalty", frequency_penalty, "0: off")->group(group);
+    app.add_option("-n,--predict", max_tokens, "new tokens at most; -1: what the context holds")
+        ->option_text("N")->check(at_least(-1))->capture_default_str();
+    app.add_option("--stop", stop, "text that ends the answer; may be given several times")->option_text("TEXT")->allow_extra_args(false);
+    app.add_option("-s,--seed", seed, "seed of the random numbers; -1: a new one each time")
+        ->option_text("N")->group(group)->check(at_least(-1))->default_str("-1");
+    app.add_option("--temp", temperature, "temperature; 0: greedy")->option_text("T")->group(group)->check(between(0, 100));
+    app.add_option("--top-k", top_k, "draw from the k likeliest tokens; 0: off")->option_text("K")->group(group)->check(at_least(0));
+    app.add_option("--top-p", top_p, "draw from the likeliest tokens that hold this probability; 1: off")
+        ->option_text("P")->group(group)->check(between(0, 1));
+    app.add_option("--min-p", min_p, "drop tokens less likely than this share of the likeliest; 0: off")
+        ->option_text("P")->group(group)->check(between(0, 1));
+    app.add_option("--repeat-penalty", repeat_penalty, "1: off")->option_text("X")->group(group)->check(between(0, 100));
+    app.add_option("--presence-penalty", presence_penalty, "0: off")->option_text("X")->group(group)->check(between(-100, 100));
+    app.add_option("--frequency-penalty", frequency_penalty, "0: off")->option_text("X")->group(group)->check(between(-100, 100));
 }
 
 awq_generation SamplingOptions::get(const awq::Engine& engine) {
@@ -103,7 +164,7 @@ awq_generation SamplingOptions::get(const awq::Engine& engine) {
     if (repeat_penalty) s.repeat_penalty = *repeat_penalty;
     if (presence_penalty) s.presence_penalty = *presence_penalty;
     if (frequency_penalty) s.frequency_penalty = *frequency_penalty;
-    s.seed = seed ? *seed : (static_cast<uint64_t>(std::random_device()()) << 32 | std::random_device()());
+    s.seed = seed && *seed >= 0 ? static_cast<uint64_t>(*seed) : (static_cast<uint64_t>(std::random_device()()) << 32 | std::random_device()());
     generation.max_tokens = max_tokens;
     stop_pointers_.clear();
     for (const std::string& text : stop) stop_pointers_.push_back(text.c_str());
@@ -138,29 +199,53 @@ bool show_progress(double fraction, const char* what, void*) {
     return true;
 }
 
+void show_warnings(const awq::Engine& engine) {
+    auto info = nlohmann::json::parse(engine.info());
+    for (const auto& warning : info["warnings"]) std::fprintf(stderr, "warning: %s\n", warning.get<std::string>().c_str());
+}
+
 // ---- Ctrl-C: one thread waits for it, so that nothing has to be done in a handler and no moment is missed
 
 namespace {
-std::atomic<awq_session*> interruptible{nullptr};
-termios saved_terminal;
-bool terminal_saved = false;
+std::mutex interrupt_mutex;                // guards all of these
+awq_session* interruptible = nullptr;
+bool interrupted = false;                  // its answer has been stopped
+std::optional<termios> saved_terminal;
 }  // namespace
 
-void set_interruptible(awq_session* session) { interruptible.store(session); }
+void set_interruptible(awq_session* session) {
+    std::lock_guard lock(interrupt_mutex);
+    if (interrupted) awq_uncancel(interruptible);    // it may have come when the answer was just complete
+    interrupted = false;
+    interruptible = session;
+}
+
+void restore_terminal_at_interrupt() {
+    termios modes;
+    if (tcgetattr(0, &modes) != 0) return;
+    std::lock_guard lock(interrupt_mutex);
+    saved_terminal = modes;
+}
 
 void watch_interrupts() {
-    terminal_saved = tcgetattr(0, &saved_terminal) == 0;
+    std::signal(SIGINT, SIG_DFL);    // an ignored signal, as a shell's background jobs inherit it, would never be seen
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     pthread_sigmask(SIG_BLOCK, &set, nullptr);    // threads made from here on inherit it
     std::thread([set] {
+        sigset_t output;
+        sigemptyset(&output);
+        sigaddset(&output, SIGTTOU);
+        pthread_sigmask(SIG_BLOCK, &output, nullptr);    // a background job may restore the terminal, too
         for (int signal; sigwait(&set, &signal) == 0;) {
-            if (awq_session* session = interruptible.exchange(nullptr)) {
-                awq_cancel(session);
+            std::lock_guard lock(interrupt_mutex);
+            if (interruptible && !interrupted) {
+                interrupted = true;
+                awq_cancel(interruptible);
                 continue;
             }
-            if (terminal_saved) tcsetattr(0, TCSANOW, &saved_terminal);
+            if (saved_terminal) tcsetattr(0, TCSANOW, &*saved_terminal);
             if (is_terminal(1) && write(1, "\n", 1) < 0) _exit(130);
             _exit(130);
         }
@@ -169,10 +254,11 @@ void watch_interrupts() {
 
 // ---- files
 
-std::string read_all(int fd) {
+std::string read_standard_input() {
+    if (is_terminal(0)) std::fprintf(stderr, "reading standard input; Ctrl-D ends it\n");
     std::string all;
     char block[65536];
-    for (ssize_t n; (n = read(fd, block, sizeof block)) != 0;) {
+    for (ssize_t n; (n = read(0, block, sizeof block)) != 0;) {
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) throw std::runtime_error(std::string("standard input: ") + std::strerror(errno));
         all.append(block, static_cast<size_t>(n));

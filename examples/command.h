@@ -28,7 +28,7 @@ private:
 struct SamplingOptions {
     std::optional<float> temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty;
     std::optional<int> top_k;
-    std::optional<uint64_t> seed;
+    std::optional<int64_t> seed;
     int64_t max_tokens = -1;
     std::vector<std::string> stop;
 
@@ -40,6 +40,12 @@ private:
     std::vector<const char*> stop_pointers_;
 };
 
+// Values of options: what is wrong is said before anything is loaded, and ends the program with 2.
+CLI::Validator at_least(int64_t low);
+CLI::Validator between(double low, double high);
+// Help and usage errors as this program words them.
+void set_style(CLI::App& app);
+
 // "error: ..." on stderr; the exit status of a failure.
 int fail(const std::string& message);
 // Runs a command body; awq::Error and other failures become one line and exit status 1.
@@ -48,12 +54,16 @@ int guarded(const std::function<int()>& body);
 // Progress on stderr, on a terminal only; the line disappears when it is done.
 bool show_progress(double fraction, const char* what, void* user);
 
-// Ctrl-C ends the program with 130, at once, terminal restored; while `interruptible` names a session, the first one
-// only stops that session's answer. Call watch_interrupts() before any other thread is started.
+// Ctrl-C ends the program with 130, at once; while `interruptible` names a session, the first one only stops that
+// session's answer. Call watch_interrupts() before any other thread is started.
 void watch_interrupts();
-void set_interruptible(awq_session* session);
+void set_interruptible(awq_session* session);    // null: none
+void restore_terminal_at_interrupt();            // to the modes it has now
 
-std::string read_all(int fd);                       // all of stdin
+// What the engine has to say about the checkpoint, on stderr.
+void show_warnings(const awq::Engine& engine);
+
+std::string read_standard_input();                  // all of it
 std::string read_file(const std::string& path);     // throws std::runtime_error with a clear message
 bool is_terminal(int fd);
 

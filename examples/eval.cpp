@@ -1,6 +1,6 @@
 // awq eval: one stage of a model, JSON lines in, JSON lines out.
 #include <cstdio>
-#include <iostream>
+#include <cstdlib>
 #include "examples/command.h"
 
 void add_eval(CLI::App& app, Run& run) {
@@ -19,15 +19,20 @@ void add_eval(CLI::App& app, Run& run) {
             awq_evaluator* opened = nullptr;
             awq::check(awq_evaluator_open(&options, o->stage.c_str(), &opened));
             std::unique_ptr<awq_evaluator, void (*)(awq_evaluator*)> evaluator(opened, awq_evaluator_free);
-            std::ios::sync_with_stdio(false);
-            for (std::string line; std::getline(std::cin, line);) {
-                if (line.find_first_not_of(" \t\r") == line.npos) continue;
+            struct Line {
+                char* text = nullptr;
+                size_t capacity = 0;
+                ~Line() { std::free(text); }
+            } line;
+            for (ssize_t size; (size = getline(&line.text, &line.capacity, stdin)) >= 0;) {
+                if (std::string_view(line.text, static_cast<size_t>(size)).find_first_not_of(" \t\r\n") == std::string_view::npos) continue;
                 char* answer = nullptr;
-                awq::check(awq_evaluator_run(evaluator.get(), line.data(), line.size(), &answer));
+                awq::check(awq_evaluator_run(evaluator.get(), line.text, static_cast<size_t>(size), &answer));
                 std::string text = awq::take(answer) + "\n";
                 if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
                     return command::fail("standard output: could not be written");
             }
+            if (std::ferror(stdin)) return command::fail("standard input: could not be read");
             return 0;
         };
     });

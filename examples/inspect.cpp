@@ -12,7 +12,7 @@ void add_inspect(CLI::App& app, Run& run) {
     auto o = std::make_shared<Options>();
     o->model.add(*command);
     auto* json = command->add_flag("--json", o->json, "as JSON");
-    command->add_option("--explain", o->explain, "the whole story of one module (its path)")->excludes(json);
+    command->add_option("--explain", o->explain, "the whole story of one module")->option_text("PATH")->excludes(json);
     command->callback([o, &run] {
         run = [o] {
             awq_options options = o->model.get();

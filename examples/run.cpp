@@ -13,11 +13,12 @@ void add_run(CLI::App& app, Run& run) {
     auto o = std::make_shared<Options>();
     o->model.add(*command);
     o->sampling.add(*command);
-    o->given = command->add_option("-p,--prompt", o->prompt, "the text (default: standard input)");
+    o->given = command->add_option("-p,--prompt", o->prompt, "the text (default: standard input)")->option_text("TEXT");
     command->callback([o, &run] {
         run = [o] {
-            std::string prompt = o->given->count() ? o->prompt : command::read_all(0);
+            std::string prompt = o->given->count() ? o->prompt : command::read_standard_input();
             awq::Engine engine(o->model.get());
+            command::show_warnings(engine);
             awq::Session session(engine);
             awq_generation generation = o->sampling.get(engine);
             bool written = true;

@@ -12,7 +12,7 @@ void add_verify(CLI::App& app, Run& run) {
         bool write = false, json = false;
     };
     auto o = std::make_shared<Options>();
-    command->add_option("-m,--model", o->model, "model directory, or org/name[@revision] in the Hugging Face cache")->required();
+    command->add_option("-m,--model", o->model, "model directory, or org/name[@revision] in the Hugging Face cache")->option_text("MODEL")->required();
     command->add_flag("--write", o->write, "store the fingerprints beside the weights, for later runs to compare with");
     command->add_flag("--json", o->json, "as JSON");
     command->callback([o, &run] {
