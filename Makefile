@@ -82,7 +82,7 @@ $(BUILD)/awq: $(CLI_OBJECTS) $(BUILD)/libawq.a
 	$(CXX) $(LDFLAGS_ALL) $(CLI_OBJECTS) $(BUILD)/libawq.a $(LDLIBS_ALL) -ledit -o $@
 $(BUILD)/embed: $(BUILD)/examples/embed.o $(BUILD)/libawq.a
 	$(CXX) $(LDFLAGS_ALL) $^ $(LDLIBS_ALL) -o $@
-$(BUILD)/tests/run: $(TEST_OBJECTS) $(BUILD)/libawq.a
+$(BUILD)/tests/run: $(TEST_OBJECTS) $(BUILD)/libawq.a | $(BUILD)/awq
 	$(CXX) $(LDFLAGS_ALL) $^ $(LDLIBS_ALL) -lz -o $@
 
 # What is not there yet is installed, once; `make deps` looks again.
