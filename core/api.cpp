@@ -1,12 +1,15 @@
 // The C API: checks arguments, calls the library, turns statuses into codes and messages. Nothing else lives here. No
 // exception leaves: the only ones there can be are the standard library's for want of memory.
+#include <algorithm>
 #include <cstring>
 #include <new>
 #include "core/awq.h"
 #include "core/bench.h"
+#include "core/chat_prompt.h"
 #include "core/checkpoint/gguf_import.h"
 #include "core/evaluate.h"
 #include "core/generate.h"
+#include "core/image.h"
 #include "core/verify.h"
 
 using namespace awq;
@@ -17,11 +20,22 @@ struct awq_engine {
     Status tokenizer_status;    // why there is none: a model can be run on ids alone
     ChatTemplates templates;
     GenerationDefaults defaults;
+    Result<ImageProcessor> images = Status(Code::unsupported, "this model takes no images");
+    ImageTokens image_tokens() const {
+        if (!engine->has_vision()) return {};
+        return {engine->config().vision.image_token, engine->config().rows_per_image()};
+    }
+};
+
+// An image that a session has seen: not computed again, and its rows in the cache are kept.
+struct SeenImage {
+    std::vector<float> pixels, features;
 };
 
 struct awq_session {
     awq_engine* engine = nullptr;
     std::unique_ptr<Session> session;
+    std::vector<SeenImage> images;    // of the last prompt, in order
     std::atomic<bool> cancel{false};
 };
 
@@ -121,12 +135,23 @@ Status answer(awq_session* session, std::vector<int32_t> prompt, const awq_gener
         if (!generation.stop[i]) return missing("stop");
         request.stop.emplace_back(generation.stop[i]);
     }
-    const int64_t side = engine.config().vision.image_size;
-    for (size_t i = 0; generation.pixels && i < generation.image_count; i++) {
-        size_t image = static_cast<size_t>(3 * side * side);
-        AWQ_ASSIGN(auto features, engine.image_features(std::span(generation.pixels + i * image, image)));
-        request.features.insert(request.features.end(), features.begin(), features.end());
+    if (generation.image_count > 0 && !generation.pixels) return missing("pixels");
+    if (generation.image_count > 0) AWQ_TRY(expand_images(request.prompt, session->engine->image_tokens(), generation.image_count));
+    const size_t side = static_cast<size_t>(engine.config().vision.image_size), size = 3 * side * side;
+    std::vector<SeenImage> images;
+    for (size_t i = 0; i < generation.image_count; i++) {
+        const auto pixels = std::span(generation.pixels + i * size, size);
+        const bool seen = i < session->images.size() && std::ranges::equal(session->images[i].pixels, pixels);
+        if (seen && request.known_images == i) request.known_images++;
+        if (seen) {
+            images.push_back(session->images[i]);
+        } else {
+            AWQ_ASSIGN(auto features, engine.image_features(pixels));
+            images.push_back({{pixels.begin(), pixels.end()}, std::move(features)});
+        }
+        request.features.insert(request.features.end(), images.back().features.begin(), images.back().features.end());
     }
+    session->images = std::move(images);
     if (on_text) request.on_text = [&](std::string_view text, int32_t token) { return on_text(text.data(), text.size(), token, user); };
     request.cancel = &session->cancel;
     auto result = generate(*session->session, session->engine->tokenizer, request);
@@ -171,6 +196,7 @@ awq_status awq_engine_load(const awq_options* options, awq_engine** out) {
         AWQ_ASSIGN(engine->templates, ChatTemplates::load(directory));
         checkpoint.reset();
         AWQ_ASSIGN(engine->engine, Engine::load(engine_opts));
+        if (engine->engine->has_vision()) engine->images = load_image_processor(directory, engine->engine->config().vision.image_size);
         *out = engine.release();
         return {};
     });
@@ -238,6 +264,21 @@ awq_status awq_render(const awq_engine* engine, const char* request, char** text
     });
 }
 
+awq_status awq_image_pixels(const awq_engine* engine, const void* file, size_t size, float* pixels, size_t capacity) {
+    return guard([&]() -> Status {
+        if (!engine) return missing("engine");
+        if (!file || !pixels) return missing("file or pixels");
+        if (!engine->images.ok()) return engine->images.status();
+        const int64_t side = engine->engine->config().vision.image_size;
+        if (capacity < static_cast<size_t>(3 * side * side))
+            return Status(Code::invalid_argument, "capacity: " + std::to_string(capacity) + "; expected " + std::to_string(3 * side * side));
+        AWQ_ASSIGN(Picture picture, decode_picture({static_cast<const uint8_t*>(file), size}));
+        AWQ_ASSIGN(auto values, picture_pixels(picture, *engine->images, side));
+        std::ranges::copy(values, pixels);
+        return {};
+    });
+}
+
 awq_generation awq_default_generation(const awq_engine* engine) {
     awq_generation generation = {};
     SamplingOptions o = engine ? engine->defaults.sampling : SamplingOptions();
@@ -280,8 +321,7 @@ awq_status awq_chat(awq_session* session, const char* messages, const awq_genera
         }
         if (request.is_object() && !request.has("add_generation_prompt")) request.set("add_generation_prompt", true);
         AWQ_ASSIGN(RenderRequest wanted, render_request_from_json(request));
-        AWQ_ASSIGN(std::string prompt, engine.templates.render(wanted));
-        AWQ_ASSIGN(auto ids, engine.tokenizer->encode(prompt, false));
+        AWQ_ASSIGN(auto ids, chat_prompt(engine.templates, *engine.tokenizer, engine.image_tokens(), std::move(wanted), generation ? generation->image_count : 0));
         return answer(session, std::move(ids), generation, on_text, user, stats);
     });
 }
@@ -312,6 +352,7 @@ awq_status awq_feed(awq_session* session, const int32_t* ids, size_t count, floa
         if (!ids) return missing("ids");
         std::vector<float> row;
         Feed feed{session->session.get(), {ids, count}, logits ? Feed::Logits::last : Feed::Logits::none, &row, {}};
+        session->images.clear();
         Status fed = session->engine->engine->run({&feed, 1}, &session->cancel);
         session->cancel.store(false);
         AWQ_TRY(fed);

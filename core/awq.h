@@ -84,6 +84,10 @@ awq_status awq_detokenize(const awq_engine* engine, const int32_t* ids, size_t c
 /* Renders the model's chat template. request: {"messages": [...], "add_generation_prompt": true, "tools": ..., "extra": {...}} */
 awq_status awq_render(const awq_engine* engine, const char* request_json, char** text);
 
+/* A PNG or JPEG file (its bytes) as the model's preprocessor_config.json wants it: 3 x image_size x image_size floats
+   (awq_engine_info), channels R, G, B; capacity counts floats. For awq_generation.pixels. */
+awq_status awq_image_pixels(const awq_engine* engine, const void* file, size_t size, float* pixels, size_t capacity);
+
 /* ---- generation */
 
 typedef struct awq_sampling {
@@ -104,7 +108,8 @@ typedef struct awq_generation {
     bool ignore_eos;
     const char* const* stop; /* strings that end the answer (they are not part of it) */
     size_t stop_count;
-    const float* pixels;     /* images: [image_count][3][size][size], normalised; null: none (models with vision) */
+    const float* pixels;     /* images: [image_count][3][size][size], normalised; null: none (models with vision). The prompt
+                                has one image token for each; it becomes as many as the image has rows */
     size_t image_count;
 } awq_generation;
 
@@ -131,7 +136,8 @@ int64_t awq_session_length(const awq_session* session);             /* tokens in
 void awq_session_truncate(awq_session* session, int64_t length);    /* forget what comes after */
 
 /* The answer to a conversation (JSON array of messages, or a request as in awq_render). What the session's cache already
-   holds of it is not computed again. generation, on_text and stats may be null. */
+   holds of it is not computed again. generation, on_text and stats may be null. The images of all messages, in order, are
+   generation->pixels; in a message's content {"type": "image"} parts stand for them. */
 awq_status awq_chat(awq_session* session, const char* messages_json, const awq_generation* generation, awq_on_text on_text,
                     void* user, awq_stats* stats);
 /* Plain continuation of a text, or of token ids. */

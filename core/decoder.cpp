@@ -116,7 +116,7 @@ void add_head(ModuleTree& tree, const ModelConfig& config, const std::string& pa
     tree.head = path;
 }
 
-void add_llama_frame(ModuleTree& tree, const ModelConfig& config,
+void add_decoder_frame(ModuleTree& tree, const ModelConfig& config,
                      void (*layer)(ModuleTree& tree, const ModelConfig& config, const std::string& path, int64_t index)) {
     tree.embedding("model.embed_tokens", config.vocab_size, config.hidden_size);
     for (int64_t i = 0; i < config.layers; i++) layer(tree, config, "model.layers." + std::to_string(i), i);

@@ -59,7 +59,7 @@ void add_rms_norm(ModuleTree& tree, const std::string& path, int64_t size);
 // The output head, tied to `embedding` or with a weight of its own.
 void add_head(ModuleTree& tree, const ModelConfig& config, const std::string& path, const std::string& embedding);
 // Embedding, layers (`layer` adds one at its path), final RMS norm and head, by the names of the Llama family.
-void add_llama_frame(ModuleTree& tree, const ModelConfig& config,
+void add_decoder_frame(ModuleTree& tree, const ModelConfig& config,
                      void (*layer)(ModuleTree& tree, const ModelConfig& config, const std::string& path, int64_t index));
 // A text model's modules as part of a larger model: in files below `prefix`, in transformers' class below model.language_model.
 void add_text_model(ModuleTree& tree, const ModelConfig& config, const std::string& prefix);

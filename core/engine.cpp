@@ -156,6 +156,11 @@ Status Engine::run(std::span<Feed> feeds, const std::atomic<bool>* cancel) {
                 return Status(Code::invalid_argument, "token id " + std::to_string(token) + " is out of range; expected 0 to " +
                                                           std::to_string(vocab_size() - 1));
         if (feed.tokens.empty()) return Status(Code::invalid_argument, "the prompt is empty; expected at least one token");
+        int64_t image_tokens = std::count(feed.tokens.begin(), feed.tokens.end(), config().vision.image_token);
+        if (!feed.features.empty() && image_tokens * config().hidden_size != static_cast<int64_t>(feed.features.size()))
+            return Status(Code::invalid_argument, "the prompt has the image token " + std::to_string(image_tokens) + " times; expected " +
+                                                      std::to_string(static_cast<int64_t>(feed.features.size()) / config().hidden_size) +
+                                                      ", one for each row of the images");
         before.push_back(feed.session->length());
         if (!feed.features.empty()) {
             int64_t marks = std::count(feed.tokens.begin(), feed.tokens.end(), config().vision.image_token);

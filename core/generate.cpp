@@ -55,11 +55,16 @@ Result<GenerateResult> generate(Session& session, const std::shared_ptr<const To
     Engine& engine = session.engine();
 
     // The cache keeps what it shares with the prompt, but the last token is fed anyway: its logits are needed. Image tokens
-    // look alike whatever the image, so a prompt with images is fed from the first of them on.
+    // look alike whatever the image: they are kept as far as the caller knows the images to be the same.
+    const int64_t known_rows = static_cast<int64_t>(request.known_images) * engine.config().rows_per_image();
     size_t shared = 0;
-    while (shared < prompt.size() - 1 && shared < session.tokens().size() && session.tokens()[shared] == prompt[shared] &&
-           (request.features.empty() || prompt[shared] != engine.config().vision.image_token))
+    int64_t shared_rows = 0;
+    while (shared < prompt.size() - 1 && shared < session.tokens().size() && session.tokens()[shared] == prompt[shared]) {
+        if (!request.features.empty() && prompt[shared] == engine.config().vision.image_token && shared_rows++ == known_rows) break;
         shared++;
+    }
+    const std::span<const float> features = std::span(request.features).subspan(
+        std::min(request.features.size(), static_cast<size_t>(std::min(shared_rows, known_rows) * engine.config().hidden_size)));
     session.truncate(static_cast<int64_t>(shared));
     result.prompt_tokens = static_cast<int64_t>(prompt.size());
     result.cached_tokens = static_cast<int64_t>(shared);
@@ -76,7 +81,7 @@ Result<GenerateResult> generate(Session& session, const std::shared_ptr<const To
         return Feed{.session = &session, .tokens = tokens, .want = Feed::Logits::last, .logits = greedy ? nullptr : &logits, .best = greedy ? &best : nullptr};
     };
     Feed feed = feed_of(std::span(prompt).subspan(shared));
-    feed.features = request.features;
+    feed.features = features;
     if (Status fed = engine.run({&feed, 1}, request.cancel); !fed.ok()) {
         if (fed.code() != Code::cancelled) return fed;
         result.finish = Finish::cancelled;

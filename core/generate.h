@@ -17,6 +17,7 @@ struct GenerateRequest {
     std::vector<int32_t> eos_ids;             // end the answer, are not part of it
     std::vector<std::string> stop;            // likewise, as text
     std::vector<float> features;              // of all images in the prompt, in order
+    size_t known_images = 0;                  // of these, how many the session's cache holds the same at the same places
     // Text as it becomes final, and the token it came with (-1: at the end). False: stop.
     std::function<bool(std::string_view text, int32_t token)> on_text;
     const std::atomic<bool>* cancel = nullptr;

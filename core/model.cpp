@@ -17,7 +17,11 @@ std::span<const Model* const> model_table() {
     return table;
 }
 
+static const Model* extra_model = nullptr;
+void set_extra_model(const Model* model) { extra_model = model; }
+
 const Model* find_model(std::string_view model_type) {
+    if (extra_model && model_type == extra_model->model_type) return extra_model;
     for (const Model* model : model_table())
         if (model_type == model->model_type || std::ranges::find(model->aliases, model_type) != model->aliases.end())
             return model;

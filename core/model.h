@@ -134,6 +134,8 @@ struct Model {
 
 std::span<const Model* const> model_table();
 const Model* find_model(std::string_view model_type);    // by type or alias; null where there is none
+// One more model, beside those of models/: a test's. To be called before anything else runs; null takes it back.
+void set_extra_model(const Model* model);
 // The model of a config.json and its numbers. Refuses what clashes: each message names the field.
 struct ConfiguredModel {
     const Model* model = nullptr;

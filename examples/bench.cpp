@@ -47,8 +47,7 @@ void add_bench(CLI::App& app, Run& run) {
     };
     auto o = std::make_shared<Options>();
     o->model.add(*command, false);
-    auto* shape = command->add_option("--shape", o->shape, "a known shape with random weights: llama3-8b, llama2-7b, llama-1b, smollm2-135m, "
-                                                           "mistral-7b, mixtral-8x7b, qwen2-7b")->option_text("NAME");
+    auto* shape = command->add_option("--shape", o->shape, "a well-known shape with random weights; an unknown name lists them")->option_text("NAME");
     shape->excludes(command->get_option("--model"));
     auto list = [&](const char* name, std::vector<int64_t>& values, int64_t low, const char* what) {
         command->add_option(name, values, what)->option_text("N,..")->delimiter(',')->check(command::at_least(low))->default_str(std::to_string(values[0]));

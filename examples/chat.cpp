@@ -18,6 +18,7 @@ const char* help_text =
     "/regen          answer the last message again\n"
     "/system TEXT    set the system prompt (forgets the conversation); without TEXT: show it\n"
     "/read FILE      send the content of a file as a message\n"
+    "/image FILE     show the model a picture (PNG or JPEG) with the next message\n"
     "/save FILE      save the conversation as JSON\n"
     "/stats          what the last answer took, and how full the context is\n"
     "/help           this text\n"
@@ -37,6 +38,7 @@ public:
 
     void clear() {
         messages_ = Json::array();
+        pixels_.clear();
         if (!system_.empty()) messages_.push_back({{"role", "system"}, {"content", system_}});
     }
     void set_system(const std::string& text) {
@@ -45,11 +47,33 @@ public:
     }
     const std::string& system() const { return system_; }
 
+    // A picture for the next message.
+    void show(const std::string& path) {
+        auto info = Json::parse(engine_.info());
+        if (!info["has_vision"].get<bool>()) throw std::runtime_error(path + ": this model takes no images");
+        const size_t side = info["image_size"].get<size_t>();
+        std::vector<float> pixels(3 * side * side);
+        const std::string file = command::read_file(path);
+        if (awq_image_pixels(engine_.get(), file.data(), file.size(), pixels.data(), pixels.size()) != AWQ_OK)
+            throw std::runtime_error(path + ": " + awq_last_error());
+        next_images_.push_back({{"type", "image"}, {"path", path}});
+        next_pixels_.insert(next_pixels_.end(), pixels.begin(), pixels.end());
+    }
+
     // Sends a message and streams the answer to stdout. After an error the conversation is what it was before.
     void say(const std::string& text) {
-        Json next = messages_;
-        next.push_back({{"role", "user"}, {"content", text}});
-        answer(std::move(next));
+        Json next = messages_, content = text;
+        std::vector<float> pixels = pixels_;
+        if (!next_images_.empty()) {
+            content = next_images_;
+            content.push_back({{"type", "text"}, {"text", text}});
+            pixels.insert(pixels.end(), next_pixels_.begin(), next_pixels_.end());
+        }
+        next.push_back({{"role", "user"}, {"content", content}});
+        if (!answer(std::move(next), pixels)) return;
+        pixels_ = std::move(pixels);
+        next_images_ = Json::array();
+        next_pixels_.clear();
     }
 
     bool regenerate() {
@@ -57,7 +81,7 @@ public:
         if (!next.empty() && next.back()["role"] == "assistant") next.erase(next.size() - 1);
         if (next.empty() || next.back()["role"] != "user") return false;
         generation_.sampling.seed = generation_.sampling.seed * 6364136223846793005u + 1442695040888963407u;
-        answer(std::move(next));
+        answer(std::move(next), pixels_);
         return true;
     }
 
@@ -94,25 +118,36 @@ public:
     bool color() const { return color_; }
 
 private:
-    void answer(Json messages) {
+    // False: stopped before a word was said, which is as if nothing had been asked.
+    bool answer(Json messages, const std::vector<float>& pixels) {
         std::string text;
         bool written = true;
+        generation_.pixels = pixels.data();
+        generation_.image_count = 0;
+        for (const Json& message : messages)
+            if (message["content"].is_array())
+                generation_.image_count += static_cast<size_t>(std::count_if(message["content"].begin(), message["content"].end(),
+                                                                             [](const Json& part) { return part["type"] == "image"; }));
         stats_ = session_.chat(to_json(messages), generation_, [&](std::string_view piece, int32_t) {
             text += piece;
             written = std::fwrite(piece.data(), 1, piece.size(), stdout) == piece.size() && std::fflush(stdout) == 0;
             return written;
         });
         if (!written) throw std::runtime_error("standard output: could not be written");
-        if (text.empty() && stats_->finish == AWQ_FINISH_CANCELLED) return;    // as if nothing had been asked
+        if (text.empty() && stats_->finish == AWQ_FINISH_CANCELLED) return false;
         messages.push_back({{"role", "assistant"}, {"content", text}});
         messages_ = std::move(messages);
+        return true;
     }
 
     awq::Engine& engine_;
     awq::Session session_;
     awq_generation generation_;
     std::string system_;
-    Json messages_;
+    Json messages_;                     // a picture's part also has its path: for the reader of a saved conversation
+    std::vector<float> pixels_;         // of all pictures in messages_, in order
+    Json next_images_ = Json::array();  // parts of the next message, and their pixels
+    std::vector<float> next_pixels_;
     std::optional<awq_stats> stats_;    // of the last answer
     bool color_;
 };
@@ -239,6 +274,8 @@ int interactive(Chat& chat) {
                 std::printf("%s\n%s\n", chat.stats_line().c_str(), chat.context_line().c_str());
             } else if (name == "/save") {
                 chat.save(path_argument(text));
+            } else if (name == "/image") {
+                chat.show(path_argument(text));
             } else if (name == "/read") {
                 std::string content = command::read_file(path_argument(text));
                 converse(chat, [&] { chat.say(content); });
@@ -269,6 +306,7 @@ void add_chat(CLI::App& app, Run& run) {
         command::ModelOptions model;
         command::SamplingOptions sampling;
         std::string prompt, system;
+        std::vector<std::string> images;
         CLI::Option* given = nullptr;
     };
     auto o = std::make_shared<Options>();
@@ -276,6 +314,8 @@ void add_chat(CLI::App& app, Run& run) {
     o->sampling.add(*command);
     o->given = command->add_option("-p,--prompt", o->prompt, "answer this and end")->option_text("TEXT");
     command->add_option("--system", o->system, "system prompt (also spelled -sys)")->option_text("TEXT");
+    command->add_option("--image", o->images, "PNG or JPEG file to show with the message; may be given several times")
+        ->option_text("FILE")->allow_extra_args(false);
     command->callback([o, &run] {
         run = [o] {
             bool talk = !o->given->count() && command::is_terminal(0) && command::is_terminal(1);
@@ -288,6 +328,7 @@ void add_chat(CLI::App& app, Run& run) {
                                                           "tokenizer_config.json); awq run continues plain text");
             command::show_warnings(engine);
             Chat chat(engine, o->sampling.get(engine), o->system);
+            for (const std::string& path : o->images) chat.show(path);
             if (talk) return interactive(chat);
             while (!question.empty() && (question.back() == '\n' || question.back() == '\r')) question.pop_back();
             chat.say(question);

@@ -48,7 +48,7 @@ void add_layer(ModuleTree& tree, const ModelConfig& config, const std::string& p
     add_rms_norm(tree, path + ".post_attention_layernorm", config.hidden_size);
 }
 
-void tree(const ModelConfig& config, ModuleTree& tree) { add_llama_frame(tree, config, add_layer); }
+void tree(const ModelConfig& config, ModuleTree& tree) { add_decoder_frame(tree, config, add_layer); }
 
 void graph(const ModelConfig& config, ModelBuilder& builder) { llama_decoder(config, builder, {.qk_norm = true, .moe_path = ".mlp"}); }
 

@@ -29,7 +29,7 @@ const AddedToken* AddedTokenMatcher::longest_at(std::string_view text, size_t po
     return found;
 }
 
-void AddedTokenMatcher::find(std::string_view text, std::vector<Part>& parts) const {
+void AddedTokenMatcher::find(std::string_view text, std::vector<Part>& parts, std::span<const size_t> as_text) const {
     parts.clear();
     auto word_before = [&](size_t pos) {
         size_t p = unicode::previous(text, pos);
@@ -39,7 +39,7 @@ void AddedTokenMatcher::find(std::string_view text, std::vector<Part>& parts) co
     size_t space_begin = 1, space_end = 0;  // white space that rstrip took in last
     size_t done = 0;                        // where text that is in no part yet begins
     for (size_t pos = 0; pos < text.size();) {
-        if (!first_.test(static_cast<uint8_t>(text[pos]))) {
+        if (!first_.test(static_cast<uint8_t>(text[pos])) || std::binary_search(as_text.begin(), as_text.end(), pos)) {
             ++pos;
             continue;
         }

@@ -2,6 +2,7 @@
 #pragma once
 #include <bitset>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,8 +33,9 @@ public:
         size_t begin, end;
         int32_t token;  // -1: text between tokens
     };
-    // Covers `text` from left to right, but for text between tokens that rstrip and lstrip leave in dispute.
-    void find(std::string_view text, std::vector<Part>& parts) const;
+    // Covers `text` from left to right, but for text between tokens that rstrip and lstrip leave in dispute. No token
+    // begins at the offsets `as_text`, which ascend.
+    void find(std::string_view text, std::vector<Part>& parts, std::span<const size_t> as_text = {}) const;
 
 private:
     const AddedToken* longest_at(std::string_view text, size_t pos, size_t& end) const;

@@ -8,9 +8,9 @@ namespace {
 
 // Added tokens of `text` become pieces of their own; the rest goes to `between(begin, end)`.
 template <class Between>
-Status cut_out(const AddedTokenMatcher& matcher, std::string_view text, PreTokenized& words, Between between) {
+Status cut_out(const AddedTokenMatcher& matcher, std::string_view text, std::span<const size_t> as_text, PreTokenized& words, Between between) {
     std::vector<AddedTokenMatcher::Part> parts;
-    matcher.find(text, parts);
+    matcher.find(text, parts, as_text);
     for (const auto& part : parts) {
         if (part.end <= part.begin) continue;
         if (part.token >= 0)
@@ -23,7 +23,7 @@ Status cut_out(const AddedTokenMatcher& matcher, std::string_view text, PreToken
 
 }  // namespace
 
-Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
+Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special_tokens, std::span<const size_t> as_text) const {
     if (text.size() > text_limit)
         return Status(Code::invalid_argument,
                       "text of " + std::to_string(text.size()) + " bytes; expected at most " + std::to_string(text_limit));
@@ -35,11 +35,11 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_s
     Regex::Budget budget = Regex::step_limit;
     PreTokenized words;
     words.text.reserve(text.size() + text.size() / 8);
-    AWQ_TRY(cut_out(raw_matcher_, text, words, [&](size_t begin, size_t end) -> Status {
+    AWQ_TRY(cut_out(raw_matcher_, text, as_text, words, [&](size_t begin, size_t end) -> Status {
         size_t origin = begin == 0 ? unicode::sequence_length(static_cast<uint8_t>(text[0])) : 0;
         NormalizedText part{std::string(text.substr(begin, end - begin)), origin};
         AWQ_TRY(normalizer_.apply(part, budget));
-        return cut_out(normalized_matcher_, part.text, words, [&](size_t from, size_t to) -> Status {
+        return cut_out(normalized_matcher_, part.text, {}, words, [&](size_t from, size_t to) -> Status {
             auto at = static_cast<uint32_t>(words.text.size()), size = static_cast<uint32_t>(to - from);
             words.text.append(part.text, from, size);
             auto origin_here = static_cast<uint32_t>(part.origin > from ? std::min(part.origin, to) - from : 0);

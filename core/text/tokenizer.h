@@ -32,8 +32,9 @@ public:
     static Result<std::shared_ptr<const Tokenizer>> parse(std::string_view json, const std::string& name);
 
     // Added tokens in the text are recognised, special ones too; with `add_special_tokens` the post-processor adds its
-    // own. Of ill-formed UTF-8 each maximal ill-formed part is read as U+FFFD.
-    Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens) const;
+    // own. Of ill-formed UTF-8 each maximal ill-formed part is read as U+FFFD. At the ascending byte offsets `as_text`
+    // of a well-formed text no added token is recognised.
+    Result<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens, std::span<const size_t> as_text = {}) const;
     // Ids that no token has are passed over.
     Result<std::string> decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
 

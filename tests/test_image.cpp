@@ -1,0 +1,238 @@
+// Pictures: from PNG and JPEG files to pixels as transformers makes them, and from conversations to prompts with images.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <doctest/doctest.h>
+#include <filesystem>
+#include "core/awq.hpp"
+#include "core/chat_prompt.h"
+#include "core/image.h"
+#include "tests/chat_files.h"
+
+using namespace awq;
+
+namespace {
+
+std::span<const uint8_t> bytes(const std::string& text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
+
+std::vector<int> levels(const std::vector<float>& pixels, const ImageProcessor& p) {
+    std::vector<int> out;
+    for (size_t i = 0; i < pixels.size(); i++) {
+        size_t c = i / (pixels.size() / 3);
+        out.push_back(static_cast<int>(std::lround((pixels[i] * p.deviation[c] + p.mean[c]) * 255)));
+    }
+    return out;
+}
+
+Status decode_status(const std::string& file) {
+    auto picture = decode_picture(bytes(file));
+    return picture.ok() ? Status() : picture.status();
+}
+
+}  // namespace
+
+TEST_CASE("image: pixels are CLIPImageProcessor's to within one grey level, of PNG files exactly") {
+    auto expected = parse_json(test::read_bytes("tests/data/images/expected.json"));
+    REQUIRE(expected.ok());
+    auto processor = read_image_processor(Json(), 16);
+    REQUIRE(processor.ok());
+    for (const auto& [name, list] : expected->members()) {
+        std::string file = test::read_bytes("tests/data/images/" + name);
+        auto picture = decode_picture(bytes(file));
+        REQUIRE_MESSAGE(picture.ok(), picture.status().message());
+        auto pixels = picture_pixels(*picture, *processor, 16);
+        REQUIRE_MESSAGE(pixels.ok(), pixels.status().message());
+        REQUIRE(pixels->size() == list.items().size());
+        auto got = levels(*pixels, *processor);
+        int worst = 0;
+        for (size_t i = 0; i < got.size(); i++) worst = std::max(worst, std::abs(got[i] - static_cast<int>(list.items()[i].integer())));
+        CHECK_MESSAGE(worst <= (name.ends_with(".png") ? 0 : 1), name << ": " << worst);
+    }
+}
+
+TEST_CASE("image: preprocessor_config.json") {
+    Picture grey{20, 10, std::vector<uint8_t>(600, 51)};
+    auto pixels = [&](const std::string& json, int64_t size = 8) -> Result<std::vector<float>> {
+        auto config = parse_json(json);
+        REQUIRE(config.ok());
+        auto processor = read_image_processor(*config, size);
+        if (!processor.ok()) return processor.status();
+        return picture_pixels(grey, *processor, size);
+    };
+    auto plain = pixels(R"({"do_normalize": false, "size": {"shortest_edge": 9}, "crop_size": {"height": 8, "width": 8}})");
+    REQUIRE(plain.ok());
+    for (float x : *plain) CHECK(x == doctest::Approx(0.2));
+    // Size as one number, bilinear, own mean and deviation.
+    auto normal = pixels(R"({"size": 8, "crop_size": 8, "resample": 2, "image_mean": [0.1, 0.1, 0.1], "image_std": [0.5, 0.5, 0.5]})");
+    REQUIRE(normal.ok());
+    for (float x : *normal) CHECK(x == doctest::Approx(0.2));
+    // Not resized, the picture has less than the crop takes: black above and below.
+    auto black = pixels(R"({"do_resize": false, "do_normalize": false, "crop_size": 14})", 14);
+    REQUIRE(black.ok());
+    CHECK((*black)[14 * 1] == 0);
+    CHECK((*black)[14 * 2] == doctest::Approx(0.2));
+    CHECK((*black)[14 * 11] == doctest::Approx(0.2));
+    CHECK((*black)[14 * 12] == 0);
+    for (const char* bad : {R"({"crop_size": 9})", R"({"size": -1})", R"({"size": {"height": 5}})", R"({"resample": 1})", R"({"image_std": [1, 0, 1]})",
+                            R"({"image_mean": [1]})", R"({"image_processor_type": "OtherImageProcessor"})", R"({"do_resize": 1})"}) {
+        auto result = pixels(bad);
+        CHECK_MESSAGE(!result.ok(), bad);
+        if (!result.ok()) CHECK_MESSAGE(result.status().message().find("preprocessor_config.json") != std::string::npos, result.status().message());
+    }
+}
+
+TEST_CASE("image: a long thin picture costs what its crop costs") {
+    Picture thin{65535, 1, std::vector<uint8_t>(65535 * 3, 255)};
+    auto pixels = picture_pixels(thin, *read_image_processor(Json(), 336), 336);
+    REQUIRE(pixels.ok());
+    CHECK(pixels->size() == 3 * 336 * 336);
+}
+
+TEST_CASE("image: damaged and hostile files are statuses") {
+    CHECK(decode_status("").code() == Code::bad_file);
+    CHECK(decode_status("GIF89a.............").code() == Code::bad_file);
+    CHECK(decode_status(std::string(max_picture_bytes + 1, 'x')).code() == Code::bad_file);
+    for (const char* name : {"wide-alpha.png", "tall-palette.png", "tall.jpg"}) {
+        const std::string file = test::read_bytes(std::string("tests/data/images/") + name);
+        for (size_t length = 0; length < file.size(); length += 1 + length / 40) (void)decode_status(file.substr(0, length));
+        uint32_t random = 1;
+        for (int i = 0; i < 400; i++) {
+            std::string damaged = file;
+            for (int k = 0; k < 4; k++) {
+                random = random * 1664525 + 1013904223;
+                damaged[(random >> 8) % damaged.size()] = static_cast<char>(random >> 24);
+            }
+            (void)decode_status(damaged);
+        }
+    }
+    // More pixels than may be, said by the header alone.
+    std::string large = test::read_bytes("tests/data/images/wide-alpha.png");
+    large[18] = large[22] = '\x7f';
+    CHECK(decode_status(large).message().find("pixels") != std::string::npos);
+    std::string scans = test::read_bytes("tests/data/images/tall.jpg");
+    for (int i = 0; i < 600; i++) scans += "\xff\xda";
+    CHECK(decode_status(scans).message().find("scans") != std::string::npos);
+}
+
+namespace {
+
+// In the manner of LLaVA's: parts of a message, pictures first.
+const char* with_parts =
+    "{% for m in messages %}{{ m['role'] | upper }}: "
+    "{% for p in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for p in m['content'] | selectattr('type', 'equalto', 'text') %}{{ p['text'] }} {% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}";
+const char* without_parts = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | trim }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}";
+
+}  // namespace
+
+TEST_CASE("image: a conversation with images becomes a prompt") {
+    auto tokenizer = Tokenizer::parse(test::tokenizer_json({"<s>", "<image>"}, 300), "tokenizer.json");
+    REQUIRE(tokenizer.ok());
+    auto prompt = [&](const char* chat_template, const std::string& messages, size_t images) -> Result<std::string> {
+        test::TempDir directory;
+        test::write_bytes(directory.file("chat_template.jinja"), chat_template);
+        test::write_bytes(directory.file("tokenizer_config.json"), "{}");
+        auto templates = ChatTemplates::load(directory.path());
+        REQUIRE(templates.ok());
+        RenderRequest request;
+        request.messages = *parse_json(messages);
+        request.add_generation_prompt = true;
+        auto ids = chat_prompt(*templates, **tokenizer, {1, 4}, request, images);
+        if (!ids.ok()) return ids.status();
+        std::string text;
+        for (int32_t id : *ids) text += id == 1 ? std::string("[IMAGE]") : *(*tokenizer)->decode({&id, 1}, false);
+        return text;
+    };
+    const std::string one = R"([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}])";
+    const std::string typed = R"([{"role": "user", "content": "What does <image> mean?"}])";
+    CHECK(*prompt(with_parts, one, 1) == "USER: [IMAGE]\nWhat is it? ASSISTANT:");
+    CHECK(*prompt(without_parts, one, 1) == "user: [IMAGE]\nWhat is it?\nA:");
+    // A marker in a message's own text is text.
+    CHECK(*prompt(with_parts, typed, 0) == "USER: What does <image> mean? ASSISTANT:");
+    CHECK(*prompt(without_parts, typed, 0) == "user: What does <image> mean?\nA:");
+    CHECK(*prompt(with_parts, R"([{"role": "user", "content": [{"type": "text", "text": "<image><image>"}, {"type": "image"}]}])", 1) ==
+          "USER: [IMAGE]\n<image><image> ASSISTANT:");
+    for (const char* style : {with_parts, without_parts})
+        for (auto [messages, images] : {std::pair(one, size_t{0}), std::pair(one, size_t{2}), std::pair(typed, size_t{1})})
+            CHECK(prompt(style, messages, images).status().message().find("conversation has a place for") != std::string::npos);
+
+    std::vector<int32_t> ids = {7, 1, 8};
+    REQUIRE(expand_images(ids, {1, 3}, 1).ok());
+    CHECK(ids == std::vector<int32_t>{7, 1, 1, 1, 8});
+    REQUIRE(expand_images(ids, {1, 3}, 1).ok());    // already so
+    CHECK(ids.size() == 5);
+    CHECK(expand_images(ids, {1, 3}, 2).code() == Code::invalid_argument);
+    CHECK(expand_images(ids, {}, 1).code() == Code::unsupported);
+}
+
+TEST_CASE("image: a chat about a picture through the C API") {
+    test::TempDir directory;
+    std::string golden = test::model("llava-gemm");
+    for (const auto& entry : std::filesystem::directory_iterator(golden))
+        if (entry.path().filename() != "golden.safetensors") std::filesystem::copy(entry.path(), directory.file(entry.path().filename().string()));
+    std::string config = test::read_bytes(golden + "/config.json");
+    for (auto [from, to] : {std::pair("\"image_token_index\": 396", "\"image_token_index\": 3"), std::pair("\"eos_token_id\": 2", "\"eos_token_id\": null")})
+        if (size_t at = config.find(from); at != config.npos) config.replace(at, std::strlen(from), to);
+    test::write_bytes(directory.file("config.json"), config);
+    test::write_bytes(directory.file("tokenizer.json"), test::tokenizer_json({"<unk>", "<s>", "</s>", "<image>"}, 400));
+    test::write_bytes(directory.file("tokenizer_config.json"), "{}");
+    test::write_bytes(directory.file("chat_template.jinja"), with_parts);
+
+    awq_options options = awq_default_options();
+    options.model = directory.path().c_str();
+    options.backend = "reference";
+    Engine engine(options);
+    auto info = *parse_json(engine.info());
+    const size_t side = static_cast<size_t>(info.find("image_size")->integer()), size = 3 * side * side;
+    const int64_t rows = info.find("image_tokens")->integer();
+    std::vector<float> first(size), second(size);
+    auto load = [&](const char* name, std::vector<float>& pixels) {
+        std::string file = test::read_bytes(std::string("tests/data/images/") + name);
+        return awq_image_pixels(engine.get(), file.data(), file.size(), pixels.data(), pixels.size());
+    };
+    REQUIRE(load("tall.jpg", first) == AWQ_OK);
+    REQUIRE(load("wide-alpha.png", second) == AWQ_OK);
+    CHECK(awq_image_pixels(engine.get(), "x", 1, first.data(), size) == AWQ_BAD_FILE);
+    CHECK(awq_image_pixels(engine.get(), "x", 1, first.data(), size - 1) == AWQ_INVALID_ARGUMENT);
+
+    awq_generation generation = engine.generation();
+    generation.sampling.sample = false;
+    generation.max_tokens = 8;
+    generation.image_count = 1;
+    auto ask = [&](Session& session, const std::vector<float>& pixels, const std::string& text, awq_stats& stats) {
+        generation.pixels = pixels.data();
+        std::string answer;
+        stats = session.chat(R"([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ")" + text + "\"}]}]", generation,
+                             [&](std::string_view piece, int32_t) { return answer += piece, true; });
+        return answer;
+    };
+    awq_stats stats;
+    Session session(engine), fresh(engine);
+    std::string about_first = ask(session, first, "What?", stats);
+    CHECK(stats.prompt_tokens > rows);
+    CHECK(stats.cached_tokens == 0);
+    ask(session, first, "Where?", stats);    // the same picture: its rows are still there
+    CHECK(stats.cached_tokens >= rows);
+    std::string about_second = ask(session, second, "What?", stats);
+    CHECK(stats.cached_tokens < rows);       // another one: they are not
+    CHECK(about_second == ask(fresh, second, "What?", stats));
+    CHECK(about_first == ask(session, first, "What?", stats));
+
+    generation.image_count = 0;
+    CHECK_THROWS_AS(ask(session, first, "What?", stats), Error);
+    generation.image_count = 1;
+    const std::vector<int32_t> ids = {1, 3, 50, 60};
+    std::vector<int32_t> expanded = {1};
+    expanded.insert(expanded.end(), static_cast<size_t>(rows), 3);
+    expanded.insert(expanded.end(), {50, 60});
+    auto generate = [&](const std::vector<int32_t>& prompt) {
+        std::vector<int32_t> out;
+        awq_on_text keep = [](const char*, size_t, int32_t token, void* user) { return static_cast<std::vector<int32_t>*>(user)->push_back(token), true; };
+        CHECK(awq_generate(fresh.get(), prompt.data(), prompt.size(), &generation, keep, &out, nullptr) == AWQ_OK);
+        return out;
+    };
+    CHECK(generate(ids) == generate(expanded));
+    const int32_t two[] = {1, 3, 3, 50};
+    CHECK(awq_generate(fresh.get(), two, 4, &generation, nullptr, nullptr, nullptr) == AWQ_INVALID_ARGUMENT);
+}
