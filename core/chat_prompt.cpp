@@ -5,10 +5,10 @@ namespace awq {
 
 namespace {
 
-// Put into a marker that is to stay text, so that it can be told from the template's own; no character, so in no text.
-const std::string_view guard = "\xef\xb7\x90";    // U+FDD0
+// Put behind a marker that is to stay text, so that it can be told from the template's own; no character, so in no text.
+const std::string_view guard = "\xef\xb7\x90";  // U+FDD0
 
-std::string with_guard(std::string_view marker) { return std::string(marker.substr(0, 1)) + std::string(guard) + std::string(marker.substr(1)); }
+std::string with_guard(std::string_view marker) { return std::string(marker) + std::string(guard); }
 
 std::string replaced(std::string_view text, std::string_view from, std::string_view to, std::vector<size_t>* at = nullptr) {
     std::string out;
@@ -75,8 +75,8 @@ std::string images_text(int64_t count) { return std::to_string(count) + (count =
 
 }  // namespace
 
-Result<std::vector<int32_t>> chat_prompt(const ChatTemplates& templates, const Tokenizer& tokenizer, const ImageTokens& image, RenderRequest request,
-                                         size_t images) {
+Result<std::vector<int32_t>> chat_prompt(const ChatTemplates& templates, const Tokenizer& tokenizer, const ImageTokens& image,
+                                         RenderRequest request, size_t images) {
     if (image.id < 0) {
         if (images > 0) return Status(Code::unsupported, "this model takes no images");
         AWQ_ASSIGN(std::string prompt, templates.render(request));
@@ -84,12 +84,14 @@ Result<std::vector<int32_t>> chat_prompt(const ChatTemplates& templates, const T
     }
     const std::string marker(tokenizer.id_to_token(image.id));
     if (marker.empty())
-        return Status(Code::bad_file, "tokenizer.json: has no token " + std::to_string(image.id) + ", which config.json names as the image token");
+        return Status(Code::bad_file, "tokenizer.json: has no token " + std::to_string(image.id) +
+                                          ", which config.json names as the image token");
     const bool as_parts = knows_parts(templates, request, marker);
     Json messages = Json::array();
     for (const Json& message : request.messages.is_array() ? request.messages.items() : Json::Array()) {
         Json copy = message;
-        if (const Json* content = message.is_object() ? message.find("content") : nullptr) copy.set("content", fitting(*content, as_parts, marker));
+        if (const Json* content = message.is_object() ? message.find("content") : nullptr)
+            copy.set("content", fitting(*content, as_parts, marker));
         messages.push(std::move(copy));
     }
     request.messages = std::move(messages);
@@ -100,7 +102,8 @@ Result<std::vector<int32_t>> chat_prompt(const ChatTemplates& templates, const T
     const int64_t places = std::ranges::count(ids, image.id);
     if (places != static_cast<int64_t>(images))
         return Status(Code::invalid_argument, "the conversation has a place for " + images_text(places) + ", but " +
-                                                  images_text(static_cast<int64_t>(images)) + (images == 1 ? " is given" : " are given"));
+                                                  images_text(static_cast<int64_t>(images)) +
+                                                  (images == 1 ? " is given" : " are given"));
     return ids;
 }
 
@@ -110,7 +113,8 @@ Status expand_images(std::vector<int32_t>& ids, const ImageTokens& image, size_t
     if (places == wanted * image.rows) return {};
     if (places != wanted)
         return Status(Code::invalid_argument, "the prompt has the image token " + std::to_string(places) + " times; expected " +
-                                                  std::to_string(wanted) + ", one for each image, or " + std::to_string(wanted * image.rows));
+                                                  std::to_string(wanted) + ", one for each image, or " +
+                                                  std::to_string(wanted * image.rows));
     std::vector<int32_t> expanded;
     expanded.reserve(ids.size() + images * static_cast<size_t>(image.rows));
     for (int32_t id : ids) expanded.insert(expanded.end(), id == image.id ? static_cast<size_t>(image.rows) : 1, id);

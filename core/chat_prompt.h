@@ -18,8 +18,8 @@ struct ImageTokens {
 // One image token for each of the conversation's `images` images. A message's content is text, or a list of parts
 // {"type": "image"} and {"type": "text", "text": ...}; a template that knows no parts gets "<image>\n" before the text,
 // as LLaVA was trained. The marker in a message's own text stays text.
-Result<std::vector<int32_t>> chat_prompt(const ChatTemplates& templates, const Tokenizer& tokenizer, const ImageTokens& image, RenderRequest request,
-                                         size_t images);
+Result<std::vector<int32_t>> chat_prompt(const ChatTemplates& templates, const Tokenizer& tokenizer, const ImageTokens& image,
+                                         RenderRequest request, size_t images);
 
 // Each image token becomes as many as an image has rows; ids in which they already stand so often are left alone.
 Status expand_images(std::vector<int32_t>& ids, const ImageTokens& image, size_t images);

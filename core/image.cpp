@@ -10,9 +10,9 @@ namespace {
 
 // ---- resizing, as Pillow resamples 8-bit images: one axis after the other, weights in fixed point, rounded to 8 bits between
 
-constexpr int weight_bits = 32 - 8 - 2;    // 8 bits of pixel, 2 of head room for weights whose magnitudes sum to more than 1
+constexpr int weight_bits = 32 - 8 - 2;  // 8 bits of pixel, 2 of head room for weights whose magnitudes sum to more than 1
 
-double cubic(double x) {    // Keys' kernel, a = -1/2
+double cubic(double x) {  // Keys' kernel, a = -1/2
     x = std::fabs(x);
     if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
     return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
@@ -21,9 +21,9 @@ double triangle(double x) { return std::max(0.0, 1 - std::fabs(x)); }
 
 // What each of `count` outputs, from number `first` of `size` on, takes of an axis of `in` inputs.
 struct Axis {
-    std::vector<int64_t> begin;       // [count] the first input
+    std::vector<int64_t> begin;  // [count] the first input
     std::vector<int64_t> end;
-    std::vector<int32_t> weights;     // [count][taps]
+    std::vector<int32_t> weights;  // [count][taps]
     int64_t taps = 0;
 };
 Axis make_axis(int64_t in, int64_t size, int64_t first, int64_t count, bool bicubic) {
@@ -51,7 +51,9 @@ Axis make_axis(int64_t in, int64_t size, int64_t first, int64_t count, bool bicu
     return axis;
 }
 
-uint8_t rounded(int64_t sum) { return static_cast<uint8_t>(std::clamp<int64_t>((sum + (1 << (weight_bits - 1))) >> weight_bits, 0, 255)); }
+uint8_t rounded(int64_t sum) {
+    return static_cast<uint8_t>(std::clamp<int64_t>((sum + (1 << (weight_bits - 1))) >> weight_bits, 0, 255));
+}
 
 // A part of the picture resized to `width` x `height`: the `columns` x `rows` pixels from (left, top) on. Only these are
 // computed, as a long thin picture becomes very long.
@@ -65,7 +67,8 @@ Picture resize(const Picture& picture, int64_t width, int64_t height, const Part
     std::vector<uint8_t> narrow(static_cast<size_t>(rows * part.columns * 3));
     for (int64_t y = 0; y < rows; y++)
         for (int64_t x = 0; x < part.columns; x++) {
-            const uint8_t* from = &picture.rgb[static_cast<size_t>(((first + y) * picture.width + across.begin[static_cast<size_t>(x)]) * 3)];
+            const uint8_t* from =
+                &picture.rgb[static_cast<size_t>(((first + y) * picture.width + across.begin[static_cast<size_t>(x)]) * 3)];
             const int32_t* weight = &across.weights[static_cast<size_t>(x * across.taps)];
             const int64_t taps = across.end[static_cast<size_t>(x)] - across.begin[static_cast<size_t>(x)];
             int64_t sum[3] = {};
@@ -119,8 +122,10 @@ void read_size(ConfigReader& reader, const char* key, int64_t* shortest, int64_t
 void read_colors(ConfigReader& reader, const char* key, std::array<float, 3>& colors, double low) {
     if (!reader.has(key)) return;
     const std::vector<double> values = reader.reals(key, low, 1000);
-    if (values.size() == 3) std::ranges::copy(values, colors.begin());
-    else if (reader.ok()) reader.unexpected(key, "three numbers");
+    if (values.size() == 3)
+        std::ranges::copy(values, colors.begin());
+    else if (reader.ok())
+        reader.unexpected(key, "three numbers");
 }
 
 }  // namespace
@@ -132,7 +137,8 @@ Result<ImageProcessor> read_image_processor(const Json& config, int64_t image_si
     ConfigReader reader(config.is_null() ? nothing : config, "preprocessor_config.json");
     for (const char* key : {"image_processor_type", "feature_extractor_type"}) {
         const std::string type = reader.string(key, "CLIPImageProcessor");
-        if (type != "CLIPImageProcessor" && type != "CLIPImageProcessorFast" && type != "CLIPImageProcessorPil" && type != "CLIPFeatureExtractor")
+        if (type != "CLIPImageProcessor" && type != "CLIPImageProcessorFast" && type != "CLIPImageProcessorPil" &&
+            type != "CLIPFeatureExtractor")
             reader.fail(key, "\"" + quote(type) + "\"; expected \"CLIPImageProcessor\"", Code::unsupported);
     }
     ImageProcessor p;
@@ -146,7 +152,8 @@ Result<ImageProcessor> read_image_processor(const Json& config, int64_t image_si
     read_size(reader, "crop_size", nullptr, p.crop_height, p.crop_width);
     if (int64_t resample = reader.integer("resample", 3, 0, 5); resample != 2 && resample != 3)
         reader.fail("resample", std::to_string(resample) + "; expected 3 (bicubic) or 2 (bilinear)", Code::unsupported);
-    else p.bicubic = resample == 3;
+    else
+        p.bicubic = resample == 3;
     read_colors(reader, "image_mean", p.mean, -1000);
     read_colors(reader, "image_std", p.deviation, 1e-6);
     AWQ_TRY(reader.status());
@@ -178,9 +185,9 @@ Result<std::vector<float>> picture_pixels(const Picture& picture, const ImagePro
     }
     const int64_t columns = p.center_crop ? p.crop_width : width, rows = p.center_crop ? p.crop_height : height;
     if (columns != image_size || rows != image_size)
-        return Status(Code::invalid_argument, "preprocessor_config.json makes " + std::to_string(columns) + " x " + std::to_string(rows) +
-                                                  " pixels of this image; expected the model's " + std::to_string(image_size) + " x " +
-                                                  std::to_string(image_size));
+        return Status(Code::invalid_argument, "preprocessor_config.json makes " + std::to_string(columns) + " x " +
+                                                  std::to_string(rows) + " pixels of this image; expected the model's " +
+                                                  std::to_string(image_size) + " x " + std::to_string(image_size));
     const int64_t left = crop_begin(width, columns), top = crop_begin(height, rows);
     // What is there of the crop, and where in the result it lies.
     const Part part{std::max<int64_t>(left, 0), std::max<int64_t>(top, 0), std::min(columns, width), std::min(rows, height)};

@@ -14,13 +14,13 @@
 
 namespace awq {
 
-inline constexpr size_t max_picture_bytes = size_t{20} << 20;      // of a file
+inline constexpr size_t max_picture_bytes = size_t{20} << 20;  // of a file
 inline constexpr int64_t max_picture_pixels = int64_t{64} << 20;
-inline constexpr int64_t max_picture_side = 65535;                 // what a JPEG can have
+inline constexpr int64_t max_picture_side = 65535;  // what a JPEG can have
 
 struct Picture {
     int64_t width = 0, height = 0;
-    std::vector<uint8_t> rgb;    // [height][width][3]
+    std::vector<uint8_t> rgb;  // [height][width][3]
 };
 // As Pillow's convert("RGB"): grey and palettes spread out, alpha dropped; of 16 bits the upper 8 (where Pillow makes
 // almost all of a 16-bit grey picture white). Messages go behind the file's name.
@@ -29,8 +29,8 @@ Result<Picture> decode_picture(std::span<const uint8_t> file);
 // preprocessor_config.json, with CLIPImageProcessor's defaults.
 struct ImageProcessor {
     bool resize = true, center_crop = true, rescale = true, normalize = true;
-    bool bicubic = true;                        // else bilinear: Pillow's resample 3 or 2
-    int64_t shortest_edge = 0;                  // resized so that it has this; 0: to height x width, whatever the shape
+    bool bicubic = true;        // else bilinear: Pillow's resample 3 or 2
+    int64_t shortest_edge = 0;  // resized so that it has this; 0: to height x width, whatever the shape
     int64_t height = 0, width = 0;
     int64_t crop_height = 0, crop_width = 0;
     double rescale_factor = 1.0 / 255;

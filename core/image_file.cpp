@@ -1,8 +1,8 @@
 // Decoding of PNG and JPEG files by stb_image, which is compiled here and nowhere else, within bounds of memory and time.
-#include "core/image.h"
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include "core/image.h"
 
 namespace {
 
@@ -51,13 +51,17 @@ Result<Picture> decode_picture(std::span<const uint8_t> file) {
     const int size = static_cast<int>(file.size());
     int width = 0, height = 0, channels = 0;
     largest_block = size_t{1} << 20;
-    if (!stbi_info_from_memory(file.data(), size, &width, &height, &channels)) return bad(std::string("damaged: ") + stbi_failure_reason());
-    if (width < 1 || height < 1 || width > max_picture_side || height > max_picture_side || int64_t{width} * height > max_picture_pixels)
-        return bad(std::to_string(width) + " x " + std::to_string(height) + " pixels; expected at most " + std::to_string(max_picture_pixels) +
-                   " in all, and " + std::to_string(max_picture_side) + " on a side");
+    if (!stbi_info_from_memory(file.data(), size, &width, &height, &channels))
+        return bad(std::string("damaged: ") + stbi_failure_reason());
+    if (width < 1 || height < 1 || width > max_picture_side || height > max_picture_side ||
+        int64_t{width} * height > max_picture_pixels)
+        return bad(std::to_string(width) + " x " + std::to_string(height) + " pixels; expected at most " +
+                   std::to_string(max_picture_pixels) + " in all, and " + std::to_string(max_picture_side) + " on a side");
     if (jpeg && scans(file) > 500) return bad("more than 500 scans");
-    largest_block = static_cast<size_t>(width) * static_cast<size_t>(height) * 8 + file.size() + (size_t{1} << 20);    // 4 channels of 16 bits
-    std::unique_ptr<stbi_uc, void (*)(void*)> rgb(stbi_load_from_memory(file.data(), size, &width, &height, &channels, 3), std::free);
+    largest_block =
+        static_cast<size_t>(width) * static_cast<size_t>(height) * 8 + file.size() + (size_t{1} << 20);  // 4 channels of 16 bits
+    std::unique_ptr<stbi_uc, void (*)(void*)> rgb(stbi_load_from_memory(file.data(), size, &width, &height, &channels, 3),
+                                                  std::free);
     if (!rgb) return bad(std::string("damaged: ") + stbi_failure_reason());
     Picture picture{width, height, {}};
     picture.rgb.assign(rgb.get(), rgb.get() + static_cast<size_t>(width) * static_cast<size_t>(height) * 3);

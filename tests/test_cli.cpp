@@ -1,17 +1,17 @@
 // The program as its user meets it: exit statuses, what goes to which stream, Ctrl-C, filters, a chat on a terminal.
 //
 // Runs the program `awq` that lies beside the directory of this one, with a tiny model.
-#include <chrono>
-#include <csignal>
-#include <cstring>
 #include <doctest/doctest.h>
 #include <fcntl.h>
-#include <filesystem>
 #include <poll.h>
 #include <pty.h>
 #include <sys/wait.h>
-#include <thread>
 #include <unistd.h>
+#include <chrono>
+#include <csignal>
+#include <cstring>
+#include <filesystem>
+#include <thread>
 #include "tests/chat_files.h"
 
 namespace fs = std::filesystem;
@@ -42,7 +42,8 @@ const std::string& chat_model() {
     replace(config, "\"max_position_embeddings\": 512", "\"max_position_embeddings\": 1000000");
     replace(config, "\"eos_token_id\": 2", "\"eos_token_id\": null");
     test::write_bytes(directory.file("config.json"), config);
-    test::write_bytes(directory.file("tokenizer.json"), test::tokenizer_json({"<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"}, 384));
+    test::write_bytes(directory.file("tokenizer.json"),
+                      test::tokenizer_json({"<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"}, 384));
     test::write_bytes(directory.file("tokenizer_config.json"), "{}");
     test::write_bytes(directory.file("chat_template.jinja"), test::chatml);
     made = true;
@@ -57,7 +58,7 @@ std::vector<char*> pointers(std::vector<std::string>& arguments) {
 }
 
 struct Outcome {
-    int status = -1;    // exit status; 128 + signal as in a shell
+    int status = -1;  // exit status; 128 + signal as in a shell
     std::string out, err;
 };
 
@@ -79,7 +80,7 @@ public:
             _exit(127);
         }
         close(in[0]), close(out[1]), close(err[1]);
-        REQUIRE(write(in[1], input.data(), input.size()) == static_cast<ssize_t>(input.size()));    // less than a pipe holds
+        REQUIRE(write(in[1], input.data(), input.size()) == static_cast<ssize_t>(input.size()));  // less than a pipe holds
         close(in[1]);
         out_ = out[0], err_ = err[0];
     }
@@ -107,8 +108,10 @@ public:
             for (int i = 0; i < 2; i++) {
                 if (files[i].fd < 0 || !files[i].revents) continue;
                 ssize_t n = read(files[i].fd, block, sizeof block);
-                if (n <= 0) files[i].fd = -1;
-                else (i ? outcome_.err : outcome_.out).append(block, static_cast<size_t>(n));
+                if (n <= 0)
+                    files[i].fd = -1;
+                else
+                    (i ? outcome_.err : outcome_.out).append(block, static_cast<size_t>(n));
             }
         }
         int status = 0;
@@ -147,17 +150,20 @@ public:
     // Text on the screen since the last call of type(), until `text` is in it; fails the test after a while.
     const std::string& expect(const std::string& text) {
         double end = seconds() + 60;
-        while (screen_.find(text) == std::string::npos && seconds() < end && fill(0.1)) {}
+        while (screen_.find(text) == std::string::npos && seconds() < end && fill(0.1)) {
+        }
         CHECK_MESSAGE(screen_.find(text) != std::string::npos, "no " << text << " in: " << screen_);
         return screen_;
     }
     void type(const std::string& keys) {
-        while (fill(0)) {}
+        while (fill(0)) {
+        }
         screen_.clear();
         REQUIRE(write(fd_, keys.data(), keys.size()) == static_cast<ssize_t>(keys.size()));
     }
     int status() {
-        while (fill(60)) {}
+        while (fill(60)) {
+        }
         int status = 0;
         waitpid(pid_, &status, 0);
         pid_ = -1;
@@ -167,9 +173,9 @@ public:
 private:
     bool fill(double wait) {
         pollfd file = {fd_, POLLIN, 0};
-        if (poll(&file, 1, static_cast<int>(wait * 1000)) <= 0) return wait > 0 && wait < 1;    // nothing yet
+        if (poll(&file, 1, static_cast<int>(wait * 1000)) <= 0) return wait > 0 && wait < 1;  // nothing yet
         char block[65536];
-        ssize_t n = read(fd_, block, sizeof block);    // an error: the other side is gone
+        ssize_t n = read(fd_, block, sizeof block);  // an error: the other side is gone
         if (n > 0) screen_.append(block, static_cast<size_t>(n));
         return n > 0;
     }
@@ -215,7 +221,8 @@ TEST_CASE("cli: exit statuses and streams") {
         CHECK_MESSAGE((outcome.err.rfind("error: ", 0) == 0 && test::lines(outcome.err).size() == 1), outcome.err);
         CHECK_MESSAGE(outcome.err.find(message) != std::string::npos, outcome.err);
     };
-    for (const char* command : {"chat", "run", "inspect", "bench", "verify"}) failure({command, "-m", "/no/such/model"}, "/no/such/model", "hello");
+    for (const char* command : {"chat", "run", "inspect", "bench", "verify"})
+        failure({command, "-m", "/no/such/model"}, "/no/such/model", "hello");
     failure({"eval", "tokenize", "-m", "/no/such/model"}, "/no/such/model");
     failure({"import", "/no/such/file", "/tmp/x"}, "/no/such/file");
     failure({"bench", "--shape", "round"}, "llama3-8b");
@@ -240,11 +247,11 @@ TEST_CASE("cli: stdout holds the answer alone") {
     CHECK_MESSAGE(once.err.empty(), once.err);
     CHECK(once.out.size() > 1);
     CHECK(once.out.back() == '\n');
-    Outcome filter = run(chat({"-n", "12"}), "hello\n");    // the same message from a pipe
+    Outcome filter = run(chat({"-n", "12"}), "hello\n");  // the same message from a pipe
     CHECK(filter.out == once.out);
     CHECK(filter.err.empty());
     CHECK(run(chat({"-p", "hello", "-n", "0"})).out == "\n");
-    CHECK(run(chat({"-p", "--help", "-n", "1"})).status == 0);    // a value, whatever it looks like
+    CHECK(run(chat({"-p", "--help", "-n", "1"})).status == 0);  // a value, whatever it looks like
     CHECK(run(chat({"-p", "hello", "-n", "12", "-sys", "Be brief."})).status == 0);
 
     Outcome full = run(chat({"-p", "hello", "-c", "48"}));
@@ -252,7 +259,8 @@ TEST_CASE("cli: stdout holds the answer alone") {
     CHECK(full.err.find("context is full") != std::string::npos);
     CHECK(full.out.size() > 1);
 
-    std::vector<std::string> sampled = {"run", "-m", chat_model(), "--backend", "cpu", "-p", "hello", "-n", "20", "--temp", "2", "-s", "7"};
+    std::vector<std::string> sampled = {"run", "-m", chat_model(), "--backend", "cpu", "-p", "hello",
+                                        "-n",  "20", "--temp",     "2",         "-s",  "7"};
     CHECK(run(sampled).out == run(sampled).out);
 }
 
@@ -269,12 +277,14 @@ TEST_CASE("cli: a reader that goes away ends the program, a full disk is an erro
 }
 
 TEST_CASE("cli: eval answers every line, bad ones too") {
-    Outcome outcome = run({"eval", "tokenize", "-m", chat_model()}, "{\"text\": \"hi\"}\nnonsense\n[]\n\n{\"text\": 5}\n{\"text\": \"\"}");
+    Outcome outcome =
+        run({"eval", "tokenize", "-m", chat_model()}, "{\"text\": \"hi\"}\nnonsense\n[]\n\n{\"text\": 5}\n{\"text\": \"\"}");
     CHECK(outcome.status == 0);
     auto lines = test::lines(outcome.out);
     REQUIRE(lines.size() == 5);
     CHECK(lines[0] == "{\"ids\": [109, 110]}");
-    for (int i : {1, 2, 3}) CHECK_MESSAGE(lines[static_cast<size_t>(i)].rfind("{\"error\": \"", 0) == 0, lines[static_cast<size_t>(i)]);
+    for (int i : {1, 2, 3})
+        CHECK_MESSAGE(lines[static_cast<size_t>(i)].rfind("{\"error\": \"", 0) == 0, lines[static_cast<size_t>(i)]);
     CHECK(lines[4] == "{\"ids\": []}");
 }
 
@@ -300,15 +310,17 @@ TEST_CASE("cli: Ctrl-C ends the program at once, whatever it is doing") {
     int late = 0;
     for (int i = 0; i < 20; i++) {
         Process process(chat({"-p", "hello", "-c", "100000"}));
-        if (i % 2) REQUIRE(process.wait_for("<"));    // it answers
-        else pause(0.005 + 0.003 * i);                // it loads, mostly
+        if (i % 2)
+            REQUIRE(process.wait_for("<"));  // it answers
+        else
+            pause(0.005 + 0.003 * i);  // it loads, mostly
         double begin = seconds();
         process.send(SIGINT);
         CHECK(process.wait().status == 130);
         late += seconds() - begin > 0.1;
     }
     WARN_MESSAGE(late == 0, late << " of 20 took more than 100 ms");
-    Terminal terminal(chat({"-p", "hello", "-c", "100000"}));    // on a terminal, too, if nobody is talking
+    Terminal terminal(chat({"-p", "hello", "-c", "100000"}));  // on a terminal, too, if nobody is talking
     terminal.expect("<word");
     terminal.type("\x03");
     CHECK(terminal.status() == 130);
@@ -343,7 +355,10 @@ TEST_CASE("cli: the commands of a conversation") {
     enter("   ", "> ");
     enter("/nonsense", "/help");
     enter("/help", "/regen");
-    std::string first = enter("Gr\xc3\xbc\xc3\x9f" "e", answered);
+    std::string first = enter(
+        "Gr\xc3\xbc\xc3\x9f"
+        "e",
+        answered);
     CHECK(first.find("answer 8 tokens") != std::string::npos);
     enter("/regen", answered);
     enter("/stats", "context: ");

@@ -1,9 +1,9 @@
 // The rules of the house that a compiler does not check: who includes whom, where architectures are named, that a family of
 // models is one file.
+#include <doctest/doctest.h>
 #include <algorithm>
 #include <cctype>
 #include <cmath>
-#include <doctest/doctest.h>
 #include <filesystem>
 #include <set>
 #include "core/engine.h"
@@ -19,7 +19,8 @@ std::vector<std::string> sources(const std::vector<std::string>& rooms) {
     for (const std::string& room : rooms)
         for (const auto& entry : fs::recursive_directory_iterator(room)) {
             const std::string ending = entry.path().extension().string();
-            if (ending == ".cpp" || ending == ".h" || ending == ".hpp" || ending == ".cu" || ending == ".def") paths.push_back(entry.path().string());
+            if (ending == ".cpp" || ending == ".h" || ending == ".hpp" || ending == ".cu" || ending == ".def")
+                paths.push_back(entry.path().string());
         }
     REQUIRE(paths.size() > 5);
     return paths;
@@ -68,7 +69,8 @@ TEST_CASE("house: examples/ see the library as anybody does") {
     for (const std::string& path : sources({"examples"}))
         for (const std::string& name : includes(path)) {
             const bool ours = fs::exists(name) || fs::exists(fs::path(path).parent_path() / name) || fs::exists("core/" + name);
-            const bool open = name == "core/awq.h" || name == "core/awq.hpp" || name == "awq.h" || name == "awq.hpp" || name == "examples/command.h";
+            const bool open = name == "core/awq.h" || name == "core/awq.hpp" || name == "awq.h" || name == "awq.hpp" ||
+                              name == "examples/command.h";
             CHECK_MESSAGE((!ours || open), path << " includes " << name);
         }
 }
@@ -97,40 +99,49 @@ extern const Model model_toy;
 
 TEST_CASE("house: a new family of models is one file") {
     set_extra_model(&model_toy);
-    auto logits = [](const char* backend, bool fuse) {
-        EngineOptions options;
-        options.shape_config = R"({"model_type": "toy", "words": 96, "width": 128, "depth": 2, "heads": 4,
-            "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": true, "version": "gemm"}})";
-        options.backend = backend;
-        options.plan.fuse = fuse;
-        auto engine = Engine::load(options);
-        REQUIRE_MESSAGE(engine.ok(), engine.status().message());
-        const PlanRow* query = (*engine)->plan().find("toy.blocks.1.mixer.query");
-        REQUIRE(query != nullptr);
-        CHECK(query->action == Action::convert);
-        auto session = (*engine)->new_session();
-        REQUIRE(session.ok());
-        std::vector<int32_t> ids;
-        for (int32_t i = 0; i < 40; i++) ids.push_back(i * 37 % 96);
-        std::vector<float> rows;
-        Feed feed{session->get(), ids, Feed::Logits::all, &rows, {}};
-        Status status = (*engine)->run({&feed, 1});
-        REQUIRE_MESSAGE(status.ok(), status.message());
-        return rows;
-    };
-    const std::vector<float> oracle = logits("reference", true);
-    REQUIRE(oracle.size() == 40 * 96);
-    double size = 0;
-    for (float x : oracle) size = std::max<double>(size, std::fabs(x));
-    CHECK(size > 0);
-    auto near = [&](const std::vector<float>& other, double most) {
-        REQUIRE(other.size() == oracle.size());
-        double worst = 0;
-        for (size_t i = 0; i < oracle.size(); i++) worst = std::max<double>(worst, std::fabs(other[i] - oracle[i]));
-        CHECK_MESSAGE(worst <= most * size, worst << " of " << size);
-    };
-    near(logits("reference", false), 1e-4);
-    near(logits("cpu", true), 5e-2);
+    for (const char* backend : {"reference", "cpu"})
+        for (bool fuse : {true, false}) {
+            EngineOptions options;
+            options.shape_config = R"({"model_type": "toy", "words": 96, "width": 128, "depth": 2, "heads": 4,
+                "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": true, "version": "gemm"}})";
+            options.backend = backend;
+            options.plan.fuse = fuse;
+            auto engine = Engine::load(options);
+            REQUIRE_MESSAGE(engine.ok(), engine.status().message());
+            const PlanRow* query = (*engine)->plan().find("toy.blocks.1.mixer.query");
+            REQUIRE(query != nullptr);
+            CHECK(query->action == Action::convert);
+            CHECK(query->fused_into.empty() == !fuse);
+            // All tokens at once, and one by one through the cache.
+            std::vector<int32_t> ids;
+            for (int32_t i = 0; i < 40; i++) ids.push_back(i * 37 % 96);
+            auto logits = [&](size_t step) {
+                auto session = (*engine)->new_session();
+                REQUIRE(session.ok());
+                std::vector<float> all;
+                for (size_t at = 0; at < ids.size(); at += step) {
+                    std::vector<float> rows;
+                    Feed feed{.session = session->get(),
+                              .tokens = std::span(ids).subspan(at, step),
+                              .want = Feed::Logits::all,
+                              .logits = &rows};
+                    Status status = (*engine)->run({&feed, 1});
+                    REQUIRE_MESSAGE(status.ok(), status.message());
+                    all.insert(all.end(), rows.begin(), rows.end());
+                }
+                return all;
+            };
+            const std::vector<float> at_once = logits(40), singly = logits(1);
+            REQUIRE((at_once.size() == 40 * 96 && singly.size() == at_once.size()));
+            double largest = 0, worst = 0;
+            for (size_t i = 0; i < at_once.size(); i++) {
+                REQUIRE(std::isfinite(at_once[i]));
+                largest = std::max<double>(largest, std::fabs(at_once[i]));
+                worst = std::max<double>(worst, std::fabs(at_once[i] - singly[i]));
+            }
+            CHECK(largest > 0);
+            CHECK_MESSAGE(worst <= 5e-2 * largest, backend << ": " << worst << " of " << largest);
+        }
     set_extra_model(nullptr);
     CHECK(find_model("toy") == nullptr);
 }
