@@ -108,7 +108,8 @@ TEST_CASE("chat template: each bomb is refused in time, and says why") {
         {"{% set ns = namespace(l=[1]) %}{% for i in range(1000) %}{% set ns.l = [ns.l] %}{% endfor %}", "nest"},
         {"{% set ns = namespace(l=[1]) %}{% for i in range(1000) %}{% set ns.l = ns.l|map('int') %}{% endfor %}", "nest"},
         {"{% set ns = namespace(l='a') %}{% for i in range(1000) %}{% set ns.l = [ns.l].index %}{% endfor %}", "nest"},
-        {"{% set ns = namespace() %}{% set ns.me = ns %}{{ ns }}", "nest"},
+        {"{% set ns = namespace() %}{% for i in range(1000) %}{% set ns.next = namespace(next=ns.next) %}{% endfor %}{{ ns }}",
+         "nest"},
         {"{% set ns = namespace() %}{% set ns.me = [ns, ns] %}{{ ns }}", ""},
         {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "nest"},
         {"{% macro f() %}{% if true %}{% for x in [1] %}{{ (((f()))) ~ '' }}{% endfor %}{% endif %}{% endmacro %}{{ f() }}",
@@ -122,11 +123,11 @@ TEST_CASE("chat template: each bomb is refused in time, and says why") {
         {"{{ '%.16000000f' % 1 }}", "MiB"},
         {"{{ '{:>16000000}{:>16000000}'.format(1, 2) }}", "MiB"},
         {"{{ '\\t'.expandtabs(2000000000) }}", "MiB"},
-        {"{{ ('a' * 1000000).replace('', 'b' * 1000) }}", "steps"},
-        {"{{ ('a' * 1000000).replace('a', 'b' * 1000) }}", "steps"},
-        {"{{ ('b' * 1000).join('a' * 1000000) }}", "steps"},
-        {"{{ ('a' * 100000)|list|join('b' * 100000) }}", "steps"},
-        {"{{ ('a\\n' * 100000)|indent(100000) }}", "steps"},
+        {"{{ ('a' * 1000000).replace('', 'b' * 1000) }}", "MiB"},
+        {"{{ ('a' * 1000000).replace('a', 'b' * 1000) }}", "MiB"},
+        {"{{ ('b' * 1000).join('a' * 1000000) }}", "MiB"},
+        {"{{ ('a' * 100000)|list|join('b' * 100000) }}", "MiB"},
+        {"{{ ('a\\n' * 100000)|indent(100000) }}", "MiB"},
         {"{{ [1]|batch(2000000000, 0)|list }}", "steps"},
         {"{{ [1]|slice(2000000000)|list }}", "steps"},
         {"{{ ([[1] * 1000] * 1000)|sum(start=[])|length }}", "steps"},
@@ -206,6 +207,19 @@ TEST_CASE("chat template: text that nests too deep, or is too long, is refused w
     CHECK(render("{% if 0 %}" + repeat("{% elif 0 %}a", 20000) + "{% endif %}").ok());
     CHECK_FALSE(ChatTemplate::parse(std::string(max_template_size + 1, 'x'), "t").ok());
     CHECK_FALSE(ChatTemplate::parse("a\xff", "t").ok());
+    // Many blocks, keywords and parameters, each looked at once.
+    std::string blocks, scoped, keywords;
+    for (int i = 0; i < 30000; i++) {
+        std::string n = std::to_string(i);
+        if (i < 20000) blocks += "{% block b" + n + " %}{% endblock %}";
+        if (i < 10000) scoped += "{% set x" + n + " = 1 %}{% block s" + n + " scoped %}{% endblock %}";
+        keywords += "k" + n + "=1,";
+    }
+    CHECK(render(blocks).ok());
+    CHECK(text_of(scoped).find("too many variables for scoped blocks") != std::string::npos);
+    CHECK(text_of("{{ dict(" + keywords + ")|length }}") == "30000");
+    keywords.pop_back();
+    CHECK(render("{% macro f(" + keywords + ") %}{% endmacro %}{{ f() }}").ok());
     // Many names and branches: what is read once must not be read again for each.
     std::string names;
     for (int i = 0; i < 20000; i++)
@@ -232,6 +246,8 @@ TEST_CASE("chat template: errors name the template and the line") {
 }
 
 TEST_CASE("chat template: attributes that begin with an underscore are undefined") {
+    CHECK(text_of("{% set ns = namespace(a=[1]) %}{% set ns.b = [ns, ns.a] %}{{ ns }}") ==
+          "<Namespace {'a': [1], 'b': [<Namespace {...}>, [1]]}>");
     CHECK(text_of("[{{ ''.__class__ }}{{ [].__init__ }}{{ {}.__len__ }}{{ x._y }}]", "{\"x\": {}}") == "[]");
     for (const char* text :
          {"{{ ''.__class__.__mro__ }}", "{{ ''['__class__'].mro() }}", "{{ x|attr('__class__')|list|first.y }}",

@@ -104,7 +104,7 @@ Result<std::string> mark_final_message(Json& messages, std::string_view template
 Result<std::string> cut_at_mark(std::string text, const std::string& final_text) {
     std::string_view tag = continue_tag.substr(0, continue_tag.size() - 1);
     size_t at = text.rfind(tag);
-    if (at == text.npos || text.find(jinja::strip(final_text, nullptr, true, true)) == text.npos)
+    if (at == text.npos || jinja::find_text(text, jinja::strip(final_text, nullptr, true, true)) == text.npos)
         return Status(
             Code::invalid_argument,
             "continue_final_message is set but the final message does not appear in the chat after applying the chat template");

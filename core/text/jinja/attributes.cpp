@@ -372,6 +372,7 @@ Value get_attribute(Env& env, const Value& object, const std::string& name) {
         if (name.starts_with("__") && is_internal(name)) return unsafe_attribute(object, name);
         fail_undefined(object);
     }
+    env.text(name.size());
     Value value = safe_attribute(env, object, name);
     if (!value.is_missing()) return value;
     Value key = new_string(env, name);

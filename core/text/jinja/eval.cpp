@@ -102,9 +102,10 @@ public:
         env_.spend(static_cast<int64_t>(scope.loads.size()));
         for (const Load& load : scope.loads) {
             Value& to = frame->slots[static_cast<size_t>(load.slot)];
-            if (load.from == Load::From::context)
+            if (load.from == Load::From::context) {
+                env_.text(load.name.size());
                 to = resolve(load.name);
-            else if (load.from == Load::From::alias)
+            } else if (load.from == Load::From::alias)
                 to = variable(load.place, frame);
             else
                 to = Value();
@@ -374,6 +375,7 @@ public:
         Frame frame = activate(info.slots, macro.closure);
         auto slot = [&](int i) -> Value& { return frame->slots[static_cast<size_t>(i)]; };
         auto take = [&](const std::string& name) {
+            env_.spend(1 + static_cast<int64_t>(call.keywords.size() / 4));
             auto at = std::find_if(call.keywords.begin(), call.keywords.end(), [&](const auto& k) { return k.first == name; });
             if (at == call.keywords.end()) return Value();
             Value value = std::move(at->second);
@@ -445,7 +447,10 @@ public:
 
     void arguments(const Arguments& from, const Frame& frame, Call& call) {
         for (const auto& argument : from.positional) call.args.push_back(eval(*argument, frame));
-        for (const auto& [key, argument] : from.keywords) call.keywords.emplace_back(key, eval(*argument, frame));
+        for (const auto& [key, argument] : from.keywords) {
+            env_.text(key.size());
+            call.keywords.emplace_back(key, eval(*argument, frame));
+        }
         if (from.rest) {
             Value rest = eval(*from.rest, frame);
             if (!is_iterable(rest)) fail(Fault::type, "argument after * must be an iterable, not " + type_name(rest));
@@ -483,7 +488,9 @@ public:
             case Op::text: return e.value;
             case Op::name: {
                 const Value& value = variable(e.place, frame);
-                return value.is_missing() ? new_undefined(e.name) : value;
+                if (!value.is_missing()) return value;
+                env_.text(e.name.size());
+                return new_undefined(e.name);
             }
             case Op::call: return call(e, frame);
             case Op::filter: return filter(e, frame);
@@ -609,10 +616,13 @@ std::string run_recursive_loop(Env& env, const Stmt& s, const Ref<Activation>& o
 Value run_block(Env& env, const Stmt& block, const std::vector<std::pair<std::string, Value>>* visible) {
     if (++env.calls > max_depth) fail(Fault::limit, "calls nest deeper than " + std::to_string(max_depth));
     Interpreter interpreter(env);
-    auto exported = env.exported;
-    if (visible)
+    std::unordered_map<std::string, Value> exported;
+    if (visible) {
+        env.elements(4 * env.exported.size() + 4 * visible->size());
+        exported = env.exported;
         for (const auto& [name, value] : *visible)
             if (!value.is_missing()) env.exported.insert_or_assign(name, value);
+    }
     Ref<Activation> frame = interpreter.activate(block.slots, {});
     if (block.self_slot >= 0) frame->slots[static_cast<size_t>(block.self_slot)] = Value(Kind::self, new SelfObject);
     if (block.super_slot >= 0)
@@ -620,7 +630,9 @@ Value run_block(Env& env, const Stmt& block, const std::vector<std::pair<std::st
             new_undefined_hint("there is no parent block called " + repr_text(block.name) + ".");
     interpreter.enter(block.scope, frame);
     std::string out;
+    bool before = std::exchange(env.autoescape, false);  // a block is compiled apart from what is around it
     interpreter.run(block.body, frame, out);
+    env.autoescape = before;
     if (visible) env.exported = std::move(exported);
     env.calls--;
     return new_string(env, std::move(out), env.autoescape);

@@ -15,7 +15,7 @@ Value absolute(Env& env, Call& call) {
     return compare_numbers(a[0], Value(0)) < 0 ? negate(env, a[0]) : positive(env, a[0]);
 }
 
-Value to_int(Env&, Call& call) {
+Value to_int(Env& env, Call& call) {
     auto a = bind(call, "do_int", {"value", "default", "base"}, 1);
     Value otherwise = a.get(1, Value(0));
     if (a[0].is_undefined()) fail_undefined(a[0]);
@@ -23,6 +23,9 @@ Value to_int(Env&, Call& call) {
     if (a[0].is_int()) return a[0].is(Kind::boolean) ? Value(a[0].integer()) : a[0];
     if (!a[0].is_string()) return otherwise;
     Value base = a.get(2, Value(10));
+    size_t digits = std::min<size_t>(a[0].text().size(), 4300);
+    env.slow_text(a[0].text().size());
+    env.spend(static_cast<int64_t>(digits * digits >> 11));
     Value value = base.is(Kind::integer) || base.is(Kind::boolean) ? parse_integer(a[0].text(), base.integer()) : Value();
     if (!value.is_missing()) return value;
     double real;
@@ -124,7 +127,7 @@ Value file_size(Env& env, Call& call) {
     bool binary = !a[1].is_missing() && truthy(env, a[1]);
     double base = binary ? 1024 : 1000, unit = base;
     if (bytes == 1) return new_string(env, "1 Byte");
-    if (bytes < base) return new_string(env, integer_text(truncate_double(bytes)) + " Bytes");
+    if (bytes < base) return new_string(env, integer_text(env, truncate_double(bytes)) + " Bytes");
     static const char letters[] = "kMGTPEZY";
     for (size_t i = 0;; i++) {
         unit *= base;

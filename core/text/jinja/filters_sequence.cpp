@@ -94,6 +94,7 @@ Value run_filter(Env& env, const Value& name, const Value& item, const Call& cal
     const FilterInfo* filter = find_filter(name.text());
     if (!filter) fail(Fault::runtime, "No filter named " + repr(env, name) + ".");
     env.step();
+    env.elements(call.args.size() + 2 * call.keywords.size());
     Call inner{{item}, call.keywords};
     inner.args.insert(inner.args.end(), call.args.begin() + static_cast<long>(skipped), call.args.end());
     return filter->run(env, inner);
@@ -136,6 +137,7 @@ Value select(Env& env, Call& call) {
             const Value& name = call.args[at];
             const TestInfo* test = name.is_string() ? find_test(name.text()) : nullptr;
             if (!test) fail(Fault::runtime, "No test named " + repr(e2, name) + ".");
+            e2.elements(call.args.size() + 2 * call.keywords.size());
             Call inner{{shown}, call.keywords};
             inner.args.insert(inner.args.end(), call.args.begin() + static_cast<long>(at) + 1, call.args.end());
             return test->run(e2, inner) == wanted;
@@ -382,8 +384,8 @@ Value join(Env& env, Call& call) {
     auto text = [&](const Value& value) { return any_markup ? escape(env, value).text() : to_text(env, value); };
     std::string separator = a[1].is_missing() ? "" : text(a[1]), out;
     for (size_t i = 0; i < parts.size(); i++) {
-        if (i) env.text(separator.size()), out += separator;
-        out += text(parts[i]);
+        if (i) env.append(out, separator);
+        env.append(out, text(parts[i]));
     }
     return new_string(env, std::move(out), any_markup);
 }

@@ -90,10 +90,9 @@ Value indent(Env& env, Call& call) {
     std::vector<std::string> lines = split_lines(a[0].text() + "\n", false);
     std::string out = flag(env, a[2]) ? by : "";
     for (size_t i = 0; i < lines.size(); i++) {
-        env.text(lines[i].size() + by.size());
         if (i) out += '\n';
-        if (i && (!lines[i].empty() || flag(env, a[3]))) out += by;
-        out += lines[i];
+        if (i && (!lines[i].empty() || flag(env, a[3]))) env.append(out, by);
+        env.append(out, lines[i]);
     }
     return new_string(env, std::move(out), markup);
 }
@@ -121,8 +120,8 @@ Value truncate(Env& env, Call& call) {
 
 bool is_word(char32_t c) { return c == '_' || is_alnum(c); }
 
-std::vector<std::u32string> chunks_of(const std::u32string& text, bool on_hyphens) {
-    std::vector<std::u32string> chunks;
+std::vector<std::u32string_view> chunks_of(std::u32string_view text, bool on_hyphens) {
+    std::vector<std::u32string_view> chunks;
     auto space = [&](size_t i) { return (text[i] >= 9 && text[i] <= 13) || text[i] == ' '; };
     auto letter = [&](size_t i) { return i < text.size() && is_word(text[i]) && !is_decimal(text[i]); };
     auto punctuated = [&](size_t i) {
@@ -164,22 +163,23 @@ std::vector<std::u32string> chunks_of(const std::u32string& text, bool on_hyphen
 }
 
 std::vector<std::u32string> wrap_line(const std::u32string& text, size_t width, bool break_long, bool on_hyphens) {
-    std::vector<std::u32string> chunks = chunks_of(text, on_hyphens), lines;
+    std::vector<std::u32string_view> chunks = chunks_of(text, on_hyphens);
+    std::vector<std::u32string> lines;
     std::reverse(chunks.begin(), chunks.end());
-    auto blank = [](const std::u32string& chunk) { return std::all_of(chunk.begin(), chunk.end(), is_space); };
+    auto blank = [](std::u32string_view chunk) { return std::all_of(chunk.begin(), chunk.end(), is_space); };
     while (!chunks.empty()) {
-        std::vector<std::u32string> line;
+        std::vector<std::u32string_view> line;
         size_t length = 0;
         if (!lines.empty() && blank(chunks.back())) chunks.pop_back();
         while (!chunks.empty() && length + chunks.back().size() <= width) {
             length += chunks.back().size();
-            line.push_back(std::move(chunks.back()));
+            line.push_back(chunks.back());
             chunks.pop_back();
         }
         if (!chunks.empty() && chunks.back().size() > width) {
             size_t room = width - length;
             if (break_long) {
-                std::u32string& chunk = chunks.back();
+                std::u32string_view& chunk = chunks.back();
                 size_t end = room;
                 if (on_hyphens && chunk.size() > room && room > 0) {
                     size_t hyphen = chunk.rfind('-', room - 1);
@@ -188,9 +188,9 @@ std::vector<std::u32string> wrap_line(const std::u32string& text, size_t width, 
                 }
                 // With no room left that is an empty part, which then counts as the line's last below, as in Python.
                 line.push_back(chunk.substr(0, end));
-                chunk.erase(0, end);
+                chunk.remove_prefix(end);
             } else if (line.empty()) {
-                line.push_back(std::move(chunks.back()));
+                line.push_back(chunks.back());
                 chunks.pop_back();
             }
         }

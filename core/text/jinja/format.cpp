@@ -208,7 +208,8 @@ std::string format_integer(Env& env, const Value& value, Spec spec) {
     int base = kind == 'b' ? 2 : kind == 'o' ? 8 : kind == 'x' || kind == 'X' ? 16 : 10;
     BigInt integer = value.is(Kind::big) ? value.big() : BigInt(value.integer());
     bool negative = integer.negative();
-    std::string digits = base == 10 ? integer_text(value) : integer.to_string(base);
+    env.spend(static_cast<int64_t>(integer.bits() * integer.bits() >> 15));
+    std::string digits = base == 10 ? integer_text(env, value) : integer.to_string(base);
     if (negative) digits.erase(0, 1);
     if (kind == 'X')
         std::transform(digits.begin(), digits.end(), digits.begin(),
@@ -275,8 +276,7 @@ public:
                 if (i >= text.size()) fail(Fault::value, "Single '{' encountered in format string");
                 if (end >= text.size()) fail(Fault::value, "expected '}' before end of string");
                 std::string shown = field(text.substr(i, end - i), depth);
-                env_.text(shown.size());
-                out += shown;
+                env_.append(out, shown);
                 i = end + 1;
             }
         }
@@ -342,6 +342,7 @@ private:
     }
 
     Value lookup(const std::string& name) {
+        env_.spend(1 + static_cast<int64_t>(call_.keywords.size() / 4));
         size_t at = std::min(name.find('.'), name.find('['));
         std::string first = name.substr(0, at);
         Value value;
@@ -415,8 +416,7 @@ public:
                 continue;
             }
             std::string shown = item(text, ++i);
-            env_.text(shown.size());
-            out += shown;
+            env_.append(out, shown);
         }
         bool mapping = arguments_.is(Kind::dict) || arguments_.is(Kind::list) || arguments_.is(Kind::range) ||
                        arguments_.is_undefined() || arguments_.is(Kind::bytes);

@@ -25,7 +25,7 @@ public:
             case Kind::none: out_ += "null"; break;
             case Kind::boolean: out_ += value.boolean() ? "true" : "false"; break;
             case Kind::integer:
-            case Kind::big: out_ += integer_text(value); break;
+            case Kind::big: out_ += integer_text(env_, value); break;
             case Kind::real: out_ += number(value.real()); break;
             case Kind::string: string(value.text()); break;
             case Kind::list:
@@ -102,7 +102,7 @@ private:
             case Kind::none: string("null"); break;
             case Kind::boolean: string(key.boolean() ? "true" : "false"); break;
             case Kind::integer:
-            case Kind::big: string(integer_text(key)); break;
+            case Kind::big: string(integer_text(env_, key)); break;
             case Kind::real: string(number(key.real())); break;
             default: fail(Fault::type, "keys must be str, int, float, bool or None, not " + type_name(key));
         }

@@ -199,7 +199,7 @@ bool is_url(std::string_view text) {
         // The last label that can be a top one, with only what may follow behind it.
         size_t at = 0;
         for (std::string_view label : labels) {
-            for (size_t n = label.size(); n >= 2; n--)
+            for (size_t n = std::min<size_t>(label.size(), 63); n >= 2; n--)
                 if (is_top_label(label.substr(0, n)) && url_rest(host.substr(at + n))) return true;
             at += label.size() + 1;
         }
@@ -280,11 +280,10 @@ std::string link_word(std::string_view word, const UrlOptions& options) {
     for (auto [open, close] : {std::pair<std::string, std::string>{"(", ")"}, {"<", ">"}, {"&lt;", "&gt;"}}) {
         size_t opened = count_of(middle, open);
         if (opened <= count_of(middle, close)) continue;
-        for (size_t n = std::min(opened, count_of(tail, close)); n > 0; n--) {
-            size_t end = tail.find(close) + close.size();
-            middle += tail.substr(0, end);
-            tail.erase(0, end);
-        }
+        size_t end = 0;
+        for (size_t n = std::min(opened, count_of(tail, close)); n > 0; n--) end = tail.find(close, end) + close.size();
+        middle += tail.substr(0, end);
+        tail.erase(0, end);
     }
     std::string attributes = (options.rel.empty() ? "" : " rel=\"" + options.rel + "\"") +
                              (options.target.empty() ? "" : " target=\"" + options.target + "\"");

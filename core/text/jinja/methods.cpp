@@ -63,9 +63,11 @@ Value bit_length(Env&, const Value& self, Call& call) {
     return Value(static_cast<int64_t>(big(self).bits()));
 }
 
-Value bit_count(Env&, const Value& self, Call& call) {
+Value bit_count(Env& env, const Value& self, Call& call) {
     bind(call, "bit_count", {}, 0);
-    std::string bits = big(self).to_string(2);
+    BigInt value = big(self);
+    env.spend(static_cast<int64_t>(value.bits() * value.bits() >> 15));
+    std::string bits = value.to_string(2);
     return Value(static_cast<int64_t>(std::count(bits.begin(), bits.end(), '1')));
 }
 

@@ -24,6 +24,9 @@ Value parse_integer(std::string_view text, int64_t base);  // int(text, base): m
 bool parse_double(std::string_view text, double& value);   // float(text)
 Value truncate_double(double value);                       // int(value)
 std::vector<std::string> split_lines(std::string_view text, bool keep_ends);
+// Linear in time also where a text repeats itself, as std::string's are not.
+size_t find_text(std::string_view text, std::string_view part, size_t from = 0);
+size_t rfind_text(std::string_view text, std::string_view part);
 std::string_view strip(std::string_view text, const std::string* characters, bool left, bool right);
 std::vector<std::string_view> split_space(std::string_view text);
 std::string replace_all(Env& env, const std::string& text, const std::string& from, const std::string& to, int64_t count);

@@ -1,4 +1,5 @@
 // The methods of str. A method of Markup gives Markup, and escapes what it takes in.
+#include <string.h>
 #include <algorithm>
 #include "core/text/jinja/methods.h"
 #include "core/text/jinja/unicode.h"
@@ -48,7 +49,7 @@ Value find(Env& env, const Value& self, Call& call, const char* name, bool last,
     auto a = bind(call, name, {"sub", "start", "end"}, 1, true);
     const std::string& sub = text_argument(a[0]);
     Window w = window(env, str(self), a[1], a[2]);
-    size_t at = w.empty_past_end ? w.text.npos : last ? w.text.rfind(sub) : w.text.find(sub);
+    size_t at = w.empty_past_end ? w.text.npos : last ? rfind_text(w.text, sub) : find_text(w.text, sub);
     if (at == w.text.npos) {
         if (required) fail(Fault::value, "substring not found");
         return Value(-1);
@@ -62,6 +63,7 @@ Value affix(Env& env, const Value& self, Call& call, const char* name, bool pref
     auto fits = [&](const Value& value) {
         if (!value.is_string())
             fail(Fault::type, std::string(name) + " first arg must be str or a tuple of str, not " + type_name(value));
+        env.text(value.text().size());
         return !w.empty_past_end && (prefix ? w.text.starts_with(value.text()) : w.text.ends_with(value.text()));
     };
     if (!a[0].is(Kind::tuple)) return Value(fits(a[0]));
@@ -79,7 +81,7 @@ Value count(Env& env, const Value& self, Call& call) {
     if (w.empty_past_end) return Value(0);
     if (sub.empty()) return Value(static_cast<int64_t>(count_code_points(w.text)) + 1);
     int64_t n = 0;
-    for (size_t at = w.text.find(sub); at != w.text.npos; at = w.text.find(sub, at + sub.size())) n++;
+    for (size_t at = find_text(w.text, sub); at != w.text.npos; at = find_text(w.text, sub, at + sub.size())) n++;
     return Value(n);
 }
 
@@ -98,9 +100,10 @@ Value split(Env& env, const Value& self, Call& call, const char* name, bool righ
         const std::string& separator = text_argument(a[0]);
         if (separator.empty()) fail(Fault::value, "empty separator");
         for (; most > 0; most--) {
-            size_t at = right ? rest.rfind(separator) : rest.find(separator);
+            size_t at = right ? rfind_text(rest, separator) : find_text(rest, separator);
             if (at == rest.npos) break;
             env.spend(1);
+            if (right && separator.size() > 16) env.text(rest.size());  // what rfind_text copies
             parts.push_back(right ? rest.substr(at + separator.size()) : rest.substr(0, at));
             rest = right ? rest.substr(0, at) : rest.substr(at + separator.size());
         }
@@ -142,7 +145,7 @@ Value partition(Env& env, const Value& self, Call& call, const char* name, bool 
     const std::string &separator = text_argument(a[0]), &text = str(self).text;
     if (separator.empty()) fail(Fault::value, "empty separator");
     env.text(text.size());
-    size_t at = right ? text.rfind(separator) : text.find(separator);
+    size_t at = right ? rfind_text(text, separator) : find_text(text, separator);
     std::string parts[3] = {text, "", ""};
     if (at == text.npos) {
         if (right) std::swap(parts[0], parts[2]);
@@ -158,6 +161,7 @@ Value strip_method(Env& env, const Value& self, Call& call, const char* name, bo
     auto a = bind(call, name, {"chars"}, 0, true);
     env.text(str(self).text.size());
     bool given = !a[0].is_missing() && !a[0].is_none();
+    if (given && a[0].is_string()) env.slow_text(a[0].text().size());
     if (given && !a[0].is_string()) fail(Fault::type, std::string(name) + " arg must be None or str");
     return like(env, self, std::string(strip(str(self).text, given ? &a[0].text() : nullptr, left, right)));
 }
@@ -217,9 +221,8 @@ Value join(Env& env, const Value& self, Call& call) {
             fail(Fault::type,
                  "sequence item " + std::to_string(index) + ": expected str instance, " + type_name(item) + " found");
         const std::string& text = str(self).markup ? part : item.text();
-        env.text(text.size() + str(self).text.size());
-        if (index) out += str(self).text;
-        out += text;
+        if (index) env.append(out, str(self).text);
+        env.append(out, text);
     }
     return like(env, self, std::move(out));
 }
@@ -288,7 +291,7 @@ Value translate(Env& env, const Value& self, Call& call) {
         if (to.is_undefined())
             out.append(str(self).text, begin, i - begin);
         else if (to.is_string())
-            env.text(to.text().size()), out += to.text();
+            env.append(out, to.text());
         else if (to.is(Kind::integer) && to.integer() >= 0 && to.integer() <= 0x10ffff)
             append_code_point(out, static_cast<char32_t>(to.integer()));
         else if (!to.is_none())
@@ -422,11 +425,27 @@ const std::vector<MethodInfo> string_methods = {
 
 // ---- what filters share with these
 
+size_t find_text(std::string_view text, std::string_view part, size_t from) {
+    if (from > text.size()) return text.npos;
+    const void* at = memmem(text.data() + from, text.size() - from, part.data(), part.size());
+    return at ? static_cast<size_t>(static_cast<const char*>(at) - text.data()) : text.npos;
+}
+
+size_t rfind_text(std::string_view text, std::string_view part) {
+    if (part.size() <= 16) return text.rfind(part);
+    std::string backward(text.rbegin(), text.rend()), needle(part.rbegin(), part.rend());
+    size_t at = find_text(backward, needle);
+    return at == text.npos ? at : text.size() - at - part.size();
+}
+
 std::string_view strip(std::string_view text, const std::string* characters, bool left, bool right) {
+    std::u32string set;
+    for (size_t i = 0; characters && i < characters->size();) set += next_code_point(*characters, i);
+    std::sort(set.begin(), set.end());
     auto stripped = [&](std::string_view code) {
-        if (characters) return characters->find(code) != std::string::npos;
         size_t at = 0;
-        return is_space(next_code_point(code, at));
+        char32_t c = next_code_point(code, at);
+        return characters ? std::binary_search(set.begin(), set.end(), c) : is_space(c);
     };
     while (left && !text.empty()) {
         size_t end = 0;
@@ -480,8 +499,7 @@ std::string replace_all(Env& env, const std::string& text, const std::string& fr
     if (from.empty()) {
         size_t i = 0;
         for (; most > 0; most--) {
-            env.text(to.size());
-            out += to;
+            env.append(out, to);
             if (i >= text.size()) break;
             size_t begin = i;
             next_code_point(text, i);
@@ -490,10 +508,9 @@ std::string replace_all(Env& env, const std::string& text, const std::string& fr
         return i < text.size() ? out.append(text, i) : out;
     }
     size_t done = 0;
-    for (size_t at = text.find(from); at != text.npos && most > 0; at = text.find(from, done), most--) {
-        env.spend(1 + static_cast<int64_t>(to.size() / 64));
-        out.append(text, done, at - done);
-        out += to;
+    for (size_t at = find_text(text, from); at != text.npos && most > 0; at = find_text(text, from, done), most--) {
+        env.append(out, std::string_view(text).substr(done, at - done));
+        env.append(out, to);
         done = at + from.size();
     }
     return out.append(text, done);

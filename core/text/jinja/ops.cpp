@@ -94,7 +94,9 @@ Value integer_arithmetic(Env& env, char op, const Value& a, const Value& b) {
             if (b.integer() == 0) divided_by_zero("division by zero");
             return Value(static_cast<double>(a.integer()) / static_cast<double>(b.integer()));
         }
-        return Value(divide_integers(to_big(a), to_big(b)));
+        BigInt x = to_big(a), y = to_big(b);
+        env.spend(static_cast<int64_t>((std::max(x.bits(), y.bits()) + 66) * (y.bits() + 66) / 2048));
+        return Value(divide_integers(x, y));
     }
     if (op == 'p') return integer_power(env, a, b);
     if (!a.is(Kind::big) && !b.is(Kind::big)) {
@@ -173,8 +175,10 @@ Value repeat(Env& env, const Value& sequence, const Value& times) {
     }
     env.text(size * static_cast<size_t>(count));
     std::string text;
-    text.reserve(size * static_cast<size_t>(count));
-    for (int64_t i = 0; i < count; i++) text += sequence.text();
+    size_t total = size * static_cast<size_t>(count);
+    text.reserve(total);
+    if (total > 0) text = sequence.text();
+    while (text.size() < total) text.append(text, 0, total - text.size());  // doubles
     return sequence.is_string() ? new_string(env, std::move(text), sequence.string().markup) : new_bytes(env, std::move(text));
 }
 
@@ -293,7 +297,7 @@ bool contains(Env& env, const Value& container, const Value& item) {
         case Kind::string:
             if (!item.is_string()) fail(Fault::type, "'in <string>' requires string as left operand, not " + type_name(item));
             env.text(container.text().size());
-            return container.text().find(item.text()) != std::string::npos;
+            return find_text(container.text(), item.text()) != std::string::npos;
         case Kind::bytes:
             if (item.is(Kind::bytes)) return container.text().find(item.text()) != std::string::npos;
             if (!item.is(Kind::integer)) fail(Fault::type, "a bytes-like object is required, not '" + type_name(item) + "'");

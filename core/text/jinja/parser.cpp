@@ -3,6 +3,7 @@
 #include <charconv>
 #include <cmath>
 #include <functional>
+#include <unordered_set>
 #include "core/text/jinja/ast.h"
 #include "core/text/jinja/lexer.h"
 #include "core/text/jinja/scope.h"
@@ -260,10 +261,9 @@ private:
                 error("non-default argument follows default argument");
         }
         take();
-        for (size_t i = 0; i < macro.parameters.size(); i++)
-            if (std::find(macro.parameters.begin(), macro.parameters.begin() + static_cast<long>(i), macro.parameters[i]) !=
-                macro.parameters.begin() + static_cast<long>(i))
-                error("duplicate argument '" + macro.parameters[i] + "' in function definition");
+        std::unordered_set<std::string_view> seen;
+        for (const std::string& parameter : macro.parameters)
+            if (!seen.insert(parameter).second) error("duplicate argument '" + parameter + "' in function definition");
     }
 
     std::unique_ptr<Stmt> macro_tag() {
@@ -302,8 +302,7 @@ private:
                         expr->value.text().find_first_not_of(" \t\n\v\f\r") != std::string::npos)
                         error("Required blocks can only contain comments or whitespace");
         skip_name(stmt->name);
-        for (const Stmt* other : tree_.blocks)
-            if (other->name == stmt->name) error("block " + repr_text(stmt->name) + " defined twice");
+        if (!block_names_.insert(stmt->name).second) error("block " + repr_text(stmt->name) + " defined twice");
         tree_.blocks.push_back(stmt.get());
         return stmt;
     }
@@ -664,6 +663,7 @@ private:
 
     std::unique_ptr<Arguments> arguments() {
         auto out = std::make_unique<Arguments>();
+        std::unordered_set<std::string> keys;
         expect_symbol("(");
         bool comma = false;
         auto ensure = [&](bool fine) {
@@ -684,8 +684,7 @@ private:
                 ensure(!out->rest_keywords);
                 std::string key = take().text;
                 take();
-                for (const auto& [other, value] : out->keywords)
-                    if (other == key) error("keyword argument repeated: " + key);
+                if (!keys.insert(key).second) error("keyword argument repeated: " + key);
                 out->keywords.emplace_back(std::move(key), expression());
             } else {
                 ensure(!out->rest && !out->rest_keywords && out->keywords.empty());
@@ -748,6 +747,7 @@ private:
     std::vector<Token> tokens_;
     size_t at_ = 0;
     int nesting_ = 0;
+    std::unordered_set<std::string> block_names_;
     bool joinable_ = false;  // the last statement is output that more output may join
 };
 

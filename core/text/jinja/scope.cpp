@@ -398,9 +398,12 @@ private:
                 break;
             case S::generation: macro(s, frame); break;
             case S::block:
-                if (s.scoped)
+                if (s.scoped) {
                     for (const Symbols* symbols = frame.symbols; symbols; symbols = symbols->outer)
                         for (const std::string& name : symbols->stores) s.visible.emplace_back(name, place(name, frame, s.line));
+                    if ((visible_ += s.visible.size()) > 100'000)
+                        throw Error{Fault::limit, "too many variables for scoped blocks", s.line};
+                }
                 break;
             case S::break_loop:
             case S::continue_loop:
@@ -508,6 +511,7 @@ private:
     }
 
     Template& tree_;
+    size_t visible_ = 0;
 };
 
 }  // namespace

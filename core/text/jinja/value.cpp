@@ -437,10 +437,16 @@ std::string repr_double(double value) {
     return out + digits.substr(0, static_cast<size_t>(exponent) + 1) + "." + digits.substr(static_cast<size_t>(exponent) + 1);
 }
 
-std::string integer_text(const Value& value) {
+std::string integer_text(Budget& budget, const Value& value) {
     if (!value.is(Kind::big)) return std::to_string(value.integer());
-    std::string text = value.big().to_string();
-    if (text.size() > 4300) fail(Fault::value, "Exceeds the limit (4300 digits) for integer string conversion");
+    std::string text;
+    size_t bits = value.big().bits();
+    if (bits < 14300) {  // 4300 digits have 14285 bits
+        budget.spend(static_cast<int64_t>(bits * bits >> 15));
+        text = value.big().to_string();
+    }
+    if (bits >= 14300 || text.size() > (text[0] == '-' ? 4301u : 4300u))
+        fail(Fault::value, "Exceeds the limit (4300 digits) for integer string conversion");
     return text;
 }
 
@@ -478,20 +484,31 @@ void append_repr_text(std::string& out, std::string_view text, bool bytes = fals
     out += quote;
 }
 
-void append_items(Budget& budget, std::string& out, const std::vector<Value>& items, int nesting) {
+}  // namespace
+
+struct ReprPath {
+    const Object* object;
+    const ReprPath* outer;
+    int depth;
+    bool through_space;  // only a namespace can close a circle
+};
+
+namespace {
+
+void append_items(Budget& budget, std::string& out, const std::vector<Value>& items, const ReprPath& path) {
     for (size_t i = 0; i < items.size(); i++) {
         if (i) out += ", ";
-        append_repr(budget, out, items[i], nesting);
+        append_repr(budget, out, items[i], &path);
     }
 }
 
-void append_dict(Budget& budget, std::string& out, const Dict& dict, int nesting) {
+void append_dict(Budget& budget, std::string& out, const Dict& dict, const ReprPath& path) {
     out += '{';
     for (size_t i = 0; i < dict.entries.size(); i++) {
         if (i) out += ", ";
-        append_repr(budget, out, dict.entries[i].first, nesting);
+        append_repr(budget, out, dict.entries[i].first, &path);
         out += ": ";
-        append_repr(budget, out, dict.entries[i].second, nesting);
+        append_repr(budget, out, dict.entries[i].second, &path);
     }
     out += '}';
 }
@@ -504,14 +521,25 @@ std::string repr_text(std::string_view text) {
     return out;
 }
 
-void append_repr(Budget& budget, std::string& out, const Value& value, int nesting) {
+void append_repr(Budget& budget, std::string& out, const Value& value, const ReprPath* outer) {
     budget.spend(2);
-    if (nesting > max_depth) fail(Fault::limit, "values nest deeper than " + std::to_string(max_depth) + " levels");
+    const ReprPath path{value.object(), outer, outer ? outer->depth + 1 : 0,
+                        value.is(Kind::space) || (outer && outer->through_space)};
+    if (path.depth > max_depth) fail(Fault::limit, "values nest deeper than " + std::to_string(max_depth) + " levels");
+    if (path.object && outer && outer->through_space)
+        for (const ReprPath* at = outer; at; at = at->outer)
+            if (at->object == path.object) {
+                out += value.is(Kind::list)    ? "[...]"
+                       : value.is(Kind::tuple) ? "(...)"
+                       : value.is(Kind::dict)  ? "{...}"
+                                               : "<Namespace {...}>";
+                return;
+            }
     switch (value.kind()) {
         case Kind::none: out += "None"; break;
         case Kind::boolean: out += value.boolean() ? "True" : "False"; break;
         case Kind::integer:
-        case Kind::big: out += integer_text(value); break;
+        case Kind::big: out += integer_text(budget, value); break;
         case Kind::real: out += repr_double(value.real()); break;
         case Kind::string:
             budget.slow_text(value.text().size());
@@ -527,15 +555,15 @@ void append_repr(Budget& budget, std::string& out, const Value& value, int nesti
         case Kind::undefined: out += "Undefined"; break;
         case Kind::list:
             out += '[';
-            append_items(budget, out, value.items(), nesting + 1);
+            append_items(budget, out, value.items(), path);
             out += ']';
             break;
         case Kind::tuple:
             out += '(';
-            append_items(budget, out, value.items(), nesting + 1);
+            append_items(budget, out, value.items(), path);
             out += value.items().size() == 1 ? ",)" : ")";
             break;
-        case Kind::dict: append_dict(budget, out, value.dict(), nesting + 1); break;
+        case Kind::dict: append_dict(budget, out, value.dict(), path); break;
         case Kind::range: {
             const auto& range = value.as<Range>();
             out += "range(" + std::to_string(range.start) + ", " + std::to_string(range.stop);
@@ -551,9 +579,9 @@ void append_repr(Budget& budget, std::string& out, const Value& value, int nesti
                 if (!first) out += ", ";
                 first = false;
                 if (view.part == View::items) out += '(';
-                if (view.part != View::values) append_repr(budget, out, key, nesting + 2);
+                if (view.part != View::values) append_repr(budget, out, key, &path);
                 if (view.part == View::items) out += ", ";
-                if (view.part != View::keys) append_repr(budget, out, item, nesting + 2);
+                if (view.part != View::keys) append_repr(budget, out, item, &path);
                 if (view.part == View::items) out += ')';
             }
             out += "])";
@@ -561,7 +589,7 @@ void append_repr(Budget& budget, std::string& out, const Value& value, int nesti
         }
         case Kind::space:
             out += "<Namespace ";
-            append_dict(budget, out, value.as<Space>().attributes, nesting + 1);
+            append_dict(budget, out, value.as<Space>().attributes, path);
             out += '>';
             break;
         case Kind::missing: out += "missing"; break;

@@ -62,6 +62,11 @@ public:
         if (bytes > max_text && left_ <= max_ticks) refuse_text();
         spend(1 + static_cast<int64_t>(bytes / 64));
     }
+    void append(std::string& out, std::string_view part) {
+        if (out.size() + part.size() > max_text) refuse_text();
+        spend(1 + static_cast<int64_t>(part.size() / 64));
+        out += part;
+    }
     void slow_text(size_t bytes) { spend(1 + static_cast<int64_t>(bytes / 8)); }  // looked at one character at a time
     void elements(size_t count) { spend(1 + static_cast<int64_t>(count)); }
 
@@ -264,10 +269,12 @@ int compare_numbers(const Value& a, const Value& b);      // -1, 0, 1; 2 where o
 bool identical(const Value& a, const Value& b);           // Python's `is`, with small integers and equal strings as one object
 size_t hash_value(Budget& budget, const Value& value);    // TypeError for lists and dicts
 std::string to_text(Budget& budget, const Value& value);  // str()
-void append_repr(Budget& budget, std::string& out, const Value& value, int nesting = 0);  // repr()
+// repr(); `outer` are the values it is already inside of, as a namespace may come to hold itself.
+struct ReprPath;
+void append_repr(Budget& budget, std::string& out, const Value& value, const ReprPath* outer = nullptr);
 std::string repr(Budget& budget, const Value& value);
 std::string repr_text(std::string_view text);
 std::string repr_double(double value);
-std::string integer_text(const Value& value);  // of any int
+std::string integer_text(Budget& budget, const Value& value);  // of any int
 
 }  // namespace awq::jinja
