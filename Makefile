@@ -1,5 +1,5 @@
 # awq.cpp: `make chat` talks to a model, `make test` proves the parts, `make` builds build/awq and build/libawq.a.
-# Variables: BUILD=dir, SANITIZE=address,undefined|thread, CUDA=auto|0|1, CUDA_ARCHS="90a", MODEL=dir, PREFIX=/usr/local.
+# Variables: BUILD=dir, SANITIZE=address,undefined|thread, CUDA=0|auto|1, CUDA_ARCHS="90a", MODEL=dir, PREFIX=/usr/local.
 # What is built is found by its place: every .cpp in a room belongs to it (see README.md, Architecture).
 
 BUILD   ?= build
@@ -44,7 +44,7 @@ CLI_OBJECTS  := $(CLI_SOURCES:%.cpp=$(BUILD)/%.o)
 TEST_OBJECTS := $(TEST_SOURCES:%.cpp=$(BUILD)/%.o)
 
 # ---- CUDA: built where there is a compiler for it (CUDA=0 leaves it out, CUDA=1 insists). CUDA_ARCHS="80 89 90a 120" names more GPUs.
-CUDA       ?= auto
+CUDA ?= 0
 CUDA_ARCHS ?= 90a
 NVCC       ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 ifeq ($(CUDA),auto)
