@@ -81,7 +81,7 @@ Result<std::unique_ptr<Team>> Team::create(int threads) {
 
 Team::~Team() {
     quit_ = true;
-    job_number_.fetch_add(1, std::memory_order_release);
+    job_number_.fetch_add(1);
     job_number_.notify_all();
     for (std::thread& thread : threads_) thread.join();
 }
@@ -106,7 +106,7 @@ void Team::run(void (*job)(void*, int), void* argument) {
     done_.store(0, std::memory_order_relaxed);
     if (size_ > 1) {
         open_.store(true);
-        job_number_.fetch_add(1, std::memory_order_release);
+        job_number_.fetch_add(1);
         job_number_.notify_all();
     }
     job(argument, 0);
@@ -119,7 +119,9 @@ void Team::next_phase(uint32_t number) {
     // All items are claimed and done: nobody else touches these.
     done_.store(0, std::memory_order_relaxed);
     claimed_.store(uint64_t{number + 1} << 32, std::memory_order_release);
-    phase_.store(number + 1, std::memory_order_release);
+    // In one order with notify_all's look for sleepers: libstdc++ 12 looks without a fence of its own, and a store that
+    // only releases could still be on its way then. The sleeper would never wake.
+    phase_.store(number + 1, std::memory_order_seq_cst);
     phase_.notify_all();
 }
 
