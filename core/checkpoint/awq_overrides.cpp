@@ -9,7 +9,7 @@ Result<AwqOverrides> read_awq_overrides(const Json& json) {
     if (!json.is_object()) return Status(Code::invalid_argument, std::string("awq_config: ") + json.type_name() + " found; an object expected");
     static const char* const known[] = {"version", "backend", "do_fuse", "fuse_max_seq_len", "group_size", "modules_to_not_convert", "modules_to_fuse", "exllama_config"};
     for (const auto& [key, value] : json.members())
-        if (std::none_of(std::begin(known), std::end(known), [&](const char* name) { return key == name; }))
+        if (std::none_of(std::begin(known), std::end(known), [&key = key](const char* name) { return key == name; }))
             return Status(Code::invalid_argument, "awq_config: \"" + quote(key) + "\" is no option of AwqConfig that can be overridden");
     AwqOverrides overrides;
     ConfigReader reader(json, "awq_config");
