@@ -43,7 +43,7 @@ LIB_OBJECTS  := $(LIB_SOURCES:%.cpp=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(ISA_SO
 CLI_OBJECTS  := $(CLI_SOURCES:%.cpp=$(BUILD)/%.o)
 TEST_OBJECTS := $(TEST_SOURCES:%.cpp=$(BUILD)/%.o)
 
-# ---- CUDA: built where there is a compiler for it (CUDA=0 leaves it out, CUDA=1 insists). CUDA_ARCHS="80 89 90a 120" names more GPUs.
+# ---- CUDA: CUDA=1 builds it, CUDA=auto where there is a compiler for it. CUDA_ARCHS="80 89 90a 120" names more GPUs.
 CUDA ?= 0
 CUDA_ARCHS ?= 90a
 NVCC       ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))

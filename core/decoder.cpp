@@ -116,6 +116,13 @@ void add_head(ModuleTree& tree, const ModelConfig& config, const std::string& pa
     tree.head = path;
 }
 
+void add_decoder_layer(ModuleTree& tree, const ModelConfig& config, const std::string& path, int64_t) {
+    add_attention(tree, config, path);
+    add_gated_mlp(tree, path + ".mlp", config.hidden_size, config.intermediate_size, config.mlp_bias);
+    add_rms_norm(tree, path + ".input_layernorm", config.hidden_size);
+    add_rms_norm(tree, path + ".post_attention_layernorm", config.hidden_size);
+}
+
 void add_decoder_frame(ModuleTree& tree, const ModelConfig& config,
                      void (*layer)(ModuleTree& tree, const ModelConfig& config, const std::string& path, int64_t index)) {
     tree.embedding("model.embed_tokens", config.vocab_size, config.hidden_size);

@@ -58,6 +58,8 @@ void check_experts(ConfigReader& reader, const ModelConfig& config, const char* 
 void add_rms_norm(ModuleTree& tree, const std::string& path, int64_t size);
 // The output head, tied to `embedding` or with a weight of its own.
 void add_head(ModuleTree& tree, const ModelConfig& config, const std::string& path, const std::string& embedding);
+// The plain layer for add_decoder_frame(): attention, gated MLP, a norm before each.
+void add_decoder_layer(ModuleTree& tree, const ModelConfig& config, const std::string& path, int64_t index);
 // Embedding, layers (`layer` adds one at its path), final RMS norm and head, by the names of the Llama family.
 void add_decoder_frame(ModuleTree& tree, const ModelConfig& config,
                      void (*layer)(ModuleTree& tree, const ModelConfig& config, const std::string& path, int64_t index));

@@ -26,14 +26,7 @@ void configure(ConfigReader& reader, ModelConfig& config) {
             reader, config, window, [](int64_t layer, int64_t first) { return layer >= first; }, first);
 }
 
-void add_layer(ModuleTree& tree, const ModelConfig& config, const std::string& path, int64_t) {
-    add_attention(tree, config, path);
-    add_gated_mlp(tree, path + ".mlp", config.hidden_size, config.intermediate_size, false);
-    add_rms_norm(tree, path + ".input_layernorm", config.hidden_size);
-    add_rms_norm(tree, path + ".post_attention_layernorm", config.hidden_size);
-}
-
-void tree(const ModelConfig& config, ModuleTree& tree) { add_decoder_frame(tree, config, add_layer); }
+void tree(const ModelConfig& config, ModuleTree& tree) { add_decoder_frame(tree, config, add_decoder_layer); }
 
 void graph(const ModelConfig& config, ModelBuilder& builder) { llama_decoder(config, builder, {}); }
 

@@ -45,7 +45,6 @@ inline size_t previous(std::string_view text, size_t pos) {
     return pos;
 }
 inline size_t sequence_length(uint8_t lead) { return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4; }
-inline size_t encoded_length(uint32_t c) { return c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4; }
 void append(std::string& out, uint32_t c);
 size_t count(std::string_view text);  // in code points
 
