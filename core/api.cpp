@@ -19,7 +19,6 @@ struct awq_engine {
     std::shared_ptr<const Tokenizer> tokenizer;
     Status tokenizer_status;    // why there is none: a model can be run on ids alone
     ChatTemplates templates;
-    GenerationDefaults defaults;
     Result<ImageProcessor> images = Status(Code::unsupported, "this model takes no images");
     ImageTokens image_tokens() const {
         if (!engine->has_vision()) return {};
@@ -129,7 +128,7 @@ Status answer(awq_session* session, std::vector<int32_t> prompt, const awq_gener
     request.prompt = std::move(prompt);
     request.sampling = sampling_options(generation.sampling);
     request.max_tokens = generation.max_tokens;
-    if (!generation.ignore_eos) request.eos_ids = session->engine->defaults.eos_ids;
+    if (!generation.ignore_eos) request.eos_ids = session->engine->engine->generation_defaults().eos_ids;
     if (generation.stop_count > 0 && !generation.stop) return missing("stop");
     for (size_t i = 0; i < generation.stop_count; i++) {
         if (!generation.stop[i]) return missing("stop");
@@ -187,14 +186,11 @@ awq_status awq_engine_load(const awq_options* options, awq_engine** out) {
         auto engine = std::make_unique<awq_engine>();
         // The small files first: a broken template should not wait for gigabytes of weights.
         AWQ_ASSIGN(std::string directory, resolve_model_directory(engine_opts.model));
-        AWQ_ASSIGN(auto checkpoint, Checkpoint::open(directory));
-        AWQ_ASSIGN(engine->defaults, read_generation_config(checkpoint->generation_config(), checkpoint->config()));
         auto tokenizer = load_tokenizer(directory);
         if (tokenizer.ok()) engine->tokenizer = *tokenizer;
         else if (tokenizer.status().code() == Code::not_found) engine->tokenizer_status = tokenizer.status();
         else return tokenizer.status();
         AWQ_ASSIGN(engine->templates, ChatTemplates::load(directory));
-        checkpoint.reset();
         AWQ_ASSIGN(engine->engine, Engine::load(engine_opts));
         if (engine->engine->has_vision()) engine->images = load_image_processor(directory, engine->engine->config().vision.image_size);
         *out = engine.release();
@@ -281,7 +277,7 @@ awq_status awq_image_pixels(const awq_engine* engine, const void* file, size_t s
 
 awq_generation awq_default_generation(const awq_engine* engine) {
     awq_generation generation = {};
-    SamplingOptions o = engine ? engine->defaults.sampling : SamplingOptions();
+    SamplingOptions o = engine ? engine->engine->generation_defaults().sampling : SamplingOptions();
     generation.sampling = {o.sample,         o.temperature,      o.top_k,             o.top_p, o.min_p,
                            o.repeat_penalty, o.presence_penalty, o.frequency_penalty, o.seed};
     generation.max_tokens = -1;

@@ -1,7 +1,6 @@
 #include "core/engine.h"
 #include <algorithm>
 #include <numeric>
-#include "core/text/sampler.h"
 #include "models/blocks.h"
 
 namespace awq {
@@ -30,8 +29,7 @@ void PagePool::give_back(std::span<const int32_t> pages) {
 Session::~Session() { engine_->pages_->give_back(pages_); }
 
 void Session::truncate(int64_t length) {
-    if (length >= this->length()) return;
-    tokens_.resize(static_cast<size_t>(std::max<int64_t>(length, 0)));
+    tokens_.resize(static_cast<size_t>(std::clamp<int64_t>(length, 0, this->length())));
     size_t keep = (tokens_.size() + page_size - 1) / page_size;
     engine_->pages_->give_back(std::span(pages_).subspan(keep));
     pages_.resize(keep);
@@ -68,8 +66,7 @@ Status Engine::build(const EngineOptions& options) {
         AWQ_ASSIGN(std::string directory, resolve_model_directory(options.model));
         AWQ_ASSIGN(checkpoint_, Checkpoint::open(directory));
         if (!checkpoint_->has_weights()) return checkpoint_->missing_weights();
-        // not needed to compute, but a directory whose files lie is refused, whatever it is opened for
-        AWQ_TRY(read_generation_config(checkpoint_->generation_config(), checkpoint_->config()).status());
+        AWQ_ASSIGN(generation_defaults_, read_generation_config(checkpoint_->generation_config(), checkpoint_->config()));
     } else {
         AWQ_ASSIGN(checkpoint_, Checkpoint::from_config(options.shape_config));
     }
@@ -81,7 +78,6 @@ Status Engine::build(const EngineOptions& options) {
     AWQ_ASSIGN(backend_, create_backend(options.backend, options.backend_options));
     AWQ_ASSIGN(plan_, make_plan(*checkpoint_, model_, plan_options, backend_.get()));
     if (plan_.rope) model_.config.rope = *plan_.rope;    // modules_to_fuse brought a rope_theta of its own
-    if (plan_.rope) model_.config.rope = *plan_.rope;
 
     if (options.shape_config.empty()) {
         AWQ_ASSIGN(weights_, WeightStore::load(*checkpoint_, plan_, *backend_, options.progress));
@@ -174,15 +170,9 @@ Status Engine::run(std::span<Feed> feeds, const std::atomic<bool>* cancel) {
             return Status(Code::invalid_argument, "the prompt has the image token " + std::to_string(image_tokens) + " times; expected " +
                                                       std::to_string(static_cast<int64_t>(feed.features.size()) / config().hidden_size) +
                                                       ", one for each row of the images");
+        if (!feed.features.empty() && with_images++ > 0)
+            return Status(Code::invalid_argument, "two sequences of one batch bring images; expected one at most");
         before.push_back(feed.session->length());
-        if (!feed.features.empty()) {
-            int64_t marks = std::count(feed.tokens.begin(), feed.tokens.end(), config().vision.image_token);
-            int64_t rows = static_cast<int64_t>(feed.features.size()) / config().hidden_size;
-            if (marks != rows)
-                return Status(Code::invalid_argument, "the prompt has " + std::to_string(marks) + " image tokens; expected " + std::to_string(rows) +
-                                                          ", one for each row of the images' features");
-            if (with_images++ > 0) return Status(Code::invalid_argument, "two sequences of one batch bring images; expected one at most");
-        }
     }
     auto undo = [&](Status status) {
         for (size_t i = 0; i < feeds.size(); i++) feeds[i].session->truncate(before[i]);

@@ -15,6 +15,7 @@
 #include "backends/backend.h"
 #include "core/checkpoint/checkpoint.h"
 #include "core/plan.h"
+#include "core/text/sampler.h"
 #include "core/weight_store.h"
 
 namespace awq {
@@ -72,6 +73,7 @@ public:
     const Plan& plan() const { return plan_; }
     const Backend& backend() const { return *backend_; }
     const Checkpoint* checkpoint() const { return checkpoint_.get(); }    // null for random weights
+    const GenerationDefaults& generation_defaults() const { return generation_defaults_; }
     const Graph& graph() const { return graph_; }
     size_t weight_bytes() const { return weights_->bytes(); }
     size_t activation_bytes() const { return memory_plan_.peak; }
@@ -99,6 +101,7 @@ private:
 
     ConfiguredModel model_;
     std::shared_ptr<const Checkpoint> checkpoint_;
+    GenerationDefaults generation_defaults_;
     Plan plan_;
     std::unique_ptr<Backend> backend_;
     std::unique_ptr<WeightStore> weights_;
@@ -119,7 +122,7 @@ public:
     Engine& engine() const { return *engine_; }
     std::span<const int32_t> tokens() const { return tokens_; }     // what the cache holds
     int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
-    void truncate(int64_t length);                                  // forgets all tokens from `length` on
+    void truncate(int64_t length);    // forgets all tokens from `length` on, and gives back pages that no token needs
 
 private:
     friend class Engine;

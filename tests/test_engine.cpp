@@ -232,6 +232,10 @@ TEST_CASE("engine: what cannot be run is a status, and the session is as it was"
     CHECK(run(*session, {1}).code() == Code::context_full);
     CHECK(session->length() == 100);
     CHECK(run(*other, std::vector<int32_t>(65, 1)).code() == Code::context_full);    // two pages wanted, one free
+    {
+        auto third = open_session(*engine);    // what a failed run had reserved is free again
+        CHECK(run(*third, std::vector<int32_t>(64, 1)).ok());
+    }
     REQUIRE(run(*other, std::vector<int32_t>(64, 1)).ok());
     session.reset();                                                                  // its pages come back
     REQUIRE(run(*other, {1}).ok());
