@@ -82,9 +82,9 @@ struct Shape {
     size_t scratch;
 };
 Shape decode_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences) {
-    Shape shape = {ceil_div(decode_rows(group), decode_tile), 1, 0};
+    Shape shape = {ceil_div(std::min(decode_rows(group), context.max_query * group), decode_tile), 1, 0};
     int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
-    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, 2, context.max_keys, 128);
+    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, 1, context.max_keys, 128);
     if (shape.splits > 1) shape.scratch = tiles * shape.splits * partial_floats(decode_tile, head_dim) * sizeof(float);
     return shape;
 }

@@ -55,10 +55,10 @@ struct AttentionCall {
     unsigned* counters;  // of each tile
 };
 
-inline constexpr int decode_tile = 16;  // rows of a decode tile
+inline constexpr int decode_tile = 8;  // rows of a decode tile
 
-// Sequences whose rows fit decode tiles: one token each, or a few with few heads to a kv head.
-inline int decode_rows(int group) { return group > decode_tile ? group : decode_tile; }
+// Most rows of a sequence that decode takes: one token's, or those of a few tokens with few heads to a kv head.
+inline int decode_rows(int group) { return group > 16 ? group : 16; }
 // 32-column blocks the kernels are made for: 1, 2, 3, 4, 6, 8.
 inline int head_blocks(int head_dim) {
     int blocks = (head_dim + 31) / 32;

@@ -1,7 +1,9 @@
-// Attention of a few rows (one token's query heads of a kv head) over the paged cache: bound by reading the cache.
+// Attention of a few rows (one token's query heads of a kv head) over the paged cache: bound by reading the cache, and by
+// latency where the cache is short.
 //
-// A warp takes 32 keys at a time and reads them straight into tensor core operands. The keys of a tile are spread over the
-// block's warps and over `splits` blocks; each warp keeps its own running softmax, joined at the end.
+// A warp takes 32 keys at a time and reads them straight into tensor core operands: scores are K Q^T, outputs V^T P^T, with
+// keys and columns in the place of an mma's 16 rows and the tile's 8 rows as its columns. The keys of a tile are spread over
+// the block's warps and over `splits` blocks; each warp keeps its own running softmax, joined at the end.
 #include "backends/cuda/attention.h"
 
 namespace awq::cuda {
@@ -10,16 +12,24 @@ namespace {
 constexpr int warps = 4, threads = warps * 32;
 constexpr int step_keys = 32;
 
-// blocks: 32-column blocks of a head. Block (split, kv_head and row tile, sequence).
-template <int blocks, bool plain>
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
+    uint32_t result;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(fragment));
+    return result;
+}
+
+// blocks: 32-column blocks of a head. fast: no soft cap, no bias, and heads of exactly that many columns.
+// Block (split, kv_head and row tile, sequence).
+template <int blocks, bool fast>
 __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__ AttentionCall call) {
-    constexpr int width = blocks * 32;
+    constexpr int width = blocks * 32, pitch = width + 4;  // the padding spreads a warp's writes over the banks
+    constexpr bool early = blocks <= 4;                    // registers hold a whole step: its loads come long before their use
     extern __shared__ __align__(16) char shared[];
-    uint4* q_fragments = reinterpret_cast<uint4*>(shared);                             // [blocks][2][32]
-    float* sums = reinterpret_cast<float*>(shared + blocks * 2 * 32 * sizeof(uint4));  // [warps][16][width]
-    float* tops = sums + warps * decode_tile * width;                                  // [warps][16], then denominators
+    float* sums = reinterpret_cast<float*>(shared);    // [warps][8][pitch]
+    float* tops = sums + warps * decode_tile * pitch;  // [warps][8]
+    float* shares = tops + warps * decode_tile;        // [warps][8]: denominators
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int dim = call.cache.head_dim;
+    const int dim = fast ? width : call.cache.head_dim;
 
     let_next_begin();
     Tile tile;
@@ -34,170 +44,205 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
         last = min(first + share, begin + steps);
         work = first < last;
     }
-    // The cache of earlier tokens may come nearer while the previous kernel still runs: into L2, where it is coherent.
-    if (work && first + warp < last) {
-        int key = (first + warp) * step_keys;
-        int64_t page = call.cache.page_of(tile.sequence, key);
-        const __half* k = call.cache.keys(page, tile.kv_head) + key % page_size * dim;
-        const __half* v = call.cache.values(page, tile.kv_head) + key % page_size;
-        for (int line = lane; line < step_keys * dim / 64; line += 32)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(k + line * 64));
-        for (int d = lane; d < dim; d += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(v + d * page_size));
+    if (!work) {
+        wait_for_previous();
+        return;
     }
-    wait_for_previous();
-    if (!work) return;
 
-    // Q as A operands: the lane's 16 bytes of 32 columns make two k16 steps, keys below use the same order of columns.
-    for (int e = threadIdx.x; e < blocks * 64; e += threads) {
-        int block = e / 64, row = e % 32 / 4 + (e % 64 >= 32 ? 8 : 0), column = block * 32 + e % 4 * 8;
-        uint4 bits = make_uint4(0, 0, 0, 0);
-        if (row < tile.rows && column < dim)
-            bits = *reinterpret_cast<const uint4*>(call.q + tile.token(call, row) * call.q_stride +
-                                                   static_cast<int64_t>(tile.head(call, row)) * dim + column);
-        q_fragments[e] = bits;
+    // Score tile u: its row g is key 8 (g / 2) + 2 u + g % 2 of the step, so that once transposed a lane's probabilities belong
+    // to 8 neighbouring keys 8 t .. 8 t + 7, the ones in its 16 bytes of each value row. Columns beyond the head meet zeros
+    // of Q, rows of values beyond it are dropped: there any address will do that holds numbers.
+    uint4 k_bits[early ? blocks : 1][4], v_bits[early ? blocks * 4 : 1];
+    auto key_bits = [&](const __half* k, int i, int u) {
+        int column = i * 32 + 8 * t;
+        if (!fast && column >= dim) column = 0;
+        return __ldcg(reinterpret_cast<const uint4*>(k + (8 * (g / 2) + 2 * u + g % 2) * dim + column));
+    };
+    auto value_bits = [&](const __half* v, int j) {
+        int row = fast ? 8 * j + g : min(8 * j + g, dim - 1);
+        return __ldcg(reinterpret_cast<const uint4*>(v + row * page_size + 8 * t));
+    };
+    auto keys_of = [&](int step) {
+        return call.cache.keys(call.cache.page_of(tile.sequence, step * step_keys), tile.kv_head) +
+               step * step_keys % page_size * dim;
+    };
+    auto values_of = [&](int step) {
+        return call.cache.values(call.cache.page_of(tile.sequence, step * step_keys), tile.kv_head) +
+               step * step_keys % page_size;
+    };
+    auto load_keys = [&](int step) {
+        const __half* k = keys_of(step);
+#pragma unroll
+        for (int i = 0; i < (early ? blocks : 0); i++)
+#pragma unroll
+            for (int u = 0; u < 4; u++) k_bits[i][u] = key_bits(k, i, u);
+    };
+    auto load_values = [&](int step) {
+        const __half* v = values_of(step);
+#pragma unroll
+        for (int j = 0; j < (early ? blocks * 4 : 0); j++) v_bits[j] = value_bits(v, j);
+    };
+
+    // What earlier runs left in the cache may be read while the previous kernel still works; this run's own keys may not.
+    int step = first + warp;
+    const bool settled = (step + 1) * step_keys <= call.cache.positions[tile.first_token];
+    if (early && step < last && settled) {
+        load_keys(step);
+        load_values(step);
     }
+    const __half* q_row = nullptr;
+    if (g < tile.rows)
+        q_row = call.q + tile.token(call, g) * call.q_stride + static_cast<int64_t>(tile.head(call, g)) * dim + 8 * t;
     int position[2];
     float slope[2] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int row = min(g + 8 * i, tile.rows - 1);
-        position[i] = tile.position(call, row);
-        if (call.alibi) slope[i] = call.alibi[tile.head(call, row)];
+    for (int e = 0; e < 2; e++) {
+        int row = min(2 * t + e, tile.rows - 1);
+        position[e] = tile.position(call, row);
+        if (!fast && call.alibi) slope[e] = call.alibi[tile.head(call, row)];
     }
-    __syncthreads();
+    wait_for_previous();
 
-    float out[blocks * 4][4] = {};
-    for (int step = first + warp; step < last; step += warps) {
-        const int64_t page = call.cache.page_of(tile.sequence, step * step_keys);
-        const int slot = step * step_keys % page_size;
-        const __half* k = call.cache.keys(page, tile.kv_head) + slot * dim;
-        const __half* v = call.cache.values(page, tile.kv_head) + slot;
-        // Score tile u, column n: key 8 (n / 2) + 2 u + n % 2, so that a lane's probabilities belong to 8 neighbouring
-        // keys 8 t .. 8 t + 7, the ones in its 16 bytes of each value row.
-        // All loads that registers hold come first: latency is what a step costs.
-        const int key = step * step_keys + 8 * t;
-        const int unseen = key + 7 - high;  // of the lane's 8 keys: past the last position, memory nobody wrote
-        constexpr bool early = blocks <= 4;
-        uint4 k_bits[early ? blocks : 1][4], v_bits[early ? blocks * 4 : 1];
-        auto load_keys = [&](int i, int u) {
-            uint4 bits = make_uint4(0, 0, 0, 0);
-            if (i * 32 + 8 * t < dim)
-                bits = __ldcg(reinterpret_cast<const uint4*>(k + (8 * (g / 2) + 2 * u + g % 2) * dim + i * 32 + 8 * t));
-            return bits;
-        };
-        auto load_values = [&](int j) {
-            uint4 bits = make_uint4(0, 0, 0, 0);
-            if (8 * j + g < dim && unseen < 8) bits = __ldcg(reinterpret_cast<const uint4*>(v + (8 * j + g) * page_size + 8 * t));
-            return bits;
-        };
-        if constexpr (early) {
+    uint4 q_bits[blocks];
 #pragma unroll
-            for (int i = 0; i < blocks; i++)
+    for (int i = 0; i < blocks; i++)
+        q_bits[i] = q_row && (fast || i * 32 + 8 * t < dim) ? __ldcg(reinterpret_cast<const uint4*>(q_row + i * 32))
+                                                            : make_uint4(0, 0, 0, 0);
+    if (early && step < last && !settled) {
+        load_keys(step);
+        load_values(step);
+    }
+
+    float out[blocks * 2][4] = {};  // columns 16 j + g and + 8, rows 2 t and 2 t + 1
+    for (; step < last; step += warps) {
+        float score[2][4] = {};
+        const __half* k = early ? nullptr : keys_of(step);
 #pragma unroll
-                for (int u = 0; u < 4; u++) k_bits[i][u] = load_keys(i, u);
-#pragma unroll
-            for (int j = 0; j < blocks * 4; j++) v_bits[j] = load_values(j);
-        }
-        float score[4][4] = {};
-#pragma unroll(early ? blocks : 2)
         for (int i = 0; i < blocks; i++) {
             if constexpr (!early)
 #pragma unroll
-                for (int u = 0; u < 4; u++) k_bits[0][u] = load_keys(i, u);
-            uint4 low_rows = q_fragments[i * 64 + lane], high_rows = q_fragments[i * 64 + 32 + lane];
+                for (int u = 0; u < 4; u++) k_bits[0][u] = key_bits(k, i, u);
 #pragma unroll
-            for (int u = 0; u < 4; u++) {
-                const uint4 b = k_bits[early ? i : 0][u];
-                mma_f16(score[u], low_rows.x, high_rows.x, low_rows.y, high_rows.y, b.x, b.y);
-                mma_f16(score[u], low_rows.z, high_rows.z, low_rows.w, high_rows.w, b.z, b.w);
+            for (int m = 0; m < 2; m++) {
+                const uint4 a = k_bits[early ? i : 0][2 * m], b = k_bits[early ? i : 0][2 * m + 1];
+                mma_f16(score[m], a.x, b.x, a.y, b.y, q_bits[i].x, q_bits[i].y);
+                mma_f16(score[m], a.z, b.z, a.w, b.w, q_bits[i].z, q_bits[i].w);
             }
         }
-        float highest[2] = {-INFINITY, -INFINITY};
+        const int next = step + warps;
+        if (next < last) load_keys(next);
+
+        // Only the first and the last steps hold keys that a row does not see.
+        const bool masked = step * step_keys + step_keys - 1 > low || (call.window > 0 && step * step_keys <= high - call.window);
+        float highest[2] = {top[0], top[1]};
 #pragma unroll
         for (int u = 0; u < 4; u++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int at = key + 2 * u + e % 2, i = e / 2;
-                score[u][e] =
-                    sees(call, at, position[i]) ? finish_score<plain>(call, score[u][e], slope[i], at, position[i]) : -INFINITY;
-                highest[i] = fmaxf(highest[i], score[u][e]);
+            for (int e = 0; e < 2; e++) {
+                float& s = score[u / 2][u % 2 * 2 + e];
+                int key = step * step_keys + 8 * (g / 2) + 2 * u + g % 2;
+                s = finish_score<fast>(call, s, slope[e], key, position[e]);
+                if (masked && !sees(call, key, position[e])) s = -INFINITY;
+                highest[e] = fmaxf(highest[e], s);
             }
-        float keep[2], base[2];
+        float keep[2];
+        uint32_t p[4];
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            highest[i] = fmaxf(highest[i], __shfl_xor_sync(~0u, highest[i], 1));
-            highest[i] = fmaxf(highest[i], __shfl_xor_sync(~0u, highest[i], 2));
-            highest[i] = fmaxf(highest[i], top[i]);
-            base[i] = highest[i] == -INFINITY ? 0.0f : highest[i];  // nothing seen yet: all exponentials are 0
-            keep[i] = fast_exp2(top[i] - base[i]);
-            top[i] = highest[i];
-            sum[i] *= keep[i];
-        }
-        uint32_t p[4][2];
+        for (int e = 0; e < 2; e++) {
 #pragma unroll
-        for (int u = 0; u < 4; u++) {
+            for (int lanes = 4; lanes < 32; lanes *= 2) highest[e] = fmaxf(highest[e], __shfl_xor_sync(~0u, highest[e], lanes));
+            const float base = highest[e] == -INFINITY ? 0.0f : highest[e];  // nothing seen yet: all exponentials are 0
+            keep[e] = fast_exp2(top[e] - base);
+            top[e] = highest[e];
+            sum[e] *= keep[e];
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                score[u][e] = fast_exp2(score[u][e] - base[e / 2]);
-                sum[e / 2] += score[u][e];
+            for (int u = 0; u < 4; u++) {
+                float& s = score[u / 2][u % 2 * 2 + e];
+                s = fast_exp2(s - base);
+                sum[e] += s;
             }
-            p[u][0] = pack_half2(score[u][0], score[u][1]);
-            p[u][1] = pack_half2(score[u][2], score[u][3]);
         }
 #pragma unroll
-        for (int j = 0; j < blocks * 4; j++) {
-            uint4 b = early ? v_bits[early ? j : 0] : load_values(j);
-            if (unseen > 0) {
-                uint32_t words[4] = {b.x, b.y, b.z, b.w};
+        for (int u = 0; u < 4; u++) p[u] = transpose_8x8(pack_half2(score[u / 2][u % 2 * 2], score[u / 2][u % 2 * 2 + 1]));
+
+        // Past the last position lies memory nobody wrote: zeros instead, since 0 * NaN is not 0.
+        const int unseen = step * step_keys + 8 * t + 7 - high;  // of the lane's 8 keys
+        auto blank = [&](uint4& bits) {
+            uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
-                for (int w = 0; w < 4; w++)
-                    words[w] = 2 * w + unseen >= 8 ? 0 : 2 * w + 1 + unseen >= 8 ? words[w] & 0xffff : words[w];
-                b = make_uint4(words[0], words[1], words[2], words[3]);
-            }
+            for (int w = 0; w < 4; w++)
+                words[w] = 2 * w + unseen >= 8 ? 0 : 2 * w + 1 + unseen >= 8 ? words[w] & 0xffff : words[w];
+            bits = make_uint4(words[0], words[1], words[2], words[3]);
+        };
+        const bool tail = step * step_keys + step_keys - 1 > high;
+        if constexpr (early)
+            if (tail)
 #pragma unroll
-            for (int e = 0; e < 4; e++) out[j][e] *= keep[e / 2];
-            mma_f16(out[j], p[0][0], p[0][1], p[1][0], p[1][1], b.x, b.y);
-            mma_f16(out[j], p[2][0], p[2][1], p[3][0], p[3][1], b.z, b.w);
+                for (int j = 0; j < blocks * 4; j++) blank(v_bits[j]);
+        const __half* v = early ? nullptr : values_of(step);
+#pragma unroll
+        for (int j = 0; j < blocks * 2; j++) {
+            uint4 a = early ? v_bits[early ? 2 * j : 0] : value_bits(v, 2 * j);
+            uint4 b = early ? v_bits[early ? 2 * j + 1 : 0] : value_bits(v, 2 * j + 1);
+            if (!early && tail) blank(a), blank(b);
+#pragma unroll
+            for (int e = 0; e < 4; e++) out[j][e] *= keep[e % 2];
+            mma_f16(out[j], a.x, b.x, a.y, b.y, p[0], p[1]);
+            mma_f16(out[j], a.z, b.z, a.w, b.w, p[2], p[3]);
         }
+        if (next < last) load_values(next);
     }
 
     // ---- the warps' sums into one
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        sum[i] += __shfl_xor_sync(~0u, sum[i], 1);
-        sum[i] += __shfl_xor_sync(~0u, sum[i], 2);
-        if (t == 0) {
-            tops[warp * decode_tile + g + 8 * i] = top[i];
-            tops[(warps + warp) * decode_tile + g + 8 * i] = sum[i];
-        }
+    for (int e = 0; e < 2; e++) {
 #pragma unroll
-        for (int j = 0; j < blocks * 4; j++)
-            *reinterpret_cast<float2*>(sums + (warp * decode_tile + g + 8 * i) * width + 8 * j + 2 * t) =
-                make_float2(out[j][2 * i], out[j][2 * i + 1]);
+        for (int lanes = 4; lanes < 32; lanes *= 2) sum[e] += __shfl_xor_sync(~0u, sum[e], lanes);
+        if (g == 0) {
+            tops[warp * decode_tile + 2 * t + e] = top[e];
+            shares[warp * decode_tile + 2 * t + e] = sum[e];
+        }
     }
     __syncthreads();
-    float* partial = call.partial + (static_cast<int64_t>(tile.id) * call.splits + blockIdx.x) * (decode_tile * (width + 2));
-    for (int e = threadIdx.x * 2; e < tile.rows * width; e += threads * 2) {
-        int row = e / width, d = e % width;
-        if (d >= dim) continue;
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
         float most = -INFINITY;
 #pragma unroll
-        for (int w = 0; w < warps; w++) most = fmaxf(most, tops[w * decode_tile + row]);
-        float base = most == -INFINITY ? 0.0f : most, total = 0, x = 0, y = 0;
+        for (int w = 0; w < warps; w++) most = fmaxf(most, tops[w * decode_tile + 2 * t + e]);
+        const float share = most == -INFINITY ? 0.0f : fast_exp2(top[e] - most);
+        float* to = sums + (warp * decode_tile + 2 * t + e) * pitch + g;
+#pragma unroll
+        for (int j = 0; j < blocks * 2; j++) {
+            to[16 * j] = out[j][e] * share;
+            to[16 * j + 8] = out[j][2 + e] * share;
+        }
+    }
+    __syncthreads();
+    const int64_t split_floats = decode_tile * (width + 2);
+    float* partials = call.partial + static_cast<int64_t>(tile.id) * call.splits * split_floats;
+    float* partial = partials + blockIdx.x * split_floats;
+    for (int e = threadIdx.x * 4; e < tile.rows * width; e += threads * 4) {
+        int row = e / width, d = e % width;
+        if (!fast && d >= dim) continue;
+        float most = -INFINITY, total = 0;
+        float4 x = make_float4(0, 0, 0, 0);
 #pragma unroll
         for (int w = 0; w < warps; w++) {
-            float share = fast_exp2(tops[w * decode_tile + row] - base);
-            float2 value = *reinterpret_cast<const float2*>(sums + (w * decode_tile + row) * width + d);
-            total += share * tops[(warps + w) * decode_tile + row];
-            x += share * value.x;
-            y += share * value.y;
+            float4 y = *reinterpret_cast<const float4*>(sums + (w * decode_tile + row) * pitch + d);
+            x.x += y.x, x.y += y.y, x.z += y.z, x.w += y.w;
+            most = fmaxf(most, tops[w * decode_tile + row]);
         }
+#pragma unroll
+        for (int w = 0; w < warps; w++)
+            if (most != -INFINITY) total += fast_exp2(tops[w * decode_tile + row] - most) * shares[w * decode_tile + row];
         if (used == 1) {
             __half* to =
                 call.out + tile.token(call, row) * call.out_stride + static_cast<int64_t>(tile.head(call, row)) * dim + d;
-            *reinterpret_cast<__half2*>(to) = __floats2half2_rn(x / total, y / total);
+            const float inverse = 1.0f / total;
+            *reinterpret_cast<uint2*>(to) =
+                make_uint2(pack_half2(x.x * inverse, x.y * inverse), pack_half2(x.z * inverse, x.w * inverse));
         } else {
-            __stcg(reinterpret_cast<float2*>(partial + row * width + d), make_float2(x, y));
+            __stcg(reinterpret_cast<float4*>(partial + row * width + d), x);
             if (d == 0) {
                 __stcg(partial + decode_tile * width + row, most);
                 __stcg(partial + decode_tile * (width + 1) + row, total);
@@ -205,16 +250,15 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
         }
     }
     if (used > 1 && last_to_arrive(call.counters + tile.id, used))
-        join_splits<width>(call, tile, call.partial + static_cast<int64_t>(tile.id) * call.splits * (decode_tile * (width + 2)),
-                           used, decode_tile, sums);
+        join_splits<width>(call, tile, partials, used, decode_tile, sums);
 }
 
 template <int blocks>
 Status launch_decode(Context& context, const AttentionCall& call, int sequences) {
-    size_t shared = blocks * 2 * 32 * sizeof(uint4) + sizeof(float) * warps * decode_tile * (blocks * 32 + 2);
+    size_t shared = sizeof(float) * warps * decode_tile * (blocks * 32 + 4 + 2);
     dim3 grid(call.splits, call.cache.kv_heads * call.row_tiles, sequences);
-    bool plain = call.softcap == 0 && !call.alibi;
-    return launch(context, plain ? decode_kernel<blocks, true> : decode_kernel<blocks, false>, grid, threads, shared, call);
+    bool fast = call.softcap == 0 && !call.alibi && call.cache.head_dim == blocks * 32;
+    return launch(context, fast ? decode_kernel<blocks, true> : decode_kernel<blocks, false>, grid, threads, shared, call);
 }
 
 }  // namespace

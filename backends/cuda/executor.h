@@ -78,8 +78,8 @@ private:
     PinnedMemory inputs_host_, result_host_;
     std::vector<Captured> captured_;
     uint64_t uses_ = 0;
-    std::vector<cudaEvent_t> marks_;    // of each node, before and after
-    std::vector<NodeId> marked_;        // nodes of this run that have some
+    std::vector<cudaEvent_t> marks_;  // of each node, before and after
+    std::vector<NodeId> marked_;      // nodes of this run that have some
 };
 
 }  // namespace awq::cuda

@@ -1,7 +1,4 @@
-// Rotary embedding and the writing of the KV cache.
-//
-// A page of the cache holds 64 positions of every layer: [layer][keys, values][kv_head]. Keys lie as [64][head_dim],
-// values transposed, [head_dim][64]: both then are operands of the tensor cores as they are (attention.cu).
+// Rotary embedding and the writing of the KV cache (how that lies: attention.h).
 #include <algorithm>
 #include "backends/cuda/attention.h"
 
