@@ -1,8 +1,7 @@
 // Pictures as vision models take them: the bytes of a PNG or JPEG file to normalised numbers, as CLIPImageProcessor of
 // transformers makes them through Pillow (up to 12): resize, crop at the centre, rescale, normalise.
 //
-// Not here: other file formats, EXIF orientation (that processor does not look at it either), and what a model does with
-// the numbers.
+// Not here: other file formats, an orientation that only XMP data has, and what a model does with the numbers.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -22,8 +21,9 @@ struct Picture {
     int64_t width = 0, height = 0;
     std::vector<uint8_t> rgb;  // [height][width][3]
 };
-// As Pillow's convert("RGB"): grey and palettes spread out, alpha dropped; of 16 bits the upper 8 (where Pillow makes
-// almost all of a 16-bit grey picture white). Messages go behind the file's name.
+// As transformers' load_image: upright by the EXIF orientation, then Pillow's convert("RGB"): grey and palettes spread out,
+// alpha dropped; of 16 bits the upper 8 (where Pillow makes almost all of a 16-bit grey picture white). Messages go behind
+// the file's name.
 Result<Picture> decode_picture(std::span<const uint8_t> file);
 
 // preprocessor_config.json, with CLIPImageProcessor's defaults.

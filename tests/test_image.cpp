@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <set>
 #include "core/awq.hpp"
 #include "core/chat_prompt.h"
 #include "core/image.h"
@@ -83,6 +84,83 @@ TEST_CASE("image: preprocessor_config.json") {
         if (!result.ok())
             CHECK_MESSAGE(result.status().message().find("preprocessor_config.json") != std::string::npos,
                           result.status().message());
+    }
+}
+
+TEST_CASE("image: EXIF says which way up") {
+    const std::string jpeg = test::read_bytes("tests/data/images/tall.jpg"),
+                      png = test::read_bytes("tests/data/images/tall-palette.png");
+    auto exif = [](bool little, int value, int type = 3, uint32_t directory = 8) {
+        auto number = [&](uint32_t n, int bytes) {
+            std::string text;
+            for (int i = 0; i < bytes; i++) text += static_cast<char>(n >> 8 * (little ? i : bytes - 1 - i) & 255);
+            return text;
+        };
+        auto entry = [&](uint32_t tag, int kind, uint32_t n) {
+            return number(tag, 2) + number(static_cast<uint32_t>(kind), 2) + number(1, 4) + number(n, 2) + number(0, 2);
+        };
+        return (little ? "II" : "MM") + number(42, 2) + number(directory, 4) + number(2, 2) + entry(0x0100, 3, 7) +
+               entry(0x0112, type, static_cast<uint32_t>(value)) + number(0, 4);
+    };
+    auto in_jpeg = [&](const std::string& block) {
+        const size_t length = block.size() + 8;
+        return jpeg.substr(0, 2) + "\xff\xe1" + static_cast<char>(length >> 8) + static_cast<char>(length & 255) +
+               std::string("Exif\0\0", 6) + block + jpeg.substr(2);
+    };
+    auto in_png = [&](const std::string& block) {  // behind the header; nobody checks the checksum
+        return png.substr(0, 33) + std::string("\0\0\0", 3) + static_cast<char>(block.size()) + "eXIf" + block + "sum." +
+               png.substr(33);
+    };
+    auto pixel = [](const Picture& p, int64_t x, int64_t y) {
+        return std::string(reinterpret_cast<const char*>(&p.rgb[static_cast<size_t>((y * p.width + x) * 3)]), 3);
+    };
+    auto made = [](int64_t width, int64_t height, auto pixel_at) {
+        Picture picture{width, height, {}};
+        for (int64_t y = 0; y < height; y++)
+            for (int64_t x = 0; x < width; x++)
+                for (char c : pixel_at(x, y)) picture.rgb.push_back(static_cast<uint8_t>(c));
+        return picture;
+    };
+    auto turned = [&](const Picture& p) {
+        return made(p.height, p.width, [&](int64_t x, int64_t y) { return pixel(p, y, p.height - 1 - x); });
+    };  // clockwise
+    auto mirrored = [&](const Picture& p) {
+        return made(p.width, p.height, [&](int64_t x, int64_t y) { return pixel(p, p.width - 1 - x, y); });
+    };
+    for (const bool is_png : {false, true}) {
+        const auto stored = decode_picture(bytes(is_png ? png : jpeg));
+        REQUIRE(stored.ok());
+        REQUIRE(stored->width != stored->height);
+        // By the standard: quarter turns to the right that set the picture upright, then a mirror's left for right.
+        const struct {
+            int turns;
+            bool mirror;
+        } way[10] = {{0, false}, {0, false}, {0, true}, {2, false}, {2, true},
+                     {1, true},  {1, false}, {3, true}, {3, false}, {0, false}};
+        std::set<std::vector<uint8_t>> different;
+        for (int value = 0; value <= 9; value++) {
+            Picture upright = *stored;
+            for (int i = 0; i < way[value].turns; i++) upright = turned(upright);
+            if (way[value].mirror) upright = mirrored(upright);
+            different.insert(upright.rgb);
+            for (const bool little : {false, true}) {
+                const std::string block = exif(little, value);
+                const auto picture = decode_picture(bytes(is_png ? in_png(block) : in_jpeg(block)));
+                REQUIRE_MESSAGE(picture.ok(), picture.status().message());
+                CHECK_MESSAGE(
+                    (picture->width == upright.width && picture->height == upright.height && picture->rgb == upright.rgb), value);
+            }
+        }
+        CHECK(different.size() == 8);
+        // Blocks that are cut short, point out of themselves, or hold another type: as stored.
+        std::vector<std::string> odd = {exif(true, 6, 3, 0xffffffff), exif(true, 6, 3, 30), exif(false, 6, 2), "II",
+                                        std::string(10, '\0')};
+        for (size_t length = 0; length < 30; length++) odd.push_back(exif(true, 6).substr(0, length));
+        for (const std::string& block : odd) {
+            const auto picture = decode_picture(bytes(is_png ? in_png(block) : in_jpeg(block)));
+            REQUIRE_MESSAGE(picture.ok(), picture.status().message());
+            CHECK(picture->rgb == stored->rgb);
+        }
     }
 }
 
