@@ -81,6 +81,7 @@ Status Engine::build(const EngineOptions& options) {
 
     if (options.shape_config.empty()) {
         AWQ_ASSIGN(weights_, WeightStore::load(*checkpoint_, plan_, *backend_, options.progress));
+        for (PlanRow& row : plan_.rows) row.opened.reset();
     } else {
         AWQ_ASSIGN(weights_, WeightStore::random(plan_, *backend_, options.progress));
     }

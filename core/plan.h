@@ -28,6 +28,8 @@ struct PlanRow {
     std::string fused_into;                 // path of the fused weight, "" where it stands alone
     std::string layout, kernels;            // the backend's; "" without a backend
     size_t bytes = 0;                       // in the backend's memory (a fused weight's bytes are shared out by rows)
+    // A packed Linear's tensors, checked: opened once, here, and read by the loader. Null: plain, or no weights at hand.
+    std::shared_ptr<const WeightRows> opened;
 };
 
 struct FusionRow {

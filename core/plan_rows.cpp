@@ -241,8 +241,9 @@ private:
                 return Status(Code::bad_file, module.path + ": qweight " + tensor_text(*tensors.find("qweight")) +
                                                   " found, which is GPTQ's shape; expected one of AWQ's, as config.json says quant_method awq");
             AWQ_ASSIGN(auto rows, row.format->open(tensors, awq, module.out, module.in));
-            facts = {rows->dtype, rows->integer_zeros, std::move(rows->input_order)};
+            facts = {rows->dtype, rows->integer_zeros, rows->input_order};
             row.group_size = rows->group_size;
+            row.opened = std::move(rows);
             row.format_name = row.format->name;
             if (row.format_name != configured_format(awq)) {
                 other_format_.add(module.path);

@@ -24,7 +24,7 @@ private:
 // Another source's rows, or a vector's elements, block by block in another order.
 class BlockRows : public WeightRows {
 public:
-    BlockRows(std::unique_ptr<WeightRows> source, int64_t block_rows, std::vector<int32_t> order, bool vector)
+    BlockRows(std::shared_ptr<const WeightRows> source, int64_t block_rows, std::vector<int32_t> order, bool vector)
         : source_(std::move(source)), block_(block_rows), order_(std::move(order)), vector_(vector) {
         static_cast<WeightRows&>(*this) = *source_;
     }
@@ -56,7 +56,7 @@ private:
             row += rows;
         }
     }
-    std::unique_ptr<WeightRows> source_;
+    std::shared_ptr<const WeightRows> source_;
     int64_t block_;
     std::vector<int32_t> order_;
     bool vector_;
@@ -110,9 +110,11 @@ private:
 
 std::string suffix_of(const std::string& name) { return name.substr(name.rfind('.') + 1); }
 
+using Sources = std::vector<std::shared_ptr<const WeightRows>>;
+
 // The sources of one planned weight, in pack()'s order.
-Result<std::vector<std::unique_ptr<WeightRows>>> open_sources(const Checkpoint& checkpoint, const Plan& plan, const PlannedWeight& planned) {
-    std::vector<std::unique_ptr<WeightRows>> sources;
+Result<Sources> open_sources(const Checkpoint& checkpoint, const Plan& plan, const PlannedWeight& planned) {
+    Sources sources;
     const WeightSpec& spec = planned.spec;
     const std::string suffix = suffix_of(spec.name);
     for (size_t i = 0; i < planned.modules.size(); i++) {
@@ -122,16 +124,15 @@ Result<std::vector<std::unique_ptr<WeightRows>>> open_sources(const Checkpoint& 
         const Module& module = row->module;
         if (spec.kind == WeightKind::vector && suffix == "input_order") {
             if (i > 0) continue;    // members of a fused weight share the order
-            AWQ_ASSIGN(auto rows, row->format->open({checkpoint, path}, plan.awq, module.out, module.in));
-            auto order = std::move(rows->input_order);
-            sources.push_back(std::make_unique<MadeRows>(1, spec.in, [order](int64_t k) { return static_cast<float>(order[k]); }));
+            auto packed = row->opened;
+            sources.push_back(std::make_shared<MadeRows>(1, spec.in, [packed](int64_t k) { return static_cast<float>(packed->input_order[k]); }));
         } else if (spec.kind == WeightKind::vector) {
             std::string tensor = module.kind == ModuleKind::parameter ? path : path + "." + suffix;
             int64_t size = module.kind == ModuleKind::linear ? module.out : module.in;
             float missing = suffix == "bias" ? 0.0f : 1.0f;
             bool optional = suffix == "bias" || suffix == "scales";
             if (optional && !checkpoint.find(tensor)) {
-                sources.push_back(std::make_unique<MadeRows>(1, size, [missing](int64_t) { return missing; }));
+                sources.push_back(std::make_shared<MadeRows>(1, size, [missing](int64_t) { return missing; }));
             } else {
                 // a norm with a weight for each head (Cohere) is a matrix in the file, one vector here
                 int64_t tensor_rows = module.kind == ModuleKind::norm ? module.out : 1;
@@ -143,30 +144,29 @@ Result<std::vector<std::unique_ptr<WeightRows>>> open_sources(const Checkpoint& 
                 }
                 sources.push_back(std::move(rows));
             }
-        } else if (module.kind == ModuleKind::linear && row->format) {
-            AWQ_ASSIGN(auto rows, row->format->open({checkpoint, path}, plan.awq, module.out, module.in));
-            sources.push_back(std::move(rows));
+        } else if (row->opened) {
+            sources.push_back(row->opened);
         } else {
             AWQ_ASSIGN(auto rows, open_plain(checkpoint, path + ".weight", module.out, module.in));
             sources.push_back(std::move(rows));
         }
         if (module.block_rows > 0 && suffix != "input_order")
-            sources.back() = std::make_unique<BlockRows>(std::move(sources.back()), module.block_rows, module.block_order, spec.kind == WeightKind::vector);
+            sources.back() = std::make_shared<BlockRows>(std::move(sources.back()), module.block_rows, module.block_order, spec.kind == WeightKind::vector);
     }
     return sources;
 }
 
-std::vector<std::unique_ptr<WeightRows>> random_sources(const PlannedWeight& planned, uint64_t seed) {
-    std::vector<std::unique_ptr<WeightRows>> sources;
+Sources random_sources(const PlannedWeight& planned, uint64_t seed) {
+    Sources sources;
     const WeightSpec& spec = planned.spec;
     if (spec.kind == WeightKind::vector) {
         float value = suffix_of(spec.name) == "bias" ? 0.0f : 1.0f;
-        sources.push_back(std::make_unique<MadeRows>(1, spec.in, [value](int64_t) { return value; }));
+        sources.push_back(std::make_shared<MadeRows>(1, spec.in, [value](int64_t) { return value; }));
         return sources;
     }
     for (int64_t e = 0; e < spec.experts; e++)
         for (int64_t rows : spec.member_rows)
-            sources.push_back(std::make_unique<RandomRows>(spec, rows, seed + (sources.size() << 40)));
+            sources.push_back(std::make_shared<RandomRows>(spec, rows, seed + (sources.size() << 40)));
     return sources;
 }
 
