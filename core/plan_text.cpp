@@ -117,26 +117,52 @@ std::vector<Line> lines_of(const Plan& plan) {
 
 std::string leaf_of(const std::string& path) { return path.substr(path.rfind('.') + 1); }
 
-// Rows of cells as columns of equal width, the last one free.
+// Rows of cells as columns of equal width, those with numbers to the right. A row of one cell stands for itself.
 std::string columns(const std::vector<std::vector<std::string>>& cells) {
-    std::vector<size_t> width;
+    struct Column {
+        size_t width = 0;
+        bool numbers = false;
+    };
+    std::vector<Column> columns;
     for (const auto& row : cells)
-        for (size_t i = 0; i < row.size(); i++) {
-            if (i >= width.size()) width.push_back(0);
-            width[i] = std::max(width[i], row[i].size());
+        for (size_t i = 0; row.size() > 1 && i < row.size(); i++) {
+            if (i >= columns.size()) columns.emplace_back();
+            columns[i].width = std::max(columns[i].width, row[i].size());
+            columns[i].numbers = columns[i].numbers || (row[i] >= "0" && row[i] < ":");
         }
     std::string text;
     for (const auto& row : cells) {
-        std::string line;
-        for (size_t i = 0; i < row.size(); i++) {
-            line += row[i];
-            if (i + 1 < row.size()) line += std::string(width[i] - row[i].size() + 2, ' ');
+        std::string line = row.size() == 1 ? row[0] : "";
+        for (size_t i = 0; row.size() > 1 && i < row.size(); i++) {
+            const std::string fill(columns[i].width - row[i].size(), ' ');
+            line += (i ? "  " : "") + (columns[i].numbers ? fill + row[i] : row[i] + fill);
         }
         line.erase(line.find_last_not_of(' ') + 1);
         text += line + "\n";
     }
     return text;
 }
+
+// What many rows have in common is said once, below the table, by a number.
+class Notes {
+public:
+    std::string number(const std::string& text) {
+        auto at = std::ranges::find(notes_, text);
+        if (at == notes_.end()) at = notes_.insert(at, text);
+        return std::to_string(at - notes_.begin() + 1);
+    }
+    std::string text() const {
+        std::vector<std::vector<std::string>> cells;
+        for (size_t i = 0; i < notes_.size(); i++) cells.push_back({"note " + std::to_string(i + 1), notes_[i]});
+        return columns(cells);
+    }
+
+private:
+    std::vector<std::string> notes_;
+};
+
+// The paths of a table that fits a terminal of 100 columns: longer ones stand below a line with the module they are in.
+constexpr size_t path_width = 26;
 
 }  // namespace
 
@@ -195,16 +221,27 @@ std::string plan_to_table(const Plan& plan, const ConfiguredModel& model) {
         text += ", not quantised";
     text += ", " + std::to_string(model.config.layers) + " layers\n\n";
 
-    std::vector<std::vector<std::string>> cells = {
-        {"module", "count", "action", "format", "in", "out", "group", "fused into", "layout", "kernels", "size", "rule"}};
+    std::vector<std::vector<std::string>> cells = {{"module", "action", "format", "in", "out", "fused into", "size", "note"}};
+    Notes notes;
+    std::string block;
     for (const Line& line : lines_of(plan)) {
         const PlanRow& row = *line.row;
-        cells.push_back({line.path(), line.count > 1 ? "x" + std::to_string(line.count) : "", action_name(row.action),
-                         row.format_name, std::to_string(row.module.in), std::to_string(row.module.out),
-                         row.group_size ? std::to_string(row.group_size) : "", leaf_of(row.fused_into), row.layout, row.kernels,
-                         line.bytes ? bytes_text(line.bytes) : "", row.rule});
+        std::string name = line.path(), in;
+        if (name.size() > path_width || line.count > 1) {
+            in = name.substr(0, name.size() - leaf_of(name).size() - 1) +
+                 (line.count > 1 ? "  x" + std::to_string(line.count) : "");
+            name = "  " + leaf_of(name);
+        }
+        if (in != block && !in.empty()) cells.push_back({in});
+        block = in;
+        std::string note = row.rule;
+        if (!row.kernels.empty()) note += "; " + row.layout + ": " + row.kernels;
+        cells.push_back({name, action_name(row.action),
+                         row.format_name + (row.group_size ? " g" + std::to_string(row.group_size) : ""),
+                         std::to_string(row.module.in), std::to_string(row.module.out), leaf_of(row.fused_into),
+                         line.bytes ? bytes_text(line.bytes) : "", notes.number(note)});
     }
-    text += columns(cells);
+    text += columns(cells) + "\n" + notes.text();
 
     int64_t converted = 0, skipped = 0;
     for (const PlanRow& row : plan.rows) converted += row.action == Action::convert, skipped += row.action == Action::skip;
@@ -214,7 +251,7 @@ std::string plan_to_table(const Plan& plan, const ConfiguredModel& model) {
     text += "\n" + std::to_string(converted) + " Linears converted, " + std::to_string(skipped) + " left as they are\n";
     for (const auto& [what, count] : fused) text += std::to_string(count) + " " + what + "\n";
     text += "memory: weights " + bytes_text(plan.weight_bytes) + ", KV cache " + bytes_text(plan.kv_bytes_per_token) +
-            " a token, scratch " + bytes_text(plan.scratch_bytes) + ", in all " + bytes_text(plan.total_at_context) +
+            " a token, scratch " + bytes_text(plan.scratch_bytes) + ";\n        in all " + bytes_text(plan.total_at_context) +
             " at a context of " + std::to_string(plan.context) + "\n";
     for (const std::string& warning : plan.warnings) text += "warning: " + warning + "\n";
     return text;

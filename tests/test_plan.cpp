@@ -504,7 +504,15 @@ TEST_CASE("plan: layouts, kernels and bytes come from the backend; table and sto
     CHECK(sum == plan.weight_bytes);
 
     std::string table = plan_to_table(plan, planned->model);
-    CHECK(table.find("model.layers.{0-1}.self_attn.k_proj") != std::string::npos);
+    CHECK(table.find("\nmodel.layers.{0-1}.self_attn  x2\n  q_proj ") != std::string::npos);
+    CHECK_MESSAGE(table.find("\n  k_proj                    convert  gemm g128  256   96  qkv_proj      192.0 KiB     2\n") != std::string::npos, table);
+    CHECK(table.find("\nnote 2  awq: every Linear not left out; float32 rows: reference linear (1+)\n") != std::string::npos);
+    // the widest of real ones: paths of a vision tower, large sizes
+    for (const char* name : {"llava-1.5-7b", "mixtral-8x7b", "llama-3-8b"}) {
+        auto real = plan_config(read_json(std::string("tests/data/plan/configs/") + name + ".json"));
+        REQUIRE(real.ok());
+        for (const std::string& line : test::lines(plan_to_table(real->plan, real->model))) CHECK_MESSAGE(line.size() <= 100, line);
+    }
     CHECK(table.find("14 Linears converted, 1 left as they are") != std::string::npos);
     auto story = explain_module(plan, *planned->checkpoint, backend->get(), "model.layers.1.self_attn.k_proj");
     REQUIRE(story.ok());
