@@ -128,7 +128,7 @@ ifeq ($(TESTS)$(SANITIZE),)
 endif
 
 # Calls of the system that fail when told to, for tests/faults/run.sh.
-$(BUILD)/tests/faults.so: tests/faults/faults.cpp
+$(BUILD)/tests/faults.so: tests/faults/faults.cpp | $(BUILD)/deps-found
 	@mkdir -p $(@D)
 	$(CXX) -std=c++20 -O1 -fPIC -shared $< -ldl -o $@
 # What takes too long for every day: more of the same.
