@@ -97,11 +97,12 @@ deps:
 $(BUILD)/%.o: %.cpp | $(BUILD)/deps-found
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS_ALL) -MMD -MP -c $< -o $@
+# No weak symbol but their own (and pointers that exceptions need): the linker keeps one copy of each for all.
 define isa_rule
 $(BUILD)/%.$(1).o: %.cpp | $(BUILD)/deps-found
 	@mkdir -p $$(@D)
 	$(CXX) $(CXXFLAGS_ALL) -O3 $(FLAGS_$(1)) -DAWQ_ISA=$(1) -DAWQ_ISA_$(1) -MMD -MP -c $$< -o $$@
-	@if nm -C $$@ | grep -E ' [VWu] ' | grep -v ' awq::cpu::$(1)::'; then \
+	@if nm -C $$@ | grep -E ' [VWu] ' | grep -v -e ' awq::cpu::$(1)::' -e ' DW\.ref\.'; then \
 	    echo "$$@: the linker may pick these for code that runs on every machine"; rm -f $$@; exit 1; fi
 endef
 $(foreach isa,$(ISAS),$(eval $(call isa_rule,$(isa))))

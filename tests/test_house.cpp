@@ -5,7 +5,9 @@
 #include <cctype>
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <set>
+#include <sstream>
 #include "core/engine.h"
 #include "tests/support.h"
 
@@ -91,6 +93,39 @@ TEST_CASE("house: no file is longer than 800 lines") {
         const std::string text = test::read_bytes(path);
         CHECK_MESSAGE(std::count(text.begin(), text.end(), '\n') <= 800, path);
     }
+}
+
+TEST_CASE("house: Makefile and CMakeLists.txt compile the same instruction sets, of the same version") {
+    // "FLAGS_avx2 := -mavx2 $(FLAGS_x)" and "set(flags_avx2 -mavx2 ${flags_x})" alike as "-mavx2 x"
+    auto plain = [](std::string text) {
+        std::string out;
+        for (const char* part : {"$(FLAGS_", "${flags_"})
+            for (size_t at; (at = text.find(part)) != text.npos;) text.erase(at, 8), text.erase(text.find_first_of(")}", at), 1);
+        std::istringstream words(text);
+        for (std::string word; words >> word;) out += (out.empty() ? "" : " ") + word;
+        return out;
+    };
+    std::map<std::string, std::string> make, cmake;
+    std::string versions[3];
+    for (const std::string& line : test::lines(test::read_bytes("Makefile"))) {
+        if (line.rfind("FLAGS_", 0) == 0) make[line.substr(6, line.find(' ') - 6)] = plain(line.substr(line.find(":=") + 2));
+        if (line.rfind("VERSION := ", 0) == 0) versions[0] = line.substr(11);
+    }
+    for (const std::string& line : test::lines(test::read_bytes("CMakeLists.txt"))) {
+        if (line.rfind("set(flags_", 0) == 0) {
+            std::string flags = line.substr(10, line.rfind(')') - 10);
+            const size_t name = flags.find(' ');
+            cmake[flags.substr(0, name)] = flags.substr(name + 1) == "\"\"" ? "" : plain(flags.substr(name));
+        }
+        if (size_t at = line.find("project(awq VERSION "); at == 0) versions[1] = line.substr(20, line.find(' ', 20) - 20);
+    }
+    for (const std::string& line : test::lines(test::read_bytes("core/awq.h")))
+        if (size_t at = line.find("#define AWQ_VERSION \""); at == 0) versions[2] = line.substr(21, line.find('"', 21) - 21);
+    CHECK(make.size() >= 4);
+    CHECK(make == cmake);
+    CHECK(!versions[0].empty());
+    CHECK(versions[0] == versions[1]);
+    CHECK(versions[0] == versions[2]);
 }
 
 namespace awq {
