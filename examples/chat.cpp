@@ -268,7 +268,7 @@ int interactive(Chat& chat) {
             } else if (name == "/clear") {
                 chat.clear();
             } else if (name == "/system") {
-                if (argument(text).empty()) std::printf("%s\n", chat.system().c_str());
+                if (argument(text).empty()) std::printf("%s\n", chat.system().empty() ? "none is set: the model's template decides" : chat.system().c_str());
                 else chat.set_system(argument(text));
             } else if (name == "/stats") {
                 std::printf("%s\n%s\n", chat.stats_line().c_str(), chat.context_line().c_str());

@@ -362,6 +362,7 @@ TEST_CASE("cli: the commands of a conversation") {
     CHECK(first.find("answer 8 tokens") != std::string::npos);
     enter("/regen", answered);
     enter("/stats", "context: ");
+    enter("/system", "none is set");
     enter("/system You are a cat.", "> ");
     enter("/system", "\nYou are a cat.");
     terminal.type("one\\\n");
