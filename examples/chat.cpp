@@ -201,7 +201,7 @@ public:
             out = text.substr(3);
             for (;;) {
                 if (size_t end = out.find("\"\"\""); end != out.npos) {
-                    out.resize(end);
+                    out.erase(end, 3);
                     while (!out.empty() && out.back() == '\n') out.pop_back();
                     return true;
                 }

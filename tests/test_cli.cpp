@@ -370,7 +370,7 @@ TEST_CASE("cli: the commands of a conversation") {
     enter("two", answered);
     terminal.type("\"\"\"\n");
     terminal.expect(". ");
-    enter("three\n\nfour\n\"\"\"", answered);
+    enter("three\n\nfour\"\"\" five", answered);
     test::write_bytes(directory.file("message.txt"), "from a file");
     enter("/read " + directory.file("message.txt"), answered);
     enter("/read " + directory.file("nothing"), "error: ");
@@ -384,7 +384,7 @@ TEST_CASE("cli: the commands of a conversation") {
     REQUIRE(contents.size() == 7);
     CHECK(contents[0] == "You are a cat.");
     CHECK(contents[1] == "one\ntwo");
-    CHECK(contents[3] == "three\n\nfour");
+    CHECK(contents[3] == "three\n\nfour five");
     CHECK(contents[5] == "from a file");
     enter("/clear", "> ");
     enter("/regen", "no answer");
