@@ -76,6 +76,7 @@ struct Kernel {
 struct DeviceInfo {
     std::string name;                       // "AMD EPYC, 2 threads, avx512vnni"
     size_t memory_total = 0, memory_free = 0;
+    bool own_memory = false;                // memory_free is all there will be: nothing can be paged out to make room
 };
 
 struct BackendOptions {
@@ -105,6 +106,12 @@ public:
     virtual Status unpack(const Weight& weight, float* rows) = 0;
 
     virtual size_t kv_page_bytes(const KvShape& shape) const = 0;    // of one page, all layers
+
+    // Memory that the backend takes for itself, to load weights and to run this graph up to this size with sequences of so
+    // many positions.
+    virtual size_t scratch_bytes(const Graph&, const BatchSize&, int64_t) const { return 0; }
+    // The weights are packed: what loading needed goes back, what runs will need is taken at once.
+    virtual Status prepare(const Graph&, const BatchSize&, int64_t) { return {}; }
 
     // The kernel for a node at these rows; null: none, and a fused op must be lowered. `graph` gives its inputs.
     virtual const Kernel* kernel(const Graph& graph, const Node& node, int64_t rows) const = 0;

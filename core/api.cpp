@@ -95,6 +95,8 @@ Result<EngineOptions> engine_options(const awq_options& o) {
     if (o.skip_rule != 4 && o.skip_rule != 5) return Status(Code::invalid_argument, "skip_rule: " + std::to_string(o.skip_rule) + "; expected 4 or 5");
     options.context = o.context;
     options.cache_tokens = o.cache_tokens;
+    if (o.memory < 0) return Status(Code::invalid_argument, "memory: " + std::to_string(o.memory) + "; expected 0 or more");
+    options.memory = static_cast<size_t>(o.memory);
     options.plan.skip_rule = o.skip_rule;
     options.plan.fuse = !o.no_fuse;
     options.check_finite = o.check_finite;
@@ -213,6 +215,7 @@ awq_status awq_engine_info(const awq_engine* engine, char** json) {
         info.set("vocab_size", e.vocab_size());
         info.set("weight_bytes", static_cast<int64_t>(e.weight_bytes()));
         info.set("activation_bytes", static_cast<int64_t>(e.activation_bytes()));
+        info.set("cache_bytes", static_cast<int64_t>(e.cache_bytes()));
         info.set("has_tokenizer", engine->tokenizer != nullptr);
         info.set("has_chat_template", !engine->templates.empty());
         info.set("has_vision", e.has_vision());
@@ -376,9 +379,10 @@ awq_status awq_inspect(const awq_options* options, bool json, const char* explai
             AWQ_ASSIGN(auto model, configure_model(checkpoint->config()));
             AWQ_TRY(read_generation_config(checkpoint->generation_config(), checkpoint->config()).status());
             AWQ_ASSIGN(auto backend, create_backend(engine_opts.backend, engine_opts.backend_options));
-            engine_opts.plan.context = engine_opts.context;
+            engine_opts.plan.context = engine_opts.context > 0 ? engine_opts.context : context_by_default(model.config);
             AWQ_ASSIGN(Plan plan, make_plan(*checkpoint, model, engine_opts.plan, backend.get()));
             if (explain) return explain_module(plan, *checkpoint, backend.get(), explain);
+            AWQ_TRY(Engine::measure(plan, model, std::move(backend), engine_opts.plan.fuse));
             return json ? dump_json(plan_to_json(plan, model), 1) + "\n" : plan_to_table(plan, model);
         }();
         if (inspect.ok()) return give(*inspect, text);

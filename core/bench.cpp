@@ -1,4 +1,5 @@
 #include "core/bench.h"
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <map>
@@ -65,8 +66,9 @@ public:
 
     Status prompt(int64_t tokens, int64_t depth) {
         std::vector<double> rates;
+        AWQ_ASSIGN(auto session, start(depth));
         for (int64_t r = -1; r < repeat_; r++) {    // the first one warms up
-            AWQ_ASSIGN(auto session, start(depth));
+            session->truncate(depth);
             auto ids = some_tokens(engine_, tokens, 7);
             int32_t best = 0;
             Feed feed{.session = session.get(), .tokens = ids, .best = &best};
@@ -88,14 +90,15 @@ public:
 
     Status generate(int64_t tokens, int64_t batch, int64_t depth) {
         std::vector<double> rates;
+        std::vector<std::unique_ptr<Session>> sessions;
+        for (int64_t b = 0; b < batch; b++) {
+            AWQ_ASSIGN(auto session, start(depth));
+            sessions.push_back(std::move(session));
+        }
+        std::vector<int32_t> best(static_cast<size_t>(batch));
+        std::vector<Feed> feeds(static_cast<size_t>(batch));
         for (int64_t r = 0; r < repeat_; r++) {
-            std::vector<std::unique_ptr<Session>> sessions;
-            std::vector<int32_t> best(static_cast<size_t>(batch));
-            std::vector<Feed> feeds(static_cast<size_t>(batch));
-            for (int64_t b = 0; b < batch; b++) {
-                AWQ_ASSIGN(auto session, start(depth));
-                sessions.push_back(std::move(session));
-            }
+            for (auto& session : sessions) session->truncate(depth);
             double begin = 0;
             auto ids = some_tokens(engine_, batch * (tokens + 1), 11);
             for (int64_t t = -1; t < tokens; t++) {    // the first step warms up
@@ -115,21 +118,28 @@ public:
         return {};
     }
 
-    // The time of every kind of node in runs of `tokens` tokens, by kernel and size.
-    Result<Json> kernels(int64_t tokens, int64_t depth) {
-        AWQ_ASSIGN(auto session, start(depth));
+    // The time of every kind of node in runs of `tokens` tokens for each of `batch` sequences, by kernel and size.
+    Result<Json> kernels(int64_t tokens, int64_t batch, int64_t depth) {
+        std::vector<std::unique_ptr<Session>> sessions;
+        for (int64_t b = 0; b < batch; b++) {
+            AWQ_ASSIGN(auto session, start(depth));
+            sessions.push_back(std::move(session));
+        }
+        const auto ids = some_tokens(engine_, tokens * batch, 13);
+        std::vector<int32_t> best(static_cast<size_t>(batch));
+        std::vector<Feed> feeds(static_cast<size_t>(batch));
         std::vector<double> times;
-        for (int64_t r = -1; r < repeat_; r++) {
-            session->truncate(depth);
-            auto ids = some_tokens(engine_, tokens, 13);
-            int32_t best = 0;
-            Feed feed{.session = session.get(), .tokens = ids, .best = &best};
+        for (int64_t r = -1; r < repeat_; r++) {    // the first one warms up
+            for (size_t b = 0; b < feeds.size(); b++) {
+                sessions[b]->truncate(depth);
+                feeds[b] = {.session = sessions[b].get(), .tokens = std::span(ids).subspan(b * static_cast<size_t>(tokens), static_cast<size_t>(tokens)), .best = &best[b]};
+            }
             if (r == 0) times.clear();
-            AWQ_TRY(engine_.profile({&feed, 1}, times));
+            AWQ_TRY(engine_.profile(feeds, times));
         }
         BatchSize size;
-        size.tokens = static_cast<int32_t>(tokens);
-        size.sequences = size.outputs = 1;
+        size.tokens = static_cast<int32_t>(tokens * batch);
+        size.sequences = size.outputs = static_cast<int32_t>(batch);
         struct Group {
             int64_t nodes = 0, bytes = 0;
             double seconds = 0;
@@ -167,8 +177,9 @@ public:
         return list;
     }
 
-private:
     static std::string suffix(int64_t depth) { return depth > 0 ? " @ d" + std::to_string(depth) : ""; }
+
+private:
     Json limit(double bytes_per_second) const {
         double bandwidth = engine_.backend().bandwidth();
         return bandwidth > 0 && std::isfinite(bytes_per_second) ? Json(100 * bytes_per_second / bandwidth) : Json();
@@ -221,15 +232,18 @@ Result<Json> bench(EngineOptions options, const Json& request) {
             return Status(Code::invalid_argument, "repeat: found " + quote(dump_json(*value)) + "; expected an integer from 1 to 1000");
         repeat = value->integer();
     }
-    int64_t longest = 0, batch = 1, deepest = 0;
-    for (int64_t n : prompts) longest = std::max(longest, n);
-    for (int64_t n : generates) longest = std::max(longest, n + 1);
-    for (int64_t b : batches) batch = std::max(batch, b);
-    for (int64_t d : depths) deepest = std::max(deepest, d);
-    options.context = longest + deepest + page_size;
-    options.cache_tokens = batch * (options.context + page_size);
+    const Json* kernels = request.find("kernels");
+    const bool want_kernels = kernels && kernels->is_bool() && kernels->boolean();
+    auto largest = [](const std::vector<int64_t>& list) { return list.empty() ? int64_t{0} : *std::max_element(list.begin(), list.end()); };
+    // One sequence reads a prompt, `batch` of them generate, the first step as a warm-up; each has whole pages.
+    const int64_t prompt = largest(prompts) + largest(depths), generated = largest(generates) + 1 + largest(depths);
+    auto whole_pages = [](int64_t tokens) { return (tokens + page_size - 1) / page_size * page_size; };
+    options.context = std::max(prompt, generated);
+    options.cache_tokens = std::max(whole_pages(prompt), whole_pages(generated) * std::max<int64_t>(1, largest(batches)));
 
+    const double begin = seconds();
     AWQ_ASSIGN(auto engine, Engine::load(options));
+    const double load_seconds = seconds() - begin;
     Bench bench(*engine, repeat);
     Json answer = Json::object();
     while (name.size() > 1 && name.back() == '/') name.pop_back();
@@ -243,15 +257,20 @@ Result<Json> bench(EngineOptions options, const Json& request) {
     DeviceInfo device = engine->backend().device();
     answer.set("device", device.name);
     answer.set("bandwidth", engine->backend().bandwidth());
-    const Json* kernels = request.find("kernels");
-    if (kernels && kernels->is_bool() && kernels->boolean()) {
+    answer.set("load_seconds", load_seconds);
+    if (want_kernels) {
         Json lists = Json::object();
-        for (int64_t depth : depths)
-            for (int64_t n : {int64_t{1}, longest > 1 && !prompts.empty() ? prompts[0] : int64_t{0}}) {
-                if (n <= 0) continue;
-                AWQ_ASSIGN(Json list, bench.kernels(std::min<int64_t>(n, chunk_tokens), depth));
-                lists.set(std::to_string(n) + (n == 1 ? " token" : " tokens") + (depth ? " @ d" + std::to_string(depth) : ""), std::move(list));
-            }
+        auto add = [&](int64_t tokens, int64_t batch, int64_t depth) -> Status {
+            AWQ_ASSIGN(Json list, bench.kernels(tokens, batch, depth));
+            const int64_t count = tokens * batch;
+            lists.set(std::to_string(count) + (count == 1 ? " token" : " tokens") + (batch > 1 ? " of as many sequences" : "") + bench.suffix(depth), std::move(list));
+            return {};
+        };
+        for (int64_t depth : depths) {
+            for (int64_t b : batches) AWQ_TRY(add(1, b, depth));
+            for (int64_t n : prompts)    // a longer prompt is runs of so many tokens
+                if (n > 1) AWQ_TRY(add(std::min<int64_t>(n, chunk_tokens), 1, depth));
+        }
         answer.set("kernels", std::move(lists));
         return answer;
     }

@@ -51,6 +51,14 @@ Status Session::reserve(int64_t length) {
 
 // ---- loading
 
+// The largest run.
+static constexpr BatchSize capacity = {.tokens = chunk_tokens, .sequences = chunk_tokens, .outputs = chunk_outputs};
+
+int64_t context_by_default(const ModelConfig& config) {
+    const bool stretches = config.rope.kind == RopeParams::Kind::dynamic;    // beyond max_positions by design
+    return stretches ? default_context : std::min(config.max_positions, default_context);
+}
+
 Engine::~Engine() = default;
 
 Result<std::shared_ptr<Engine>> Engine::load(const EngineOptions& options) {
@@ -72,47 +80,67 @@ Status Engine::build(const EngineOptions& options) {
     }
     AWQ_ASSIGN(model_, configure_model(checkpoint_->config()));
     if (!model_.model->graph) return Status(Code::unsupported, "config.json: model_type: " + quote(model_.config.model_type) + " has a plan but no graph");
-    const bool stretches = model_.config.rope.kind == RopeParams::Kind::dynamic;    // beyond max_positions by design
-    context_ = options.context > 0 ? options.context : stretches ? default_context : std::min(model_.config.max_positions, default_context);
+    context_ = options.context > 0 ? options.context : context_by_default(model_.config);
     plan_options.context = context_;
     AWQ_ASSIGN(backend_, create_backend(options.backend, options.backend_options));
     AWQ_ASSIGN(plan_, make_plan(*checkpoint_, model_, plan_options, backend_.get()));
     if (plan_.rope) model_.config.rope = *plan_.rope;    // modules_to_fuse brought a rope_theta of its own
 
-    if (options.shape_config.empty()) {
-        AWQ_ASSIGN(weights_, WeightStore::load(*checkpoint_, plan_, *backend_, options.progress));
-        for (PlanRow& row : plan_.rows) row.opened.reset();
-    } else {
-        AWQ_ASSIGN(weights_, WeightStore::random(plan_, *backend_, options.progress));
-    }
+    weights_ = std::make_unique<WeightStore>(plan_, *backend_);
     AWQ_TRY(build_graphs(plan_options.fuse));
     AWQ_TRY(fit_positions(options.context > 0));
+    AWQ_TRY(allocate(options));    // what does not fit is said before gigabytes are read
+    if (options.shape_config.empty()) AWQ_TRY(weights_->load(*checkpoint_, plan_, *backend_, options.progress));
+    else AWQ_TRY(weights_->load_random(plan_, *backend_, options.progress));
+    for (PlanRow& row : plan_.rows) row.opened.reset();
+    return backend_->prepare(graph_, capacity, context_);
+}
 
-    // Pages for what the caller says, else for 64 full contexts as far as half of the free memory goes (host memory is
-    // only taken as pages are touched), but for one context at least.
+MemoryNeeds Engine::memory_needs() const {
+    MemoryNeeds needs;
+    needs.weights = weights_->bytes();
+    size_t own = backend_->scratch_bytes(graph_, capacity, context_);
+    if (has_vision()) own = std::max(own, backend_->scratch_bytes(vision_graph_, capacity, context_));
+    needs.scratch = std::max(memory_plan_.peak, vision_plan_.peak) + own;
+    needs.page_bytes = backend_->kv_page_bytes(kv_);
+    return needs;
+}
+
+Status Engine::allocate(const EngineOptions& options) {
     kv_ = {model_.config.layers, model_.config.kv_heads, model_.config.head_dim};
-    int64_t per_context = (context_ + page_size - 1) / page_size;
-    size_t page_bytes = backend_->kv_page_bytes(kv_);
-    int64_t wanted = (options.cache_tokens + page_size - 1) / page_size;
-    if (options.cache_tokens <= 0) {
-        DeviceInfo device = backend_->device();
-        int64_t affordable = device.memory_free > 0 ? static_cast<int64_t>(device.memory_free / 2 / page_bytes) : per_context;
-        wanted = std::clamp(64 * per_context, per_context, std::max(per_context, affordable));
-    }
-    if (wanted > INT32_MAX) return Status(Code::invalid_argument, "the KV cache would have " + std::to_string(wanted) + " pages; at most 2147483647 expected");
-    size_t cache_bytes = 0;
-    if (__builtin_mul_overflow(page_bytes, static_cast<size_t>(wanted), &cache_bytes))
-        return Status(Code::out_of_memory, "the KV cache: " + std::to_string(wanted) + " pages of " + std::to_string(page_bytes) + " bytes are more than memory can hold");
-    auto cache = backend_->allocate(cache_bytes);
+    const MemoryNeeds needs = memory_needs();
+    const DeviceInfo device = backend_->device();
+    MemoryBudget budget{device.memory_free, "free memory of " + device.name, device.own_memory, false};
+    if (options.memory > 0) budget = {options.memory, "--memory", true, true};
+    const int64_t per_context = (context_ + page_size - 1) / page_size, asked = (options.cache_tokens + page_size - 1) / page_size;
+    AWQ_ASSIGN(int64_t pages, plan_pages(needs, budget, per_context, asked));
+    AWQ_TRY(weights_->allocate(*backend_));
+    auto cache = backend_->allocate(needs.page_bytes * static_cast<size_t>(pages));
     // Address space may be scarcer than memory (a limit of the system): fewer sessions then, as long as one finds room.
-    while (!cache.ok() && options.cache_tokens <= 0 && wanted > per_context) {
-        wanted = std::max(per_context, wanted / 2);
-        cache = backend_->allocate(page_bytes * static_cast<size_t>(wanted));
+    while (!cache.ok() && asked <= 0 && pages > per_context) {
+        pages = std::max(per_context, pages / 2);
+        cache = backend_->allocate(needs.page_bytes * static_cast<size_t>(pages));
     }
-    if (!cache.ok()) return cache.status().in("the KV cache of " + std::to_string(wanted * page_size) + " tokens");
+    if (!cache.ok()) return cache.status().in("the KV cache of " + std::to_string(pages * page_size) + " tokens");
     kv_cache_ = std::move(*cache);
-    pages_ = std::make_unique<PagePool>(static_cast<int32_t>(wanted));
+    pages_ = std::make_unique<PagePool>(static_cast<int32_t>(pages));
     AWQ_ASSIGN(activations_, backend_->allocate(std::max(memory_plan_.peak, vision_plan_.peak)));
+    return {};
+}
+
+Status Engine::measure(Plan& plan, const ConfiguredModel& model, std::unique_ptr<Backend> backend, bool fuse) {
+    if (!model.model->graph) return {};
+    Engine engine;
+    engine.model_ = model;
+    if (plan.rope) engine.model_.config.rope = *plan.rope;
+    engine.context_ = plan.context;
+    engine.backend_ = std::move(backend);
+    engine.weights_ = std::make_unique<WeightStore>(plan, *engine.backend_);
+    AWQ_TRY(engine.build_graphs(fuse));
+    const MemoryNeeds needs = engine.memory_needs();
+    plan.weight_bytes = needs.weights;
+    plan.scratch_bytes = std::max(plan.scratch_bytes, needs.scratch);
+    plan.total_at_context = plan.weight_bytes + plan.scratch_bytes + plan.kv_bytes_per_token * static_cast<size_t>(plan.context);
     return {};
 }
 
@@ -123,10 +151,6 @@ Status Engine::build_graphs(bool fuse) {
         model_.model->graph(model_.config, builder);
         AWQ_TRY(graph.status());
     }
-    BatchSize capacity;
-    capacity.tokens = chunk_tokens;
-    capacity.sequences = chunk_tokens;
-    capacity.outputs = chunk_outputs;
     memory_plan_ = plan_memory(graph_, capacity);
     if (has_vision()) {
         GraphBuilder graph(vision_graph_, *backend_, fuse);

@@ -14,6 +14,7 @@
 #include <vector>
 #include "backends/backend.h"
 #include "core/checkpoint/checkpoint.h"
+#include "core/memory_budget.h"
 #include "core/plan.h"
 #include "core/text/sampler.h"
 #include "core/weight_store.h"
@@ -29,12 +30,15 @@ struct EngineOptions {
     BackendOptions backend_options;
     PlanOptions plan;
     int64_t context = 0;                  // positions of one session; 0: the model's, at most default_context
-    int64_t cache_tokens = 0;             // positions of all sessions together; 0: what memory allows, see engine.cpp
+    int64_t cache_tokens = 0;             // positions of all sessions together; 0: what memory allows (memory_budget.h)
+    size_t memory = 0;                    // bytes of weights, cache and scratch at most; 0: what a device has free, on a CPU no limit
     bool check_finite = false;
     std::string shape_config;             // a config.json as text: no checkpoint, random weights
     LoadProgress progress;
 };
 inline constexpr int64_t default_context = 8192;
+// The positions of one session where nobody says how many.
+int64_t context_by_default(const ModelConfig& config);
 inline constexpr int32_t chunk_tokens = 512;     // most tokens of one run
 inline constexpr int32_t chunk_outputs = 64;     // most rows of logits of one run
 
@@ -66,6 +70,8 @@ struct Feed {
 class Engine : public std::enable_shared_from_this<Engine> {
 public:
     static Result<std::shared_ptr<Engine>> load(const EngineOptions& options);
+    // Adds to a plan what running it takes beside the weights: scratch_bytes, total_at_context. Nothing is loaded.
+    static Status measure(Plan& plan, const ConfiguredModel& model, std::unique_ptr<Backend> backend, bool fuse);
     ~Engine();
 
     const ModelConfig& config() const { return model_.config; }
@@ -77,6 +83,7 @@ public:
     const Graph& graph() const { return graph_; }
     size_t weight_bytes() const { return weights_->bytes(); }
     size_t activation_bytes() const { return memory_plan_.peak; }
+    size_t cache_bytes() const { return kv_cache_->bytes; }
     int64_t context() const { return context_; }
     int64_t vocab_size() const { return model_.config.vocab_size; }
     bool has_vision() const { return model_.model->vision != nullptr && model_.config.vision.layers > 0; }
@@ -97,6 +104,8 @@ private:
     Status build(const EngineOptions& options);
     Status build_graphs(bool fuse);
     Status fit_positions(bool asked);
+    MemoryNeeds memory_needs() const;
+    Status allocate(const EngineOptions& options);
     Status run_chunk(std::span<Feed> feeds, std::span<const size_t> done, std::span<const size_t> count, const std::atomic<bool>* cancel);
 
     ConfiguredModel model_;

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <map>
 #include "backends/backend.h"
+#include "core/memory_budget.h"
 #include "core/plan.h"
 
 namespace awq {
@@ -32,16 +33,6 @@ const char* group_name(FusionGroup::Kind kind) {
 Json text_or_null(const std::string& text) { return text.empty() ? Json() : Json(text); }
 
 Json number(size_t value) { return static_cast<uint64_t>(value); }
-
-std::string bytes_text(size_t bytes) {
-    char text[32];
-    const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-    double value = static_cast<double>(bytes);
-    int unit = 0;
-    while (value >= 1024 && unit < 4) value /= 1024, unit++;
-    snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.1f %s", value, units[unit]);
-    return text;
-}
 
 // "0-3,7" for a sorted list.
 std::string ranges(const std::vector<int64_t>& numbers) {

@@ -172,22 +172,18 @@ Sources random_sources(const PlannedWeight& planned, uint64_t seed) {
 
 }  // namespace
 
-Status WeightStore::allocate(const Plan& plan, Backend& backend) {
-    size_t total = 0;
+WeightStore::WeightStore(const Plan& plan, const Backend& backend) {
     weights_.reserve(plan.weights.size());    // graphs point into it
     for (const PlannedWeight& planned : plan.weights) {
         Weight weight;
         weight.spec = planned.spec;
         backend.lay_out(weight);
-        weight.data = reinterpret_cast<void*>(total);    // the offset, until the buffer is there
-        total += (weight.bytes + memory_alignment - 1) / memory_alignment * memory_alignment;
+        bytes_ += (weight.bytes + memory_alignment - 1) / memory_alignment * memory_alignment;
         by_name_[weight.spec.name] = weights_.size();
         weights_.push_back(std::move(weight));
     }
-    AWQ_ASSIGN(buffer_, backend.allocate(total));
     for (size_t i = 0; i < weights_.size(); i++) {
-        Weight& weight = weights_[i];
-        weight.data = static_cast<char*>(buffer_->data) + reinterpret_cast<size_t>(weight.data);
+        const Weight& weight = weights_[i];
         if (weight.spec.kind == WeightKind::vector) continue;
         const auto& modules = plan.weights[i].modules;
         int64_t first = 0;
@@ -199,38 +195,39 @@ Status WeightStore::allocate(const Plan& plan, Backend& backend) {
     for (const PlanRow& row : plan.rows)
         if (!row.module.tied_to.empty())
             if (auto table = by_module_.find(row.module.tied_to); table != by_module_.end()) by_module_.emplace(row.module.path, table->second);
+}
+
+Status WeightStore::allocate(Backend& backend) {
+    AWQ_ASSIGN(buffer_, backend.allocate(bytes_));
+    char* at = static_cast<char*>(buffer_->data);
+    for (Weight& weight : weights_) {
+        weight.data = at;
+        at += (weight.bytes + memory_alignment - 1) / memory_alignment * memory_alignment;
+    }
     return {};
 }
 
-Result<std::unique_ptr<WeightStore>> WeightStore::load(const Checkpoint& checkpoint, const Plan& plan, Backend& backend,
-                                                       const LoadProgress& progress) {
-    auto store = std::make_unique<WeightStore>();
-    AWQ_TRY(store->allocate(plan, backend));
+// open(i): the sources of the i-th planned weight, in pack()'s order.
+template <class Open>
+Status WeightStore::fill(const Plan& plan, Backend& backend, const LoadProgress& progress, Open open) {
     size_t done = 0;
-    for (size_t i = 0; i < plan.weights.size(); i++) {
-        AWQ_ASSIGN(auto sources, open_sources(checkpoint, plan, plan.weights[i]));
+    for (size_t i = 0; i < weights_.size(); i++) {
+        AWQ_ASSIGN(auto sources, open(i));
         std::vector<const WeightRows*> pointers;
         for (const auto& source : sources) pointers.push_back(source.get());
-        AWQ_TRY(backend.pack(store->weights_[i], pointers).in(plan.weights[i].spec.name));
-        done += store->weights_[i].bytes;
-        if (progress && !progress(done, store->bytes())) return Status(Code::cancelled, "loading was cancelled");
+        AWQ_TRY(backend.pack(weights_[i], pointers).in(plan.weights[i].spec.name));
+        done += weights_[i].bytes;
+        if (progress && !progress(done, bytes_)) return Status(Code::cancelled, "loading was cancelled");
     }
-    return store;
+    return {};
 }
 
-Result<std::unique_ptr<WeightStore>> WeightStore::random(const Plan& plan, Backend& backend, const LoadProgress& progress) {
-    auto store = std::make_unique<WeightStore>();
-    AWQ_TRY(store->allocate(plan, backend));
-    size_t done = 0;
-    for (size_t i = 0; i < plan.weights.size(); i++) {
-        auto sources = random_sources(plan.weights[i], i);
-        std::vector<const WeightRows*> pointers;
-        for (const auto& source : sources) pointers.push_back(source.get());
-        AWQ_TRY(backend.pack(store->weights_[i], pointers));
-        done += store->weights_[i].bytes;
-        if (progress && !progress(done, store->bytes())) return Status(Code::cancelled, "loading was cancelled");
-    }
-    return store;
+Status WeightStore::load(const Checkpoint& checkpoint, const Plan& plan, Backend& backend, const LoadProgress& progress) {
+    return fill(plan, backend, progress, [&](size_t i) { return open_sources(checkpoint, plan, plan.weights[i]); });
+}
+
+Status WeightStore::load_random(const Plan& plan, Backend& backend, const LoadProgress& progress) {
+    return fill(plan, backend, progress, [&](size_t i) { return Result<Sources>(random_sources(plan.weights[i], i)); });
 }
 
 const Weight* WeightStore::find(const std::string& name) const {

@@ -16,12 +16,16 @@ using LoadProgress = std::function<bool(size_t done, size_t total)>;
 
 class WeightStore {
 public:
-    // Every planned weight from the checkpoint's tensors. The file's pages are given back as they are packed, so there
-    // are never two copies of the weights in memory.
-    static Result<std::unique_ptr<WeightStore>> load(const Checkpoint& checkpoint, const Plan& plan, Backend& backend,
-                                                     const LoadProgress& progress);
+    // Every planned weight has its layout and its place, but no memory yet: graphs can be built over it.
+    WeightStore(const Plan& plan, const Backend& backend);
+
+    Status allocate(Backend& backend);    // in one piece
+
+    // Once there is memory: every planned weight from the checkpoint's tensors. The file's pages are given back as they are
+    // packed, so there are never two copies of the weights in memory.
+    Status load(const Checkpoint& checkpoint, const Plan& plan, Backend& backend, const LoadProgress& progress);
     // The same weights filled with random numbers of a plausible size (benchmarks without a checkpoint).
-    static Result<std::unique_ptr<WeightStore>> random(const Plan& plan, Backend& backend, const LoadProgress& progress);
+    Status load_random(const Plan& plan, Backend& backend, const LoadProgress& progress);
 
     // A weight by its planned name ("...self_attn.qkv_proj", "...input_layernorm.weight"); null where there is none.
     const Weight* find(const std::string& name) const;
@@ -31,10 +35,12 @@ public:
         int64_t first_row = 0, rows = 0;
     };
     Slice slice(const std::string& module) const;
-    size_t bytes() const { return buffer_ ? buffer_->bytes : 0; }
+    size_t bytes() const { return bytes_; }
 
 private:
-    Status allocate(const Plan& plan, Backend& backend);
+    template <class Open>
+    Status fill(const Plan& plan, Backend& backend, const LoadProgress& progress, Open open);
+    size_t bytes_ = 0;
     std::vector<Weight> weights_;
     std::map<std::string, size_t> by_name_;
     std::map<std::string, Slice> by_module_;

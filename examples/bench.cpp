@@ -13,7 +13,9 @@ std::string number(const nlohmann::ordered_json& value, int digits) {
 }
 
 void print_markdown(const nlohmann::ordered_json& json) {
-    std::printf("%s, %s\n\n", json["backend"].get<std::string>().c_str(), json["device"].get<std::string>().c_str());
+    std::printf("%s, %s; a plain read of its memory: %s GB/s; loaded in %s s\n\n", json["backend"].get<std::string>().c_str(),
+                json["device"].get<std::string>().c_str(), number(json["bandwidth"].get<double>() / 1e9, 0).c_str(),
+                number(json["load_seconds"], 2).c_str());
     if (json.contains("kernels")) {
         for (const auto& [run, rows] : json["kernels"].items()) {
             std::printf("A run of %s:\n\n| op | kernel | sizes | nodes | us | %% of run | GB/s | %% of limit |\n", run.c_str());

@@ -13,6 +13,7 @@ struct ModelOptions {
     std::string model, backend = "auto";
     int device = 0, threads = 0, skip_rule = 4;
     int64_t context = 0;
+    double memory = 0;    // GiB
     bool do_fuse = false, no_fuse = false, check_finite = false;
     std::optional<std::string> version, modules_to_not_convert, modules_to_fuse;
     std::optional<int64_t> fuse_max_seq_len, exllama_version, max_input_len, max_batch_size;

@@ -207,6 +207,7 @@ TEST_CASE("cli: exit statuses and streams") {
     usage({"chat", "-m", "x", "--nonsense"});
     usage({"chat", "-m", "x", "-n", "many"});
     usage({"chat", "-m", "x", "-c", "-5"});
+    usage({"chat", "-m", "x", "--memory", "0"});
     usage({"chat", "-m", "x", "--backend", "abacus"});
     usage({"chat", "-m", "x", "--top-p", "7"});
     usage({"eval", "nonsense", "-m", "x"});
@@ -229,6 +230,7 @@ TEST_CASE("cli: exit statuses and streams") {
     failure(chat({"-p", ""}), "--prompt");
     failure(chat(), "standard input", " \n");
     failure(chat({"-p", "hello", "-c", "8"}), "context");
+    failure(chat({"-p", "hello", "--memory", "0.001"}), "--memory: 1.0 MiB; ");
     failure({"inspect", "-m", chat_model(), "--explain", "model.layers.1"}, "there is model.layers.1.");
 
     CHECK(run({"--version"}).out.rfind("awq ", 0) == 0);

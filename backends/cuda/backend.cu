@@ -83,6 +83,7 @@ public:
         info.name = std::string(properties_.name) + ", " + std::to_string(properties_.multiProcessorCount) + " multiprocessors";
         cudaSetDevice(device_);
         if (cudaMemGetInfo(&info.memory_free, &info.memory_total) != cudaSuccess) cudaGetLastError();
+        info.own_memory = info.memory_free > 0;
         return info;
     }
     double bandwidth() const override {
@@ -186,15 +187,20 @@ public:
         return sizeof(__half) * 2 * page_size * static_cast<size_t>(kv.layers) * static_cast<size_t>(kv.kv_heads) *
                static_cast<size_t>(kv.head_dim);
     }
+    // Slots of the packer and what runs need are never there at once.
+    size_t scratch_bytes(const Graph& graph, const BatchSize& capacity, int64_t positions) const override {
+        return std::max(Packer::device_bytes(), executor_.scratch_bytes(graph, capacity, positions));
+    }
+    Status prepare(const Graph& graph, const BatchSize& capacity, int64_t positions) override {
+        packer_.reset();
+        return executor_.reserve(graph, capacity, positions);
+    }
     const Kernel* kernel(const Graph& graph, const Node& node, int64_t rows) const override {
         return find_kernel(kernel_table(), graph, node, rows);
     }
     std::span<const Kernel> kernels() const override { return kernel_table(); }
 
-    Status run(const RunArgs& args) override {
-        packer_.reset();  // loading is over: its slots go back
-        return executor_.run(args);
-    }
+    Status run(const RunArgs& args) override { return executor_.run(args); }
 
 private:
     int device_ = 0;
@@ -224,7 +230,9 @@ Result<std::unique_ptr<Backend>> create_cuda_backend(const BackendOptions& optio
     if (cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess || count == 0) {
         cudaGetLastError();
         return Status(Code::unsupported, std::string("--backend cuda: no CUDA device: ") +
-                                             (error == cudaSuccess ? "none is installed" : cudaGetErrorString(error)));
+                                             (error == cudaSuccess                   ? "none is installed"
+                                              : error == cudaErrorInsufficientDriver ? "no NVIDIA driver, or one that is too old"
+                                                                                     : cudaGetErrorString(error)));
     }
     if (options.device < 0 || options.device >= count)
         return Status(Code::invalid_argument,

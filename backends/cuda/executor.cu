@@ -123,6 +123,13 @@ __global__ void widen_kernel(float* to, const T* from, int64_t stride, int64_t c
 
 size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
+// An upper limit of so many keys that does not change with every token.
+int32_t rounded_keys(int64_t keys) {
+    int32_t rounded = 128;
+    while (rounded < keys && rounded < 1 << 30) rounded *= 2;
+    return rounded;
+}
+
 }  // namespace
 
 bool Executor::Key::operator==(const Key& o) const {
@@ -167,9 +174,7 @@ Status Executor::prepare(const RunArgs& args) {
     const auto* positions = static_cast<const int32_t*>(args.inputs[static_cast<int>(Input::positions)]);
     const auto* seq_begin = static_cast<const int32_t*>(args.inputs[static_cast<int>(Input::seq_begin)]);
     if (positions && args.size.tokens > 0) {
-        int32_t keys = *std::max_element(positions, positions + args.size.tokens) + 1;
-        c.max_keys = 128;
-        while (c.max_keys < keys && c.max_keys < 1 << 30) c.max_keys *= 2;
+        c.max_keys = rounded_keys(*std::max_element(positions, positions + args.size.tokens) + int64_t{1});
     }
     if (seq_begin && args.size.sequences > 0) {
         c.min_query = INT32_MAX;
@@ -179,32 +184,65 @@ Status Executor::prepare(const RunArgs& args) {
         }
     }
 
+    return grow(scratch_of(*args.graph, args.size, c));
+}
+
+// What any kernel of the graph needs at this size; the context has the batch's facts.
+Executor::Scratch Executor::scratch_of(const Graph& graph, const BatchSize& size, const Context& context) {
     size_t scratch = 0;
     int64_t rows = 1, in = 1;
-    for (const Node& node : args.graph->nodes) {
+    for (const Node& node : graph.nodes) {
         if (node.op == Op::attention || node.op == Op::attention_full)
-            scratch = std::max(scratch, attention_scratch(*args.graph, node, args.size, c));
+            scratch = std::max(scratch, attention_scratch(graph, node, size, context));
         if (node.op == Op::moe) {
-            scratch = std::max(scratch, moe_scratch(*args.graph, node, args.size));
-            rows = std::max(rows, node_rows(node, args.size) * node.attrs.top_k);
-            in = std::max({in, node.cols, args.graph->nodes[node.in[3]].weight->spec.in});
+            scratch = std::max(scratch, moe_scratch(graph, node, size));
+            rows = std::max(rows, node_rows(node, size) * node.attrs.top_k);
+            in = std::max({in, node.cols, graph.nodes[node.in[3]].weight->spec.in});
         }
-        linear_needs(*args.graph, node, args.size, rows, in, scratch);
+        linear_needs(graph, node, size, rows, in, scratch);
     }
-    if (args.graph->output != no_node) {
-        const Node& output = args.graph->nodes[args.graph->output];
-        scratch = std::max(scratch, static_cast<size_t>(node_rows(output, args.size) * output.cols) *
-                                        (output.dtype == DType::f32 ? 0 : sizeof(float)));
-        if (args.argmax)
-            scratch = std::max(scratch, static_cast<size_t>(args.size.outputs) * (argmax_parts * sizeof(Best) + sizeof(int32_t)));
+    if (graph.output != no_node) {
+        const Node& output = graph.nodes[graph.output];
+        const auto output_rows = static_cast<size_t>(node_rows(output, size));
+        scratch = std::max(scratch, output_rows * static_cast<size_t>(output.cols) * (output.dtype == DType::f32 ? 0 : sizeof(float)));
+        scratch = std::max(scratch, output_rows * (argmax_parts * sizeof(Best) + sizeof(int32_t)));
     }
+    return {aligned(scratch), aligned(matmul_scratch_bytes(rows, in))};
+}
+
+// Split attention needs most where few sequences share the device, the rest where there are many tokens.
+Executor::Scratch Executor::largest_scratch(const Graph& graph, const BatchSize& capacity, int64_t positions) const {
+    Scratch most;
+    Context context = context_;
+    context.max_keys = rounded_keys(positions);
+    for (int32_t sequences = 1; sequences <= capacity.sequences; sequences *= 2)
+        for (int32_t tokens : {sequences, capacity.tokens}) {
+            context.max_query = tokens - sequences + 1;
+            Scratch needed = scratch_of(graph, {tokens, sequences, std::min(tokens, capacity.outputs), 1}, context);
+            most.call = std::max(most.call, needed.call);
+            most.matmul = std::max(most.matmul, needed.matmul);
+        }
+    return most;
+}
+
+size_t Executor::scratch_bytes(const Graph& graph, const BatchSize& capacity, int64_t positions) const {
+    Scratch scratch = largest_scratch(graph, capacity, positions);
+    return scratch.call + scratch.matmul;
+}
+
+Status Executor::reserve(const Graph& graph, const BatchSize& capacity, int64_t positions) {
+    AWQ_CUDA(cudaSetDevice(device_));
+    return grow(largest_scratch(graph, capacity, positions));
+}
+
+Status Executor::grow(const Scratch& scratch) {
     bool moved = false;
-    AWQ_TRY(scratch_.grow(aligned(scratch), moved).in("scratch memory"));
-    AWQ_TRY(matmul_scratch_.grow(matmul_scratch_bytes(rows, in), moved).in("scratch memory of matrix products"));
-    c.scratch = scratch_.data();
-    c.scratch_bytes = scratch_.bytes();
-    c.matmul.scratch = matmul_scratch_.data();
-    c.matmul.scratch_bytes = matmul_scratch_.bytes();
+    AWQ_TRY(scratch_.grow(scratch.call, moved).in("scratch memory"));
+    AWQ_TRY(matmul_scratch_.grow(scratch.matmul, moved).in("scratch memory of matrix products"));
+    context_.scratch = scratch_.data();
+    context_.scratch_bytes = scratch_.bytes();
+    context_.matmul.scratch = matmul_scratch_.data();
+    context_.matmul.scratch_bytes = matmul_scratch_.bytes();
     if (moved) forget_captured();
     return {};
 }

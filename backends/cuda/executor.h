@@ -41,8 +41,19 @@ public:
     ~Executor();
     Status open(int device, const cudaDeviceProp& properties);
     Status run(const RunArgs& args);
+    // Memory that runs of a graph take, up to this size and so many keys of a sequence, and taking it.
+    size_t scratch_bytes(const Graph& graph, const BatchSize& capacity, int64_t positions) const;
+    Status reserve(const Graph& graph, const BatchSize& capacity, int64_t positions);
 
 private:
+    // Memory of one kernel call, and of matrix products, which have their own.
+    struct Scratch {
+        size_t call = 0, matmul = 0;
+    };
+    static Scratch scratch_of(const Graph& graph, const BatchSize& size, const Context& context);
+    Scratch largest_scratch(const Graph& graph, const BatchSize& capacity, int64_t positions) const;
+    Status grow(const Scratch& scratch);
+
     // Everything that decides launches: two runs with equal keys issue the same ones.
     struct Key {
         uint64_t graph;

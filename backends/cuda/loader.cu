@@ -184,26 +184,37 @@ Packer::~Packer() { close(); }
 
 void Packer::close() {
     for (Worker& worker : workers_) {
-        for (int i = 0; i < 2; i++) {
-            if (worker.host[i]) cudaFreeHost(worker.host[i]);
-            if (worker.device[i]) cudaFree(worker.device[i]);
-            if (worker.done[i]) cudaEventDestroy(worker.done[i]);
-        }
+        for (cudaEvent_t done : worker.done)
+            if (done) cudaEventDestroy(done);
         if (worker.stream) cudaStreamDestroy(worker.stream);
     }
     workers_.clear();
+    cudaFreeHost(host_);
+    cudaFree(device_memory_);
+    host_ = device_memory_ = nullptr;
     slot_bytes_ = 0;
 }
+
+namespace {
+// What a slot has at least.
+constexpr size_t slot_target = size_t{4} << 20;
+size_t worker_count() { return std::clamp<size_t>(hardware_threads(), 1, 16); }
+}  // namespace
+
+size_t Packer::device_bytes() { return worker_count() * 2 * slot_target; }
 
 Status Packer::open(size_t slot_bytes) {
     if (slot_bytes <= slot_bytes_) return {};
     close();
-    workers_.resize(std::clamp<size_t>(hardware_threads(), 1, 16));
+    workers_.resize(worker_count());
+    AWQ_CUDA(cudaMallocHost(&host_, workers_.size() * 2 * slot_bytes));
+    AWQ_CUDA(cudaMalloc(&device_memory_, workers_.size() * 2 * slot_bytes));
+    size_t at = 0;
     for (Worker& worker : workers_) {
         AWQ_CUDA(cudaStreamCreateWithFlags(&worker.stream, cudaStreamNonBlocking));
-        for (int i = 0; i < 2; i++) {
-            AWQ_CUDA(cudaMallocHost(&worker.host[i], slot_bytes));
-            AWQ_CUDA(cudaMalloc(&worker.device[i], slot_bytes));
+        for (int i = 0; i < 2; i++, at += slot_bytes) {
+            worker.host[i] = static_cast<char*>(host_) + at;
+            worker.device[i] = static_cast<char*>(device_memory_) + at;
             AWQ_CUDA(cudaEventCreateWithFlags(&worker.done[i], cudaEventDisableTiming));
         }
     }
@@ -234,7 +245,6 @@ struct Job {
 
 // Rows a job should have: readers of input-major files work in blocks of 128 rows.
 constexpr int64_t job_rows = 128;
-constexpr size_t slot_target = size_t{4} << 20;
 
 }  // namespace
 
@@ -324,7 +334,7 @@ Status Packer::pack(const Weight& weight, std::span<const WeightRows* const> sou
             const int slot = worker.turn;
             worker.turn ^= 1;
             AWQ_CUDA(cudaEventSynchronize(worker.done[slot]));
-            char *host = static_cast<char*>(worker.host[slot]), *device = static_cast<char*>(worker.device[slot]);
+            char *host = worker.host[slot], *device = worker.device[slot];
             auto members = sources.subspan(static_cast<size_t>(job.expert) * member_count, member_count);
             AWQ_TRY(q4 ? run_q4(job, members, host, device, worker.stream)
                        : run_dense(job, members, host, device, worker.stream));

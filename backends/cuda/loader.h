@@ -31,11 +31,13 @@ public:
     ~Packer();
     // All of one weight; returns once it is in place.
     Status pack(const Weight& weight, std::span<const WeightRows* const> sources);
+    // Device memory its slots take, rows of unusual length apart.
+    static size_t device_bytes();
 
 private:
     // One thread's two slots: while the device works on one, the other is filled.
     struct Worker {
-        void *host[2] = {}, *device[2] = {};
+        char *host[2] = {}, *device[2] = {};
         cudaEvent_t done[2] = {};
         cudaStream_t stream = nullptr;
         int turn = 0;
@@ -44,6 +46,7 @@ private:
     void close();
     int device_;
     size_t slot_bytes_ = 0;
+    void *host_ = nullptr, *device_memory_ = nullptr;  // of all slots
     std::vector<Worker> workers_;
 };
 
