@@ -43,20 +43,29 @@ LIB_OBJECTS  := $(LIB_SOURCES:%.cpp=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(ISA_SO
 CLI_OBJECTS  := $(CLI_SOURCES:%.cpp=$(BUILD)/%.o)
 TEST_OBJECTS := $(TEST_SOURCES:%.cpp=$(BUILD)/%.o)
 
-# ---- CUDA: CUDA=1 builds it, CUDA=auto where there is a compiler for it. CUDA_ARCHS="80 89 90a 120" names more GPUs.
-CUDA ?= 0
-CUDA_ARCHS ?= 90a
-NVCC       ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+# ---- CUDA: built where there is a compiler for it (CUDA=auto), always (1) or never (0), for the GPU that is there. A release
+# names them all: CUDA_ARCHS="80 86 89 90a 100 120". The runtime is linked statically: a program built here needs the driver only.
+CUDA ?= auto
+NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 ifeq ($(CUDA),auto)
-CUDA := $(if $(NVCC)$(SANITIZE),$(if $(SANITIZE),0,1),0)
+override CUDA := $(if $(SANITIZE),0,$(if $(NVCC),1,0))
 endif
 ifeq ($(CUDA),1)
+ifeq ($(NVCC),)
+$(error CUDA=1: nvcc was not found; expected it in PATH, in /usr/local/cuda/bin or named by NVCC)
+endif
+ifeq ($(origin CUDA_ARCHS),undefined)
+# "9.0" is 90a, for wgmma; "12.0" is 120. Without a GPU: 90a.
+GPU_ARCHS    := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep '^[0-9.]*$$' | tr -d . | sort -u)
+CUDA_ARCHS   := $(or $(patsubst 90,90a,$(GPU_ARCHS)),90a)
+endif
 CUDA_HOME    := $(abspath $(dir $(realpath $(NVCC)))/..)
 NVCCFLAGS    := -std=c++20 -O3 -I. -Icore -I$(BUILD) -Xcompiler -fPIC,-Wall,-pthread $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
-CXXFLAGS_ALL += -DAWQ_HAVE_CUDA
 CUDA_LIBS    := $(CUDA_HOME)/lib64/libcudart_static.a -ldl -lrt
 LDLIBS_ALL   += $(CUDA_LIBS)
-LIB_OBJECTS  += $(patsubst %.cu,$(BUILD)/%.o,$(wildcard backends/cuda/*.cu))
+CUDA_OBJECTS := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard backends/cuda/*.cu))
+LIB_OBJECTS  += $(CUDA_OBJECTS)
+$(BUILD)/backends/registry.o: CXXFLAGS_ALL += -DAWQ_HAVE_CUDA
 $(BUILD)/backends/cuda/%.o: backends/cuda/%.cu | $(BUILD)/deps-found
 	@mkdir -p $(@D)
 	$(shell command -v ccache) $(NVCC) $(NVCCFLAGS) -MMD -MP -c $< -o $@
@@ -66,9 +75,14 @@ $(BUILD)/backends/cuda/lab/%: backends/cuda/lab/%.cu backends/cuda/lab/lab.h $(B
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCCFLAGS) -cudart static $< $(BUILD)/libawq.a -ldl -lrt $(if $(findstring bench,$@),-lcublas) -o $@
 endif
+# Built with other GPUs in mind, or none: these are built again.
+$(BUILD)/backends/registry.o $(CUDA_OBJECTS): $(BUILD)/cuda-settings
+$(BUILD)/cuda-settings: always
+	@mkdir -p $(@D)
+	@echo "$(CUDA) $(CUDA_ARCHS)" | cmp -s - $@ || echo "$(CUDA) $(CUDA_ARCHS)" >$@
 
 .DEFAULT_GOAL := all
-.PHONY: lab all test soak fuzz install deps model chat clean
+.PHONY: always lab all test sanitize-cuda random-checkpoint measure-cuda bench-peers soak fuzz install deps model chat clean
 # As many jobs as there are processors, unless the command line says how many.
 ifeq ($(MAKELEVEL),0)
 MAKEFLAGS += -j$(shell nproc)
@@ -127,6 +141,24 @@ ifeq ($(TESTS)$(SANITIZE),)
 	@command -v cmake >/dev/null && command -v pkg-config >/dev/null || .ci/deps cmake pkg-config
 	tests/install.sh $(BUILD)
 endif
+
+# On a machine with a GPU: the CUDA kernels' tests, plain and under compute-sanitizer.
+sanitize-cuda: $(BUILD)/tests/run
+	tests/sanitize_cuda.sh $(BUILD)
+
+# Every figure and proof of docs/performance.md that takes a GPU. The matrix table needs cuBLAS.
+measure-cuda: all $(BUILD)/tests/run $(BUILD)/tests/tools/random_checkpoint $(BUILD)/backends/cuda/lab/bench_matmul
+	backends/cuda/lab/measure.sh $(BUILD) $(BUILD)/measure
+
+bench-peers:
+	@cat backends/cuda/lab/peers.txt
+
+# A checkpoint of random weights, to time loading with: make random-checkpoint SHAPE=llama3-8b DIR=/tmp/llama3-8b
+SHAPE ?= llama3-8b
+$(BUILD)/tests/tools/random_checkpoint: $(BUILD)/tests/tools/random_checkpoint.o $(BUILD)/libawq.a
+	$(CXX) $(LDFLAGS_ALL) $^ $(LDLIBS_ALL) -o $@
+random-checkpoint: $(BUILD)/tests/tools/random_checkpoint
+	$< $(SHAPE) $(or $(DIR),$(error DIR=directory is missing))
 
 # Calls of the system that fail when told to, for tests/faults/run.sh.
 $(BUILD)/tests/faults.so: tests/faults/faults.cpp | $(BUILD)/deps-found
@@ -196,4 +228,4 @@ install: all
 clean:
 	rm -rf $(BUILD)
 
--include $(FUZZ_OBJECTS:.o=.d) $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d)
+-include $(FUZZ_OBJECTS:.o=.d) $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/tests/tools/random_checkpoint.d

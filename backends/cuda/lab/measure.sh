@@ -1,0 +1,59 @@
+#!/bin/bash
+# All that is measured and proved on a GPU, in one command: `make measure-cuda`, or measure.sh BUILD_DIR OUT_DIR [PART ...].
+# Parts, in this order: tests (golden models, determinism, budgets), sweep (every op), matmul, decode, prefill, kernels, load,
+# memcheck, racecheck, initcheck. OUT_DIR/report.md has the tables of docs/performance.md, OUT_DIR/PART.log the rest. A part
+# that fails or takes longer than LIMIT seconds (600) is told at the end; the others go on.
+set -u
+cd "$(dirname "$0")/../../.."
+build=$1 out=$2
+shift 2
+[ $# -gt 0 ] || set -- tests sweep matmul decode prefill kernels load memcheck racecheck initcheck
+limit=${LIMIT:-600} failed=""
+awq=$build/awq
+mkdir -p "$out"
+report=$out/report.md
+
+say() { printf '%s\n' "$*" | tee -a "$report"; }
+# part NAME COMMAND...: its output goes into the report where NAME ends in a colon, else into the log.
+part() {
+    local name=$1 status=0 begin
+    shift
+    begin=$(date +%s)
+    timeout "$limit" "$@" >"$out/$name.log" 2>&1 || status=$?
+    say "" "## $name: exit status $status after $(($(date +%s) - begin)) s" ""
+    [ "$status" = 0 ] || failed="$failed $name"
+}
+table() { part "$@"; grep '^|\|^cuda' "$out/$1.log" | tee -a "$report"; }
+tests() { part "$@"; grep 'test cases\|assertions\|SUMMARY\|ERROR:' "$out/$1.log" | tee -a "$report"; }
+bench() { "$awq" bench --backend cuda -r 5 "$@"; }
+load() {
+    local directory
+    directory=$(mktemp -d "${TMPDIR:-/tmp}/awq-load-XXXXXX")
+    "$build/tests/tools/random_checkpoint" llama3-8b "$directory/model" || return 1
+    # The first may read the disk, the second finds the file in the page cache.
+    for i in 1 2 3; do "$awq" bench --backend cuda -m "$directory/model" -p 0 -n 8 -r 1 || return 1; done
+    rm -rf "$directory"
+}
+export -f bench load
+export awq build
+
+: >"$report"
+say "$(git log -1 --format='%h %s' 2>/dev/null)" ""
+nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader | tee -a "$report"
+for one in "$@"; do
+    case $one in
+    tests) tests tests env AWQ_TEST_ON=cuda "$build/tests/run" -tc='engine*,determinism*,memory budget*,*random weights*' ;;
+    sweep | memcheck | racecheck | initcheck)
+        tests "$one" env SECONDS_EACH="$limit" tests/sanitize_cuda.sh "$build" "${one/sweep/plain}" ;;
+    matmul) part matmul "$build/backends/cuda/lab/bench_matmul" table && cat "$out/matmul.log" >>"$report" ;;
+    decode)
+        table decode-1 bash -c 'for s in llama3-8b mistral-7b mixtral-8x7b; do bench --shape $s -p 0 -n 128; done; bench --shape llama3-8b -p 0 -n 128 -d 4096'
+        table decode-batch bash -c 'bench --shape llama3-8b -p 0 -n 128 -d 16 -b 2,4,8,16,32,64' ;;
+    prefill) table prefill bash -c 'for s in llama3-8b mistral-7b mixtral-8x7b; do bench --shape $s -p 512,2048 -n 0; done' ;;
+    kernels) table kernels bash -c 'bench --shape llama3-8b --kernels -p 512 -b 1,16 -d 0,4096' ;;
+    load) table load bash -c load ;;
+    *) echo "error: $one: is no part; see the head of $0" >&2; exit 2 ;;
+    esac
+done
+say "" "failed:${failed:- nothing}"
+[ -z "$failed" ]

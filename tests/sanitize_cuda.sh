@@ -1,0 +1,19 @@
+#!/bin/sh
+# The sweep of ops and the tests of the CUDA backend on a GPU: plain, then under compute-sanitizer's memcheck, racecheck and
+# initcheck. Usage: tests/sanitize_cuda.sh BUILD_DIR [TOOL ...]; "plain" is a tool as well. SECONDS_EACH bounds each run (600).
+set -eu
+build=$1
+shift
+[ $# -gt 0 ] || set -- plain memcheck racecheck initcheck
+sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+failed=0
+for tool in "$@"; do
+    run="$build/tests/run -tc=ops*,*cuda*,every*"
+    [ "$tool" = plain ] || run="$sanitizer --tool $tool --error-exitcode 9 --print-limit 10 $run"
+    begin=$(date +%s) status=0
+    AWQ_TEST_ON=cuda timeout "${SECONDS_EACH:-600}" $run >"$build/sanitize-$tool.log" 2>&1 || status=$?
+    grep -q "no CUDA device" "$build/sanitize-$tool.log" && { echo "error: $tool: no CUDA device"; exit 1; }
+    echo "$tool: exit status $status after $(($(date +%s) - begin)) s: $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY|test cases' "$build/sanitize-$tool.log" | tr '\n' ' ')"
+    [ "$status" = 0 ] || { failed=1; tail -40 "$build/sanitize-$tool.log"; }
+done
+exit $failed
