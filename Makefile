@@ -147,7 +147,7 @@ sanitize-cuda: $(BUILD)/tests/run
 	tests/sanitize_cuda.sh $(BUILD)
 
 # Every figure and proof of docs/performance.md that takes a GPU. The matrix table needs cuBLAS.
-measure-cuda: all $(BUILD)/tests/run $(BUILD)/tests/tools/random_checkpoint $(BUILD)/backends/cuda/lab/bench_matmul
+measure-cuda: all $(BUILD)/tests/run $(BUILD)/tests/tools/random_checkpoint $(if $(CUDA_OBJECTS),$(BUILD)/backends/cuda/lab/bench_matmul)
 	backends/cuda/lab/measure.sh $(BUILD) $(BUILD)/measure
 
 bench-peers:

@@ -140,10 +140,13 @@ Tensor node_tensor(const RunArgs& args, NodeId id);
 struct BackendEntry {
     const char* name;
     bool (*available)();
+    bool (*present)();    // there is hardware for it, whether or not this program can use it
     Result<std::unique_ptr<Backend>> (*create)(const BackendOptions& options);
 };
 std::span<const BackendEntry> backend_table();      // in the order `auto` prefers
 // name: "auto" or one of the table
 Result<std::unique_ptr<Backend>> create_backend(const std::string& name, const BackendOptions& options);
+// Why `auto` passes over hardware that is there: one line each, for the plan's warnings.
+std::vector<std::string> backends_passed_over(const BackendOptions& options);
 
 }  // namespace awq

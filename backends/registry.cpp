@@ -12,16 +12,17 @@ bool cpu_available();
 Result<std::unique_ptr<Backend>> create_cpu_backend(const BackendOptions& options);
 #ifdef AWQ_HAVE_CUDA
 bool cuda_available();
+bool cuda_present();
 Result<std::unique_ptr<Backend>> create_cuda_backend(const BackendOptions& options);
 #endif
 
 std::span<const BackendEntry> backend_table() {
     static const BackendEntry table[] = {
 #ifdef AWQ_HAVE_CUDA
-        {"cuda", cuda_available, create_cuda_backend},
+        {"cuda", cuda_available, cuda_present, create_cuda_backend},
 #endif
-        {"cpu", cpu_available, create_cpu_backend},
-        {"reference", reference_available, create_reference_backend},
+        {"cpu", cpu_available, cpu_available, create_cpu_backend},
+        {"reference", reference_available, reference_available, create_reference_backend},
     };
     return table;
 }
@@ -33,6 +34,16 @@ Result<std::unique_ptr<Backend>> create_backend(const std::string& name, const B
         if (name == entry.name || (name == "auto" && entry.available())) return entry.create(options);
     }
     return Status(Code::invalid_argument, "--backend: \"" + quote(name) + "\" is not built into this program; expected one of " + known);
+}
+
+std::vector<std::string> backends_passed_over(const BackendOptions& options) {
+    std::vector<std::string> reasons;
+    for (const BackendEntry& entry : backend_table()) {
+        if (entry.available()) break;
+        if (!entry.present()) continue;
+        if (auto refused = entry.create(options); !refused.ok()) reasons.push_back(refused.status().message());
+    }
+    return reasons;
 }
 
 const Kernel* find_kernel(std::span<const Kernel> table, const Graph& graph, const Node& node, int64_t rows) {

@@ -84,6 +84,8 @@ Status Engine::build(const EngineOptions& options) {
     plan_options.context = context_;
     AWQ_ASSIGN(backend_, create_backend(options.backend, options.backend_options));
     AWQ_ASSIGN(plan_, make_plan(*checkpoint_, model_, plan_options, backend_.get()));
+    if (options.backend == "auto")
+        for (std::string& reason : backends_passed_over(options.backend_options)) plan_.warnings.push_back(std::move(reason));
     if (plan_.rope) model_.config.rope = *plan_.rope;    // modules_to_fuse brought a rope_theta of its own
 
     weights_ = std::make_unique<WeightStore>(plan_, *backend_);

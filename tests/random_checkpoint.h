@@ -86,7 +86,8 @@ private:
             for (uint64_t at = 0; at < t.bytes; at += piece_bytes) pieces.push_back({&t, at});
         parallel_for(pieces.size(), hardware_threads(), [&](size_t i) {
             const Tensor& t = *pieces[i].tensor;
-            std::vector<uint64_t> words(piece_bytes / 8);
+            const uint64_t count = std::min(piece_bytes, t.bytes - pieces[i].first);
+            std::vector<uint64_t> words((count + 7) / 8);
             uint64_t state = i * 0x9e3779b97f4a7c15u;
             for (uint64_t& word : words) {    // splitmix64
                 uint64_t z = state += 0x9e3779b97f4a7c15u;
@@ -94,7 +95,6 @@ private:
                 z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
                 word = ((z ^ (z >> 31)) & t.mask) | t.bits;
             }
-            const uint64_t count = std::min(piece_bytes, t.bytes - pieces[i].first);
             const uint64_t at = header.size() + t.offset + pieces[i].first;
             if (pwrite(file, words.data(), count, static_cast<off_t>(at)) != static_cast<ssize_t>(count)) sound = false;
         });

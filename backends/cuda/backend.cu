@@ -225,6 +225,13 @@ bool cuda_available() {
     return usable;
 }
 
+bool cuda_present() {
+    int count = 0;
+    bool present = cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+    cudaGetLastError();
+    return present;
+}
+
 Result<std::unique_ptr<Backend>> create_cuda_backend(const BackendOptions& options) {
     int count = 0;
     if (cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess || count == 0) {

@@ -13,8 +13,8 @@ awq=$build/awq
 mkdir -p "$out"
 report=$out/report.md
 
-say() { printf '%s\n' "$*" | tee -a "$report"; }
-# part NAME COMMAND...: its output goes into the report where NAME ends in a colon, else into the log.
+say() { printf '%s\n' "$@" | tee -a "$report"; }
+# part NAME COMMAND...: runs it, with its output in a log. table and tests put into the report what of it belongs there.
 part() {
     local name=$1 status=0 begin
     shift
@@ -23,20 +23,20 @@ part() {
     say "" "## $name: exit status $status after $(($(date +%s) - begin)) s" ""
     [ "$status" = 0 ] || failed="$failed $name"
 }
-table() { part "$@"; grep '^|\|^cuda' "$out/$1.log" | tee -a "$report"; }
+table() { part "$@"; grep '^|\|^cuda\|^A run\|^error\|^$' "$out/$1.log" | tee -a "$report"; }
 tests() { part "$@"; grep 'test cases\|assertions\|SUMMARY\|ERROR:' "$out/$1.log" | tee -a "$report"; }
-bench() { "$awq" bench --backend cuda -r 5 "$@"; }
+bench() { "$awq" bench --backend cuda -r 5 "$@" && echo; }
 load() {
-    local directory
     directory=$(mktemp -d "${TMPDIR:-/tmp}/awq-load-XXXXXX")
+    trap 'rm -rf "$directory"' EXIT
     "$build/tests/tools/random_checkpoint" llama3-8b "$directory/model" || return 1
     # The first may read the disk, the second finds the file in the page cache.
-    for i in 1 2 3; do "$awq" bench --backend cuda -m "$directory/model" -p 0 -n 8 -r 1 || return 1; done
-    rm -rf "$directory"
+    for i in 1 2 3; do bench -m "$directory/model" -p 0 -n 8 -r 1 || return 1; done
 }
 export -f bench load
 export awq build
 
+"$awq" bench --backend cuda --shape smollm2-135m -p 1 -n 0 -r 1 >/dev/null || exit 1    # no device: the reason is told
 : >"$report"
 say "$(git log -1 --format='%h %s' 2>/dev/null)" ""
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv,noheader | tee -a "$report"
