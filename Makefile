@@ -55,9 +55,9 @@ ifeq ($(NVCC),)
 $(error CUDA=1: nvcc was not found; expected it in PATH, in /usr/local/cuda/bin or named by NVCC)
 endif
 ifeq ($(origin CUDA_ARCHS),undefined)
-# "9.0" is 90a, for wgmma; "12.0" is 120. Without a GPU: 90a.
+# "9.0" is 90a, for wgmma; "12.0" is 120. Without a GPU that can be used: 90a.
 GPU_ARCHS    := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep '^[0-9.]*$$' | tr -d . | sort -u)
-CUDA_ARCHS   := $(or $(patsubst 90,90a,$(GPU_ARCHS)),90a)
+CUDA_ARCHS   := $(or $(patsubst 90,90a,$(filter 8% 9% 1%,$(GPU_ARCHS))),90a)
 endif
 CUDA_HOME    := $(abspath $(dir $(realpath $(NVCC)))/..)
 NVCCFLAGS    := -std=c++20 -O3 -I. -Icore -I$(BUILD) -Xcompiler -fPIC,-Wall,-pthread $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
