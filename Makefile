@@ -60,7 +60,7 @@ GPU_ARCHS    := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader
 CUDA_ARCHS   := $(or $(patsubst 90,90a,$(filter 8% 9% 1%,$(GPU_ARCHS))),90a)
 endif
 CUDA_HOME    := $(abspath $(dir $(realpath $(NVCC)))/..)
-NVCCFLAGS    := -std=c++20 -O3 -I. -Icore -I$(BUILD) -Xcompiler -fPIC,-Wall,-pthread $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
+NVCCFLAGS    := -std=c++20 -O3 -I. -Icore -I$(BUILD) -Xcompiler -fPIC,-Wall,-pthread $(foreach a,$(patsubst 90,90a,$(CUDA_ARCHS)),-gencode arch=compute_$(a),code=sm_$(a))
 CUDA_LIBS    := $(CUDA_HOME)/lib64/libcudart_static.a -ldl -lrt
 LDLIBS_ALL   += $(CUDA_LIBS)
 CUDA_OBJECTS := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard backends/cuda/*.cu))

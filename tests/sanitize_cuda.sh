@@ -1,7 +1,7 @@
 #!/bin/sh
 # The sweep of ops and the tests of the CUDA backend on a GPU: plain, then under compute-sanitizer's memcheck, racecheck and
 # initcheck. Usage: tests/sanitize_cuda.sh BUILD_DIR [TOOL ...]; "plain" is a tool as well. SECONDS_EACH bounds each run (600).
-set -eu
+set -euf    # no file names from the patterns of test cases
 build=$1
 shift
 [ $# -gt 0 ] || set -- plain memcheck racecheck initcheck
@@ -9,6 +9,7 @@ sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-san
 failed=0
 for tool in "$@"; do
     run="$build/tests/run -tc=ops*,*cuda*,every*"
+    [ "$tool" = plain ] || [ -x "$sanitizer" ] || { echo "error: $tool: compute-sanitizer was not found in PATH or /usr/local/cuda/bin"; exit 1; }
     [ "$tool" = plain ] || run="$sanitizer --tool $tool --error-exitcode 9 --print-limit 10 $run"
     begin=$(date +%s) status=0
     AWQ_TEST_ON=cuda timeout "${SECONDS_EACH:-600}" $run >"$build/sanitize-$tool.log" 2>&1 || status=$?

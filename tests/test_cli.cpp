@@ -300,12 +300,14 @@ TEST_CASE("cli: bench prints a table or JSON") {
     auto json = awq::parse_json(run(arguments).out, 16);
     REQUIRE(json.ok());
     CHECK(json->find("rows")->items().size() == 2);
-    arguments.push_back("--kernels");
+    CHECK(json->find("load_seconds")->real() > 0);
+    arguments.insert(arguments.end(), {"--kernels", "-b", "1,3"});
     json = awq::parse_json(run(arguments).out, 16);
     REQUIRE(json.ok());
     double sum = 0;
     for (const awq::Json& row : json->find("kernels")->find("1 token")->items()) sum += row.find("percent_of_run")->real();
     CHECK(sum == doctest::Approx(100));
+    for (const char* run : {"3 tokens of as many sequences", "16 tokens"}) CHECK_MESSAGE(json->find("kernels")->find(run), run);
 }
 
 TEST_CASE("cli: Ctrl-C ends the program at once, whatever it is doing") {

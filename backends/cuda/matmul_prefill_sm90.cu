@@ -141,6 +141,11 @@ __device__ __forceinline__ void store_block(const Params& p, Block place, int my
     }
 }
 
+// The host picks this kernel on compute capability 9.0 without asking how it was compiled: an empty one must not be built.
+#if __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "compute capability 9.0 is to be compiled as 90a, for wgmma"
+#endif
+
 // Groups: 2 for 128 columns a group; 8 serves every size.
 template <int TN, int Groups, bool IntegerZeros, int PerSm>
 __global__ void __launch_bounds__(threads, PerSm)

@@ -24,7 +24,7 @@ part() {
     [ "$status" = 0 ] || failed="$failed $name"
 }
 table() { part "$@"; grep '^|\|^cuda\|^A run\|^error\|^$' "$out/$1.log" | tee -a "$report"; }
-tests() { part "$@"; grep 'test cases\|assertions\|SUMMARY\|ERROR:' "$out/$1.log" | tee -a "$report"; }
+tests() { part "$@"; grep 'exit status\|test cases\|assertions\|SUMMARY\|ERROR:\|^error' "$out/$1.log" | tee -a "$report"; }
 bench() { "$awq" bench --backend cuda -r 5 "$@" && echo; }
 load() {
     directory=$(mktemp -d "${TMPDIR:-/tmp}/awq-load-XXXXXX")
@@ -44,7 +44,7 @@ for one in "$@"; do
     case $one in
     tests) tests tests env AWQ_TEST_ON=cuda "$build/tests/run" -tc='engine*,determinism*,memory budget*,*random weights*' ;;
     sweep | memcheck | racecheck | initcheck)
-        tests "$one" env SECONDS_EACH="$limit" tests/sanitize_cuda.sh "$build" "${one/sweep/plain}" ;;
+        tests "$one" env SECONDS_EACH=$((limit - 20)) tests/sanitize_cuda.sh "$build" "${one/sweep/plain}" ;;
     matmul) part matmul "$build/backends/cuda/lab/bench_matmul" table && cat "$out/matmul.log" >>"$report" ;;
     decode)
         table decode-1 bash -c 'for s in llama3-8b mistral-7b mixtral-8x7b; do bench --shape $s -p 0 -n 128; done; bench --shape llama3-8b -p 0 -n 128 -d 4096'
