@@ -71,9 +71,9 @@ $(BUILD)/backends/cuda/%.o: backends/cuda/%.cu | $(BUILD)/deps-found
 	$(shell command -v ccache) $(NVCC) $(NVCCFLAGS) -MMD -MP -c $< -o $@
 # The lab: check_matmul, and bench_matmul, which alone needs cuBLAS.
 lab: $(BUILD)/backends/cuda/lab/check_matmul $(BUILD)/backends/cuda/lab/bench_matmul
-$(BUILD)/backends/cuda/lab/%: backends/cuda/lab/%.cu backends/cuda/lab/lab.h $(BUILD)/libawq.a
+$(BUILD)/backends/cuda/lab/%: backends/cuda/lab/%.cu backends/cuda/lab/lab.h $(BUILD)/backends/cuda/lab/decode_3_direct.o $(BUILD)/libawq.a
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -cudart static $< $(BUILD)/libawq.a -ldl -lrt $(if $(findstring bench,$@),-lcublas) -o $@
+	$(NVCC) $(NVCCFLAGS) -cudart static $< $(BUILD)/backends/cuda/lab/decode_3_direct.o $(BUILD)/libawq.a -ldl -lrt $(if $(findstring bench,$@),-lcublas) -o $@
 endif
 # Built with other GPUs in mind, or none: these are built again.
 $(BUILD)/backends/registry.o $(CUDA_OBJECTS): $(BUILD)/cuda-settings

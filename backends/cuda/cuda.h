@@ -64,6 +64,9 @@ Status launch(Context& context, void (*kernel)(Parameters...), dim3 grid, dim3 b
         config.attrs = &attribute;
         config.numAttrs = 1;
     }
+    // All kernels ask for the same division of an SM between cache and shared memory, the matrix kernels' one: a multiprocessor
+    // changes it only while it is idle, which would keep a kernel from beginning beside the one before it.
+    AWQ_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
     if (shared > 32 * 1024)  // beyond 48 KB, static shared memory included, only on request
         AWQ_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
     AWQ_CUDA(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...));

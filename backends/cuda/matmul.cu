@@ -45,6 +45,7 @@ cudaError_t apply_norm(const MatmulContext& context, int64_t in, MatmulArgs& arg
 enum class Choice { decode, prefill, mma };
 Choice choose(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args) {
     if (tuning.kernel) return tuning.kernel == 1 ? Choice::decode : tuning.kernel == 2 ? Choice::prefill : Choice::mma;
+    if (tuning.decode && args.rows <= 16) return Choice::decode;
     // From 9 rows on the decode kernel's two tiles of tokens cost more than wgmma's 32 mostly empty ones.
     if (args.rows <= 8 && decode_fits(device, layout, args.rows)) return Choice::decode;
     if (prefill_fits(device, layout, args)) return Choice::prefill;
@@ -74,6 +75,7 @@ cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
     if (cudaError_t error = open_decode(d)) return error;
     if (cudaError_t error = open_prefill(d)) return error;
     if (cudaError_t error = open_mma(d)) return error;
+    if (cudaError_t error = allow_shared(norm_rows_kernel, 0)) return error;
     *device = d;
     return cudaSuccess;
 }
@@ -86,7 +88,7 @@ cudaError_t matmul_q4(const MatmulContext& context, const Q4Weight& weight, cons
     if (args.rows <= 0) return cudaSuccess;
     MatmulArgs plain = args;
     Choice choice = choose(context.device, weight.layout, args);
-    if (choice == Choice::decode) return decode_q4(context, weight, args);
+    if (choice == Choice::decode) return (tuning.decode ? tuning.decode : decode_q4)(context, weight, args);
     if (cudaError_t error = apply_norm(context, weight.layout.in, plain)) return error;
     if (choice == Choice::prefill) return prefill_q4(context, weight, plain);
     return mma_q4(context, weight, plain, nullptr);

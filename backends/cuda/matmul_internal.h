@@ -26,6 +26,8 @@ struct MatmulTuning {
     int slices = 0, slots = 0, window = 0, sets = 0, slow = -1;  // decode
     int tokens = 0, per_sm = 0;                                  // prefill: tokens of a CTA, CTAs that share an SM
     int schedule = -1;                                           // prefill: see plan_schedule
+    // An attempt of the lab that takes the place of the decode kernel, up to 16 rows.
+    cudaError_t (*decode)(const MatmulContext&, const Q4Weight&, const MatmulArgs&) = nullptr;
 };
 extern MatmulTuning tuning;
 

@@ -6,6 +6,8 @@
 //   bench_matmul check          all four linears against float SGEMM at the table's row counts
 //   bench_matmul head | moe     the dense output head; a mixture of experts
 //
+// "direct" behind any of them: decode_3_direct.cu in the place of the decode kernel.
+//
 // Each layer has weights of its own (2.7 GB at decode), so that none is found in L2. A layer is a chain: norm + qkv, o +
 // residual, norm + gate_up + silu, down + residual; no attention. From 17 rows on the norms are left out (they are kernels of
 // their own there) unless "norm" is among the arguments.
@@ -284,7 +286,7 @@ void decode_sweep() {
                 for (int slow : {0, 2, 4, 8})
                     for (int window : {2, 3, 4, 6}) {
                         if (slices && (window != 3 || slow != 2)) continue;
-                        tuning = {};
+                        tuning = lab::base;
                         tuning.sets = sets, tuning.slices = slices, tuning.window = window, tuning.slow = slow;
                         bool fits = true;
                         for (auto& w : weights) fits = fits && decode_fits(context.device, w[0].layout, rows);
@@ -298,7 +300,7 @@ void decode_sweep() {
                         std::printf("%s: %.2f\n", at.c_str(), t);
                         best = std::min(best, t);
                     }
-        tuning = {};
+        tuning = lab::base;
         Graph g([&] {
             for (int i = 0; i < layers; i++) layer(i, rows);
         });
@@ -330,7 +332,7 @@ void prefill_sweep(const std::vector<int>& counts) {
             for (int per_sm : {1, 2})
                 for (int tokens : {32, 64, 128, 256})
                     for (int schedule = 0; schedule < 5; schedule++) {
-                        tuning = {};
+                        tuning = lab::base;
                         tuning.kernel = 2, tuning.per_sm = per_sm, tuning.tokens = tokens, tuning.schedule = schedule;
                         if (tokens > rows * 2 || tokens * 8 < rows || (rows >= 512 && tokens < 128)) continue;
                         if (!prefill_fits(context.device, weights[l][0].layout, args_of(l, rows))) continue;
@@ -342,7 +344,7 @@ void prefill_sweep(const std::vector<int>& counts) {
                                     schedule, t);
                         if (t < best) best = t, chosen[l] = tuning;
                     }
-            tuning = {};
+            tuning = lab::base;
             Graph g([&] {
                 for (int i = 0; i < n; i++) layer(i, rows, 1 << l);
             });
@@ -350,7 +352,7 @@ void prefill_sweep(const std::vector<int>& counts) {
                         chosen[l].tokens, chosen[l].per_sm, chosen[l].schedule, sustained(g, 7) / n);
             sum += best;
         }
-        tuning = {};
+        tuning = lab::base;
         Graph ours([&] {
             for (int i = 0; i < n; i++)
                 for (int l = 0; l < 4; l++) {
@@ -358,7 +360,7 @@ void prefill_sweep(const std::vector<int>& counts) {
                     layer(i, rows, 1 << l);
                 }
         });
-        tuning = {};
+        tuning = lab::base;
         Graph usual([&] {
             for (int i = 0; i < n; i++) layer(i, rows);
         });
@@ -436,6 +438,7 @@ int main(int argc, char** argv) {
     std::string what = argc > 1 ? argv[1] : "table";
     std::vector<int> counts;
     for (int i = 2; i < argc; i++) {
+        if (lab::take_attempt(argv[i])) continue;
         if (!std::strcmp(argv[i], "norm"))
             with_norm = true;
         else

@@ -1,7 +1,7 @@
 // Every matrix kernel against a double reference, on odd and even shapes and every row count that touches an edge: all
 // outputs compared, outputs poisoned before, columns beside them checked to be untouched. Prints one line a case.
 //
-//   check_matmul [quick]     quick: a few small cases, for compute-sanitizer
+//   check_matmul [quick] [direct]     quick: a few small cases, for compute-sanitizer; direct: decode_3_direct.cu
 #include <cstring>
 #include <map>
 #include <string>
@@ -224,7 +224,7 @@ void check_q4(const Shape& s, const std::vector<int>& counts, bool all_schedules
                               (s.integers ? " int" : " off") + (s.gated ? " gated" : "") + (s.aligned ? "" : " unaligned");
     for (int rows : counts)
         for (int kernel = 0; kernel < 5; kernel++) {
-            tuning = {};
+            tuning = lab::base;
             tuning.kernel = kernel;
             if (kernel == 1 && !decode_fits(context.device, packed.layout, rows)) continue;
             if (kernel == 4 && rows > 65) continue;
@@ -265,7 +265,7 @@ void check_q4(const Shape& s, const std::vector<int>& counts, bool all_schedules
                         }
             }
         }
-    tuning = {};
+    tuning = lab::base;
     std::printf("%-40s %s\n", shape.c_str(), failures == before ? "ok" : "WRONG");
     std::fflush(stdout);
     cudaFree(const_cast<void*>(weight.data)), cudaFree(dense), cudaFree(b.y), cudaFree(b.y32), cudaFree(b.residual),
@@ -381,7 +381,7 @@ void check_experts(int64_t out, int64_t in, int64_t group, bool integers, bool g
     int before = failures;
     for (int kernel : {0, 3, 4}) {
         if (!quantised && kernel) continue;
-        tuning = {};
+        tuning = lab::base;
         tuning.kernel = kernel;
         poison(b, rows);
         if (quantised) {
@@ -394,7 +394,7 @@ void check_experts(int64_t out, int64_t in, int64_t group, bool integers, bool g
         LAB_CHECK(cudaStreamSynchronize(stream));
         compare(name + " kernel " + std::to_string(kernel), b, ref, out, want, &row_of);
     }
-    tuning = {};
+    tuning = lab::base;
     std::printf("%-40s %s\n", name.c_str(), failures == before ? "ok" : "WRONG");
     std::fflush(stdout);
 }
@@ -402,7 +402,9 @@ void check_experts(int64_t out, int64_t in, int64_t group, bool integers, bool g
 }  // namespace
 
 int main(int argc, char** argv) {
-    const bool quick = argc > 1 && !std::strcmp(argv[1], "quick");
+    bool quick = false;
+    for (int i = 1; i < argc; i++)
+        if (!lab::take_attempt(argv[i])) quick = quick || !std::strcmp(argv[i], "quick");
     LAB_CHECK(open_matmul(0, &context.device));
     LAB_CHECK(cudaStreamCreate(&stream));
     context.stream = stream;
