@@ -258,13 +258,15 @@ __global__ void __launch_bounds__(most_warps * 32, 1) decode_direct_kernel(const
                 } else {
                     const int column = (warp + i * warps) * unit_columns + lane_column;
                     const half* from = p.x + m * p.ldx;
-                    if (p.x_aligned && column + 8 <= p.in)
-                        sum += squares_of(__ldcg(reinterpret_cast<const uint4*>(from + column)));
-                    else
-                        for (int c = column; c < min(column + 8, p.in); c++) {
-                            const float v = __half2float(load_activation(from + c));
-                            sum += v * v;
-                        }
+                    uint4 piece;
+                    if (p.x_aligned && column + 8 <= p.in) {
+                        piece = __ldcg(reinterpret_cast<const uint4*>(from + column));
+                    } else {
+                        auto at = [&](int c) { return c < p.in ? load_activation(from + c) : __float2half(0.0f); };
+                        auto pair = [&](int c) { return as_bits(__halves2half2(at(c), at(c + 1))); };
+                        piece = make_uint4(pair(column), pair(column + 2), pair(column + 4), pair(column + 6));
+                    }
+                    sum += squares_of(piece);  // in the order of the other branch: the same bits
                 }
             }
 #pragma unroll
