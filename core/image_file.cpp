@@ -7,9 +7,10 @@
 
 namespace {
 
-// stb_image grows its buffers as the compressed data says: no block may be larger than the picture accounts for.
+// stb_image grows its buffers as the compressed data says: no block may be larger than the picture accounts for. And it reads
+// tables that a file never defines: from zeroed memory they are empty.
 thread_local size_t largest_block = 0;
-void* allocate(size_t bytes) { return bytes <= largest_block ? std::malloc(bytes) : nullptr; }
+void* allocate(size_t bytes) { return bytes <= largest_block ? std::calloc(1, bytes) : nullptr; }
 void* reallocate(void* block, size_t bytes) { return bytes <= largest_block ? std::realloc(block, bytes) : nullptr; }
 
 }  // namespace
@@ -33,18 +34,47 @@ namespace awq {
 
 namespace {
 
+using Bytes = std::span<const uint8_t>;
+
 // Scans of a JPEG, each of which takes time for the whole picture however little of the file it takes.
-int scans(std::span<const uint8_t> file) {
+int scans(Bytes file) {
     int count = 0;
     for (size_t i = 0; i + 1 < file.size(); i++) count += file[i] == 0xff && file[i + 1] == 0xda;
     return count;
 }
 
-using Bytes = std::span<const uint8_t>;
 uint32_t number(Bytes at, size_t bytes, bool little) {
     uint32_t value = 0;
     for (size_t i = 0; i < bytes; i++) value |= uint32_t{at[i]} << 8 * (little ? i : bytes - 1 - i);
     return value;
+}
+
+// Whether the Huffman tables of the DHT segment at `at` have at most 256 codes each. Release 2.27 of stb_image, Debian 12's,
+// takes more and writes behind its arrays.
+bool tables_fit(Bytes file, size_t at) {
+    int64_t left = number(file.subspan(at + 2), 2, false) - int64_t{2};
+    for (at += 4; left > 0;) {  // class and number, how many codes of each length, their values
+        size_t codes = 0;
+        for (size_t i = at + 1; i <= at + 16 && i < file.size(); i++) codes += file[i];
+        if (codes > 256) return false;
+        at += 17 + codes;
+        left -= static_cast<int64_t>(17 + codes);
+    }
+    return true;
+}
+
+// The same of all of a JPEG. Up to the first scan segments follow one another; from there on, and where they do not, whatever
+// could be a DHT segment counts as one.
+bool all_tables_fit(Bytes file) {
+    bool in_order = true;
+    for (size_t at = 2; at + 4 <= file.size();) {
+        const uint8_t marker = file[at + 1];
+        if (file[at] == 0xff && marker == 0xc4 && !tables_fit(file, at)) return false;
+        const size_t length = number(file.subspan(at + 2), 2, false);
+        in_order = in_order && file[at] == 0xff && marker != 0xda && (marker == 0xff || length >= 2);
+        at += in_order && marker != 0xff ? 2 + length : 1;
+    }
+    return true;
 }
 
 // The EXIF block (a TIFF header and what follows): a JPEG's APP1 segment before its first scan, a PNG's chunk. Empty: none.
@@ -119,6 +149,7 @@ Result<Picture> decode_picture(std::span<const uint8_t> file) {
     const bool png = file.size() > 8 && std::memcmp(file.data(), "\x89PNG\r\n\x1a\n", 8) == 0;
     const bool jpeg = file.size() > 3 && std::memcmp(file.data(), "\xff\xd8\xff", 3) == 0;
     if (!png && !jpeg) return bad("is no PNG or JPEG file");
+    if (jpeg && !all_tables_fit(file)) return bad("damaged: a Huffman table of more than 256 codes");
     const int size = static_cast<int>(file.size());
     int width = 0, height = 0, channels = 0;
     largest_block = size_t{1} << 20;

@@ -195,6 +195,15 @@ TEST_CASE("image: damaged and hostile files are statuses") {
     std::string scans = test::read_bytes("tests/data/images/tall.jpg");
     for (int i = 0; i < 600; i++) scans += "\xff\xda";
     CHECK(decode_status(scans).message().find("scans") != std::string::npos);
+    // A Huffman table of more codes than there are bytes, before the first scan and behind it.
+    std::string codes = test::read_bytes("tests/data/images/tall.jpg");
+    const size_t table = codes.find("\xff\xc4");
+    REQUIRE(table != codes.npos);
+    for (size_t i = 0; i < 16; i++) codes[table + 5 + i] = '\x11';  // 16 x 17
+    CHECK(decode_status(codes).message().find("Huffman table") != std::string::npos);
+    std::string later = test::read_bytes("tests/data/images/tall.jpg");
+    later.insert(later.size() - 2, codes.substr(table, 64));
+    CHECK(decode_status(later).message().find("Huffman table") != std::string::npos);
 }
 
 namespace {
