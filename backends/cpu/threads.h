@@ -59,7 +59,7 @@ private:
     void (*job_)(void*, int) = nullptr;
     void* argument_ = nullptr;
     uint32_t first_phase_ = 0;
-    bool quit_ = false;
+    std::atomic<bool> quit_{false};
     // Each on a cache line of its own: threads spin on one while others count on another.
     alignas(64) std::atomic<uint32_t> job_number_{0};
     alignas(64) std::atomic<bool> open_{false};  // who comes now may take part
