@@ -382,7 +382,9 @@ awq_status awq_inspect(const awq_options* options, bool json, const char* explai
             engine_opts.plan.context = engine_opts.context > 0 ? engine_opts.context : context_by_default(model.config);
             AWQ_ASSIGN(Plan plan, make_plan(*checkpoint, model, engine_opts.plan, backend.get()));
             if (explain) return explain_module(plan, *checkpoint, backend.get(), explain);
-            AWQ_TRY(Engine::measure(plan, model, std::move(backend), engine_opts.plan.fuse));
+            // A model whose graph cannot be built still has a plan to look at.
+            if (Status measured = Engine::measure(plan, model, std::move(backend), engine_opts.plan.fuse); !measured.ok())
+                plan.warnings.push_back(measured.message());
             return json ? dump_json(plan_to_json(plan, model), 1) + "\n" : plan_to_table(plan, model);
         }();
         if (inspect.ok()) return give(*inspect, text);
