@@ -183,6 +183,30 @@ Result<std::unique_ptr<Session>> Engine::new_session() {
 
 // ---- running
 
+bool Engine::Pending::wants_row(size_t token) const {
+    return token >= repeated && (feed.want == Feed::Logits::all || (feed.want == Feed::Logits::last && token + 1 == feed.tokens.size()));
+}
+
+// longrope has one set of frequencies up to the original length and another beyond. Where a sequence passes from one to the
+// other, what its cache holds is rotated by the wrong ones: then it is fed whole, as transformers does.
+void Engine::repeat_history(Pending& pending) const {
+    Session& session = *pending.feed.session;
+    const RopeParams& rope = model_.config.rope;
+    const int64_t length = session.length() + static_cast<int64_t>(pending.feed.tokens.size());
+    auto beyond = [&](int64_t tokens) { return rope.kind == RopeParams::Kind::longrope && tokens > rope.original_length; };
+    const bool stale = session.rope_length_ < 0 || beyond(session.rope_length_) != beyond(length);
+    if (session.length() == 0 || !stale) {
+        session.rope_length_ = length;
+        return;
+    }
+    pending.repeated = session.tokens_.size();
+    pending.history = std::move(session.tokens_);
+    pending.history.insert(pending.history.end(), pending.feed.tokens.begin(), pending.feed.tokens.end());
+    pending.feed.tokens = pending.history;
+    session.tokens_.clear();
+    session.rope_length_ = length;
+}
+
 Status Engine::run(std::span<Feed> feeds, const std::atomic<bool>* cancel) {
     std::vector<int64_t> before;
     int with_images = 0;
@@ -201,56 +225,66 @@ Status Engine::run(std::span<Feed> feeds, const std::atomic<bool>* cancel) {
             return Status(Code::invalid_argument, "two sequences of one batch bring images; expected one at most");
         before.push_back(feed.session->length());
     }
+    std::vector<Pending> all;
     auto undo = [&](Status status) {
-        for (size_t i = 0; i < feeds.size(); i++) feeds[i].session->truncate(before[i]);
+        for (size_t i = 0; i < feeds.size(); i++) {
+            Session& session = *feeds[i].session;
+            if (i < all.size() && all[i].repeated > 0) {    // its cache is written over in part: the next run does it again
+                session.tokens_.assign(all[i].history.begin(), all[i].history.begin() + before[i]);
+                session.rope_length_ = -1;
+            }
+            session.truncate(before[i]);
+        }
         return status;
     };
     for (Feed& feed : feeds) {
         if (Status room = feed.session->reserve(feed.session->length() + static_cast<int64_t>(feed.tokens.size())); !room.ok()) return undo(room);
         if (feed.logits) feed.logits->clear();
     }
+    for (const Feed& feed : feeds) {
+        all.push_back({feed, {}});
+        repeat_history(all.back());
+    }
 
     // Chunks: as many tokens of each feed, in order, as fit beside the others'.
-    std::vector<size_t> done(feeds.size(), 0), count(feeds.size(), 0);
     for (;;) {
         int32_t tokens = 0, outputs = 0;
-        for (size_t i = 0; i < feeds.size(); i++) {
-            size_t left = feeds[i].tokens.size() - done[i];
-            count[i] = std::min<size_t>(left, static_cast<size_t>(chunk_tokens - tokens));
-            if (feeds[i].want == Feed::Logits::all) count[i] = std::min<size_t>(count[i], static_cast<size_t>(chunk_outputs - outputs));
-            bool ends = count[i] == left && count[i] > 0;
-            if (feeds[i].want == Feed::Logits::last && ends && outputs == chunk_outputs) count[i] = 0;
-            else if (feeds[i].want == Feed::Logits::last && ends) outputs++;
-            if (feeds[i].want == Feed::Logits::all) outputs += static_cast<int32_t>(count[i]);
-            tokens += static_cast<int32_t>(count[i]);
+        for (Pending& p : all) {
+            const size_t left = p.feed.tokens.size() - p.done, room = static_cast<size_t>(chunk_outputs - outputs);
+            p.count = std::min<size_t>(left, static_cast<size_t>(chunk_tokens - tokens));
+            if (p.feed.want == Feed::Logits::all) p.count = std::min(p.count, room + (p.repeated > p.done ? p.repeated - p.done : 0));
+            if (p.count == left && p.count > 0 && p.feed.want == Feed::Logits::last && room == 0) p.count = 0;
+            for (size_t t = p.done; t < p.done + p.count; t++) outputs += p.wants_row(t);
+            tokens += static_cast<int32_t>(p.count);
         }
         if (tokens == 0) return {};
-        if (Status status = run_chunk(feeds, done, count, cancel); !status.ok()) return undo(status);
-        for (size_t i = 0; i < feeds.size(); i++) done[i] += count[i];
+        if (Status status = run_chunk(all, cancel); !status.ok()) return undo(status);
+        for (Pending& p : all) p.done += p.count;
     }
 }
 
-Status Engine::run_chunk(std::span<Feed> feeds, std::span<const size_t> done, std::span<const size_t> count, const std::atomic<bool>* cancel) {
-    std::vector<int32_t> tokens, positions, sequence, seq_begin, rope_len, page_table, output_rows, image_rows, active;
+Status Engine::run_chunk(std::span<Pending> all, const std::atomic<bool>* cancel) {
+    std::vector<int32_t> tokens, positions, sequence, seq_begin, rope_len, page_table, output_rows, image_rows;
+    std::vector<Pending*> active;
     BatchSize size;
-    for (size_t i = 0; i < feeds.size(); i++)
-        if (count[i] > 0) {
-            active.push_back(static_cast<int32_t>(i));
-            size.max_pages = std::max(size.max_pages, static_cast<int32_t>(feeds[i].session->pages_.size()));
+    for (Pending& p : all)
+        if (p.count > 0) {
+            active.push_back(&p);
+            size.max_pages = std::max(size.max_pages, static_cast<int32_t>(p.feed.session->pages_.size()));
         }
     size.sequences = static_cast<int32_t>(active.size());
     std::span<const float> features;
     for (int32_t s = 0; s < size.sequences; s++) {
-        const Feed& feed = feeds[active[s]];
+        const Feed& feed = active[s]->feed;
         const Session& session = *feed.session;
-        size_t begin = done[active[s]], end = begin + count[active[s]];
+        size_t begin = active[s]->done, end = begin + active[s]->count;
         seq_begin.push_back(static_cast<int32_t>(tokens.size()));
         rope_len.push_back(static_cast<int32_t>(session.length() + static_cast<int64_t>(feed.tokens.size() - begin)));
         int32_t image_row = static_cast<int32_t>(std::count(feed.tokens.begin(), feed.tokens.begin() + begin, config().vision.image_token));
         for (size_t t = begin; t < end; t++) {
             bool image = !feed.features.empty() && feed.tokens[t] == config().vision.image_token;
             image_rows.push_back(image ? image_row++ : -1);
-            if (feed.want == Feed::Logits::all || (feed.want == Feed::Logits::last && t + 1 == feed.tokens.size()))
+            if (active[s]->wants_row(t))
                 output_rows.push_back(static_cast<int32_t>(tokens.size()));
             tokens.push_back(feed.tokens[t]);
             positions.push_back(static_cast<int32_t>(session.length() + static_cast<int64_t>(t - begin)));
@@ -266,15 +300,15 @@ Status Engine::run_chunk(std::span<Feed> feeds, std::span<const size_t> done, st
     // One feed alone has its logits put where it wants them; several share a buffer.
     const size_t vocab = static_cast<size_t>(vocab_size()), outputs = static_cast<size_t>(size.outputs);
     bool want_logits = false, want_best = false;
-    for (int32_t i : active) {
-        want_logits = want_logits || feeds[i].logits;
-        want_best = want_best || feeds[i].best;
+    for (const Pending* p : active) {
+        want_logits = want_logits || p->feed.logits;
+        want_best = want_best || p->feed.best;
     }
     std::vector<float> shared;
     std::vector<int32_t> best(want_best ? outputs : 0);
     float* result = nullptr;
     if (want_logits && outputs > 0) {
-        std::vector<float>& rows = active.size() == 1 ? *feeds[active[0]].logits : shared;
+        std::vector<float>& rows = active.size() == 1 ? *active[0]->feed.logits : shared;
         rows.resize(rows.size() + outputs * vocab);
         result = rows.data() + rows.size() - outputs * vocab;
     }
@@ -309,9 +343,9 @@ Status Engine::run_chunk(std::span<Feed> feeds, std::span<const size_t> done, st
     }
     size_t row = 0;
     for (int32_t s = 0; s < size.sequences; s++) {
-        Feed& feed = feeds[active[s]];
-        size_t begin = done[active[s]], end = begin + count[active[s]];
-        size_t rows = feed.want == Feed::Logits::all ? end - begin : feed.want == Feed::Logits::last && end == feed.tokens.size() ? 1 : 0;
+        Feed& feed = active[s]->feed;
+        size_t begin = active[s]->done, end = begin + active[s]->count, rows = 0;
+        for (size_t t = begin; t < end; t++) rows += active[s]->wants_row(t);
         if (feed.logits && active.size() > 1) feed.logits->insert(feed.logits->end(), result + row * vocab, result + (row + rows) * vocab);
         if (feed.best && rows > 0) *feed.best = best[row + rows - 1];
         row += rows;

@@ -106,7 +106,15 @@ private:
     Status fit_positions(bool asked);
     MemoryNeeds memory_needs() const;
     Status allocate(const EngineOptions& options);
-    Status run_chunk(std::span<Feed> feeds, std::span<const size_t> done, std::span<const size_t> count, const std::atomic<bool>* cancel);
+    // A feed on its way: `repeated` of its tokens were in the cache before and bring no logits.
+    struct Pending {
+        Feed feed;
+        std::vector<int32_t> history;    // what feed.tokens points to where tokens are repeated
+        size_t repeated = 0, done = 0, count = 0;    // count: of the next chunk
+        bool wants_row(size_t token) const;
+    };
+    void repeat_history(Pending& pending) const;
+    Status run_chunk(std::span<Pending> all, const std::atomic<bool>* cancel);
 
     ConfiguredModel model_;
     std::shared_ptr<const Checkpoint> checkpoint_;
@@ -139,6 +147,7 @@ private:
     Status reserve(int64_t length);    // pages for so many tokens
     std::shared_ptr<Engine> engine_;
     std::vector<int32_t> tokens_, pages_;
+    int64_t rope_length_ = 0;          // rope_len of the run that wrote the cache; -1: the cache is to be written anew
 };
 
 }  // namespace awq

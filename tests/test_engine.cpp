@@ -211,6 +211,44 @@ TEST_CASE("session: truncated and fed again, it is as if nothing had happened") 
     CHECK(session->tokens().empty());
 }
 
+TEST_CASE("session: longrope, where a sequence passes the original length in either direction, is as if fed at once") {
+    auto engine = load(test::model("phi3-longrope"), "reference");    // its original length is 16
+    std::vector<int32_t> ids;
+    for (int i = 0; i < 40; i++) ids.push_back((i * 29 + 5) % static_cast<int>(engine->vocab_size()));
+    auto at_once = [&](size_t count, Feed::Logits want) {
+        auto session = open_session(*engine);
+        std::vector<float> logits;
+        Feed feed{session.get(), std::span(ids).first(count), want, &logits, {}};
+        REQUIRE(engine->run({&feed, 1}).ok());
+        return logits;
+    };
+    auto session = open_session(*engine);
+    auto feed_to = [&](size_t count, Feed::Logits want, const std::atomic<bool>* cancel = nullptr) {
+        std::vector<float> logits;
+        auto begin = static_cast<size_t>(session->length());
+        Feed feed{session.get(), std::span(ids).subspan(begin, count - begin), want, &logits, {}};
+        CHECK(engine->run({&feed, 1}, cancel).ok() == (cancel == nullptr));
+        CHECK(session->length() == static_cast<int64_t>(cancel ? begin : count));
+        return logits;
+    };
+    CHECK(difference(feed_to(14, Feed::Logits::last), at_once(14, Feed::Logits::last), 1).first < 1e-4);
+    CHECK(difference(feed_to(16, Feed::Logits::last), at_once(16, Feed::Logits::last), 1).first < 1e-4);
+    CHECK(difference(feed_to(17, Feed::Logits::last), at_once(17, Feed::Logits::last), 1).first < 1e-4);
+    CHECK(difference(feed_to(30, Feed::Logits::last), at_once(30, Feed::Logits::last), 1).first < 1e-4);
+    session->truncate(9);
+    CHECK(difference(feed_to(10, Feed::Logits::last), at_once(10, Feed::Logits::last), 1).first < 1e-4);
+    // all logits: of the new tokens only
+    auto all = feed_to(40, Feed::Logits::all), whole = at_once(40, Feed::Logits::all);
+    REQUIRE(all.size() == 30 * static_cast<size_t>(engine->vocab_size()));
+    CHECK(difference(all, std::vector<float>(whole.end() - static_cast<int64_t>(all.size()), whole.end()), 1).first < 1e-4);
+    // what is broken off in the middle of it is done again by the next run
+    session->truncate(12);
+    std::atomic<bool> cancel = true;
+    feed_to(13, Feed::Logits::last, &cancel);
+    CHECK(std::equal(ids.begin(), ids.begin() + 12, session->tokens().begin()));
+    CHECK(difference(feed_to(13, Feed::Logits::last), at_once(13, Feed::Logits::last), 1).first < 1e-4);
+}
+
 TEST_CASE("engine: what cannot be run is a status, and the session is as it was") {
     EngineOptions options;
     options.model = test::model("qwen2-tied");
