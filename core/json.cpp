@@ -75,12 +75,53 @@ void Json::push(Json value) {
 
 // ---- reading
 
+namespace {
+
+// simdjson reads integers of 64 bits and no others, JSON has no such limit, and model_max_length of a tokenizer_config.json
+// often is 10^30: integers beyond become reals ("1000e0"), which no reader takes for an integer.
+std::string with_large_integers_as_reals(std::string_view text) {
+    std::string out;
+    bool in_string = false;
+    for (size_t i = 0; i < text.size();) {
+        if (in_string || text[i] < '0' || text[i] > '9') {
+            if (in_string && text[i] == '\\' && i + 1 < text.size()) out += text[i++];
+            else if (text[i] == '"') in_string = !in_string;
+            out += text[i++];
+            continue;
+        }
+        const bool fraction = i > 0 && (text[i - 1] == '.' || text[i - 1] == 'e' || text[i - 1] == 'E' || text[i - 1] == '+');
+        const bool negative = i > 0 && text[i - 1] == '-';
+        size_t end = i;
+        while (end < text.size() && text[end] >= '0' && text[end] <= '9') end++;
+        out += text.substr(i, end - i);
+        uint64_t number = 0;
+        const bool fits = std::from_chars(text.data() + i, text.data() + end, number).ec == std::errc() &&
+                          (!negative || number <= uint64_t{1} << 63);
+        const char next = end < text.size() ? text[end] : ' ';
+        if (!fits && !fraction && next != '.' && next != 'e' && next != 'E') out += "e0";
+        i = end;
+    }
+    return out;
+}
+
+}  // namespace
+
+bool is_lfs_pointer(std::string_view content) { return content.starts_with("version https://git-lfs.github.com/spec/"); }
+
 Status simd_parse(simdjson::dom::parser& parser, std::string_view text, int max_depth, simdjson::dom::element& root) {
     if (text.starts_with("\xEF\xBB\xBF"))
         return Status(Code::bad_file, "begins with a byte order mark; expected plain JSON");
+    if (is_lfs_pointer(text))
+        return Status(Code::bad_file, "is a Git LFS pointer, not the file; \"git lfs pull\" in its repository fetches it");
     if (parser.allocate(text.size(), static_cast<size_t>(max_depth)) != simdjson::SUCCESS)
         return Status(Code::out_of_memory, "no memory to read the JSON text");
     auto error = parser.parse(text.data(), text.size()).get(root);
+    if (error == simdjson::NUMBER_ERROR) {
+        const std::string reals = with_large_integers_as_reals(text);    // the parser keeps nothing of it
+        if (parser.allocate(reals.size(), static_cast<size_t>(max_depth)) != simdjson::SUCCESS)
+            return Status(Code::out_of_memory, "no memory to read the JSON text");
+        error = parser.parse(reals.data(), reals.size()).get(root);
+    }
     if (error == simdjson::DEPTH_ERROR)
         return Status(Code::bad_file, "JSON nested deeper than " + std::to_string(max_depth) + " levels");
     if (error == simdjson::MEMALLOC || error == simdjson::CAPACITY)

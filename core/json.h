@@ -85,7 +85,10 @@ private:
     } u_ = {};
 };
 
-// `text` must be one JSON value, with white space around it allowed.
+// What Git leaves in place of a large file it did not fetch.
+bool is_lfs_pointer(std::string_view content);
+
+// `text` must be one JSON value, with white space around it allowed. Integers beyond 64 bits become reals.
 Result<Json> parse_json(std::string_view text, int max_depth = json_file_depth);
 
 // Compact, keys in order, UTF-8 as it is; non-finite numbers become null. `indent` > 0 breaks lines.

@@ -263,8 +263,11 @@ private:
         if (module.bias && !bias) return missing(module.path + ".bias", module);
         if (module.bias) AWQ_TRY(check_plain(work_.checkpoint, module.path + ".bias", 1, module.out));
         // AutoGPTQ writes biases of zeros for Linears that have none
-        if (!module.bias && bias && std::any_of(bias->data, bias->data + bias->bytes, [](uint8_t byte) { return byte != 0; }))
-            foreign_bias_.add(module.path);
+        if (!module.bias && bias) {
+            AWQ_ASSIGN(TensorData data, work_.checkpoint.read(*bias));
+            if (std::any_of(data.data.get(), data.data.get() + data.bytes, [](uint8_t byte) { return byte != 0; }))
+                foreign_bias_.add(module.path);
+        }
         return {};
     }
 

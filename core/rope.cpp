@@ -120,8 +120,8 @@ RopeParams read_rope(ConfigReader& config, ConfigReader scaling, int64_t head_di
     std::string_view type_key = scaling.any({"rope_type", "type"});
     std::string type = scaling.string(type_key, "default");
     constexpr int64_t longest = int64_t{1} << 31;
-    trained = config.integer("original_max_position_embeddings", trained, 0, longest);
-    int64_t original = scaling.integer("original_max_position_embeddings", 0, 0, longest);
+    trained = config.integer("original_max_position_embeddings", trained, 1, longest);
+    int64_t original = scaling.integer("original_max_position_embeddings", 0, 1, longest);
     rope.factor = scaling.real("factor", 1, 1e-3, 1e6);
     rope.original_length = original ? original : max_positions;
     if (type == "yarn" && scaling.has("short_factor")) type = "longrope";  // the first Phi-3 files, again

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <new>
 #include "core/checkpoint/checkpoint.h"
 #include "core/checkpoint/finite.h"
 #include "core/parallel.h"
@@ -12,16 +14,6 @@ namespace awq {
 namespace {
 
 constexpr const char* fingerprint_kind = "xxh3-64";
-
-std::string fingerprint_of(const TensorInfo& tensor) {
-    std::string head = tensor.dtype + " [";
-    for (uint64_t extent : tensor.shape) head += std::to_string(extent) + ",";
-    head += "]";
-    XXH64_hash_t hash = XXH3_64bits_withSeed(tensor.data, tensor.bytes, XXH3_64bits(head.data(), head.size()));
-    std::string text(16, '0');
-    for (int i = 15; i >= 0; i--, hash >>= 4) text[i] = "0123456789abcdef"[hash & 15];
-    return text;
-}
 
 // A window of a matrix: its first rows x cols; what lies past it is padding.
 struct Window {
@@ -52,22 +44,24 @@ Window window_of(const Checkpoint& checkpoint, const TensorInfo& tensor) {
     return all;
 }
 
-// Calls count(first element, elements) for each run of the window and adds up.
+// Calls count(element, elements) for each run of the window in elements first .. first + n - 1, and adds up.
 template <class Count>
-int64_t sum_runs(const Window& window, const Count& count) {
-    if (window.cols == window.width) return count(0, window.rows * window.cols);
+int64_t sum_runs(const Window& window, int64_t first, int64_t n, const Count& count) {
     int64_t sum = 0;
-    for (int64_t row = 0; row < window.rows; row++) sum += count(row * window.width, window.cols);
+    for (int64_t row = first / window.width; row < window.rows && row * window.width < first + n; row++) {
+        const int64_t begin = std::max(first, row * window.width), end = std::min(first + n, row * window.width + window.cols);
+        if (begin < end) sum += count(begin, end - begin);
+    }
     return sum;
 }
 
-int64_t count_zeros(const TensorInfo& tensor, int64_t first, int64_t count) {
+int64_t count_zeros(DType type, const uint8_t* data, int64_t count) {
     int64_t zeros = 0;
     float numbers[256];
-    const int64_t element = static_cast<int64_t>(dtype_bytes(tensor.type));
+    const int64_t element = static_cast<int64_t>(dtype_bytes(type));
     for (int64_t done = 0; done < count; done += 256) {
         const int64_t n = std::min<int64_t>(256, count - done);
-        widen(tensor.type, tensor.data + (first + done) * element, n, numbers);
+        widen(type, data + done * element, n, numbers);
         for (int64_t i = 0; i < n; i++) zeros += numbers[i] == 0;
     }
     return zeros;
@@ -83,18 +77,40 @@ struct Look {
     int64_t non_finite = 0, zero_scales = 0, counted = 0;
 };
 
-Look look_at(const Checkpoint& checkpoint, const TensorInfo& tensor) {
+// The fingerprint is XXH3 of the bytes, seeded with that of type and shape. The file is read once, in pieces.
+Result<Look> look_at(const Checkpoint& checkpoint, const TensorInfo& tensor) {
+    std::string head = tensor.dtype + " [";
+    for (uint64_t extent : tensor.shape) head += std::to_string(extent) + ",";
+    head += "]";
+    std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> hash(XXH3_createState(), XXH3_freeState);
+    if (!hash) throw std::bad_alloc();
+    XXH3_64bits_reset_withSeed(hash.get(), XXH3_64bits(head.data(), head.size()));
+
     Look look;
-    look.fingerprint = fingerprint_of(tensor);
-    if (!tensor.known || tensor.bytes == 0) return look;
-    const Window window = window_of(checkpoint, tensor);
-    const int64_t element = static_cast<int64_t>(dtype_bytes(tensor.type));
-    look.counted = window.rows * window.cols;
-    look.non_finite = sum_runs(
-        window, [&](int64_t first, int64_t n) { return count_non_finite(tensor.type, tensor.data + first * element, n); });
-    const bool scales = tensor.name.ends_with(".scales") || tensor.name.ends_with(".weight_scale");
-    if (scales && is_floating(tensor))
-        look.zero_scales = sum_runs(window, [&](int64_t first, int64_t n) { return count_zeros(tensor, first, n); });
+    const bool numbers = tensor.known && tensor.bytes > 0;
+    const bool scales = (tensor.name.ends_with(".scales") || tensor.name.ends_with(".weight_scale")) && is_floating(tensor);
+    const Window window = numbers ? window_of(checkpoint, tensor) : Window();
+    const int64_t element = numbers ? static_cast<int64_t>(dtype_bytes(tensor.type)) : 1;
+    if (numbers) look.counted = window.rows * window.cols;
+    const size_t piece = size_t{4} << 20;
+    const auto data = std::make_unique<uint8_t[]>(std::min(piece, tensor.bytes));
+    for (size_t begin = 0; begin < tensor.bytes; begin += piece) {
+        const size_t bytes = std::min(piece, tensor.bytes - begin);
+        AWQ_TRY(checkpoint.read(tensor, begin, data.get(), bytes));
+        XXH3_64bits_update(hash.get(), data.get(), bytes);
+        if (!numbers) continue;
+        const int64_t first = static_cast<int64_t>(begin) / element, n = static_cast<int64_t>(bytes) / element;
+        look.non_finite += sum_runs(window, first, n, [&](int64_t at, int64_t count) {
+            return count_non_finite(tensor.type, data.get() + (at - first) * element, count);
+        });
+        if (scales)
+            look.zero_scales += sum_runs(window, first, n, [&](int64_t at, int64_t count) {
+                return count_zeros(tensor.type, data.get() + (at - first) * element, count);
+            });
+    }
+    XXH64_hash_t digest = XXH3_64bits_digest(hash.get());
+    look.fingerprint.assign(16, '0');
+    for (int i = 15; i >= 0; i--, digest >>= 4) look.fingerprint[i] = "0123456789abcdef"[digest & 15];
     return look;
 }
 
@@ -146,15 +162,22 @@ Result<Json> verify_checkpoint(const std::string& directory, bool write,
     std::vector<Look> looks(tensors.size());
     std::mutex mutex;
     std::atomic<bool> stop = false;
+    Status status;
     parallel_for(tensors.size(), hardware_threads(), [&](size_t i) {
         if (stop) return;
         checkpoint->prefetch(tensors[i]);
-        looks[i] = look_at(*checkpoint, tensors[i]);
-        checkpoint->forget(tensors[i]);
+        auto look = look_at(*checkpoint, tensors[i]);
         std::lock_guard lock(mutex);
+        if (!look.ok()) {
+            status = look.status();
+            stop = true;
+            return;
+        }
+        looks[i] = std::move(*look);
         done += tensors[i].bytes;
         if (progress && !stop && !progress(done, total)) stop = true;
     });
+    AWQ_TRY(status);
     if (stop) return Status(Code::cancelled, quote(directory, 300) + ": verifying was stopped");
 
     Json listed = Json::array(), findings = Json::array(), mismatches = Json::array(), missing = Json::array(),

@@ -9,12 +9,14 @@
 #include <cstdint>
 #include <string>
 #include <vector>
+#include "core/status.h"
 #include "core/tensor.h"
 
 namespace awq {
 
-// One Linear (or embedding, or vector) of a checkpoint as a source of rows. Reads straight from the mapped file, may be
-// called from several threads, and has been validated: reading cannot fail.
+// One Linear (or embedding, or vector) of a checkpoint as a source of rows, validated, and open to several threads.
+// Reading has no error of its own: rows that the file no longer gives are left as they are, and status() says so
+// afterwards.
 class WeightRows {
 public:
     virtual ~WeightRows() = default;
@@ -30,8 +32,9 @@ public:
     virtual void read_quantized(int64_t first, int64_t count, uint8_t* q, float* scale, float* offset) const = 0;
     // The same rows as plain floats [count][in], in the column order above; quantised ones dequantised.
     virtual void read_dense(int64_t first, int64_t count, float* rows) const = 0;
-    // Hints: the bytes in the file will be read soon; they may leave memory, since they have been packed.
-    virtual void prefetch() const {}
+    // What has gone wrong in any of the reads so far.
+    virtual Status status() const { return {}; }
+    // All has been read that will be: what is held in memory for it can go.
     virtual void forget() const {}
 };
 

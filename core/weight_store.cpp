@@ -43,7 +43,7 @@ public:
         source_->read_dense(0, 1, all.data());
         runs(0, in, [&](int64_t from, int64_t some, int64_t at) { std::copy_n(all.data() + from, some, rows + at); });
     }
-    void prefetch() const override { source_->prefetch(); }
+    Status status() const override { return source_->status(); }
     void forget() const override { source_->forget(); }
 
 private:
@@ -140,6 +140,7 @@ Result<Sources> open_sources(const Checkpoint& checkpoint, const Plan& plan, con
                 if (tensor_rows > 1) {
                     std::vector<float> flat(static_cast<size_t>(tensor_rows * size));
                     rows->read_dense(0, tensor_rows, flat.data());
+                    AWQ_TRY(rows->status());
                     rows = std::make_unique<MadeRows>(1, tensor_rows * size, [flat](int64_t k) { return flat[k]; });
                 }
                 sources.push_back(std::move(rows));
@@ -154,6 +155,16 @@ Result<Sources> open_sources(const Checkpoint& checkpoint, const Plan& plan, con
             sources.back() = std::make_shared<BlockRows>(std::move(sources.back()), module.block_rows, module.block_order, spec.kind == WeightKind::vector);
     }
     return sources;
+}
+
+// The disk reads what is wanted next while this one is packed.
+void prefetch(const Checkpoint& checkpoint, const Plan& plan, const PlannedWeight& planned) {
+    for (const std::string& path : planned.modules) {
+        const PlanRow* row = plan.find(path);
+        if (!row || !row->format) continue;
+        for (const char* suffix : row->format->suffixes)
+            if (const TensorInfo* tensor = checkpoint.find(path + "." + suffix)) checkpoint.prefetch(*tensor);
+    }
 }
 
 Sources random_sources(const PlannedWeight& planned, uint64_t seed) {
@@ -216,6 +227,10 @@ Status WeightStore::fill(const Plan& plan, Backend& backend, const LoadProgress&
         std::vector<const WeightRows*> pointers;
         for (const auto& source : sources) pointers.push_back(source.get());
         AWQ_TRY(backend.pack(weights_[i], pointers).in(plan.weights[i].spec.name));
+        for (const auto& source : sources) {
+            AWQ_TRY(source->status());
+            source->forget();
+        }
         done += weights_[i].bytes;
         if (progress && !progress(done, bytes_)) return Status(Code::cancelled, "loading was cancelled");
     }
@@ -223,7 +238,10 @@ Status WeightStore::fill(const Plan& plan, Backend& backend, const LoadProgress&
 }
 
 Status WeightStore::load(const Checkpoint& checkpoint, const Plan& plan, Backend& backend, const LoadProgress& progress) {
-    return fill(plan, backend, progress, [&](size_t i) { return open_sources(checkpoint, plan, plan.weights[i]); });
+    return fill(plan, backend, progress, [&](size_t i) {
+        if (i + 1 < plan.weights.size()) prefetch(checkpoint, plan, plan.weights[i + 1]);
+        return open_sources(checkpoint, plan, plan.weights[i]);
+    });
 }
 
 Status WeightStore::load_random(const Plan& plan, Backend& backend, const LoadProgress& progress) {

@@ -104,9 +104,10 @@ awq_options ModelOptions::get() {
     if (no_fuse) json["do_fuse"] = false;
     if (fuse_max_seq_len) json["fuse_max_seq_len"] = *fuse_max_seq_len;
     if (modules_to_fuse) {
-        std::string text = read_file(*modules_to_fuse);
-        auto mapping = nlohmann::ordered_json::parse(text, nullptr, false);
-        if (mapping.is_discarded()) throw std::runtime_error(*modules_to_fuse + ": is not valid JSON; expected a fusion mapping");
+        // dumping recurses, so what is no mapping must not get there
+        auto shallow = [](int depth, nlohmann::ordered_json::parse_event_t, nlohmann::ordered_json&) { return depth < 8; };
+        auto mapping = nlohmann::ordered_json::parse(read_file(*modules_to_fuse), shallow, false);
+        if (!mapping.is_object()) throw std::runtime_error(*modules_to_fuse + ": is no JSON object; expected a fusion mapping");
         json["modules_to_fuse"] = std::move(mapping);
     }
     if (modules_to_not_convert) {

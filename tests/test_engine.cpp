@@ -23,26 +23,26 @@ struct Golden {
 };
 
 template <class T>
-std::vector<T> values(const TensorInfo& tensor) {
+std::vector<T> values(const InputFile& file, const TensorInfo& tensor) {
     std::vector<T> out(tensor.bytes / sizeof(T));
-    std::memcpy(out.data(), tensor.data, tensor.bytes);
+    REQUIRE(file.read(tensor.offset, out.data(), tensor.bytes).ok());
     return out;
 }
 
 Golden read_golden(const std::string& directory) {
-    auto file = MappedFile::open(directory + "/golden.safetensors");
+    auto file = InputFile::open(directory + "/golden.safetensors");
     REQUIRE(file.ok());
     auto tensors = read_safetensors(*file);
     REQUIRE(tensors.ok());
     Golden golden;
     for (const TensorInfo& tensor : *tensors) {
         if (tensor.name == "input_ids")
-            for (int64_t id : values<int64_t>(tensor)) golden.ids.push_back(static_cast<int32_t>(id));
-        if (tensor.name == "logits") golden.logits = values<float>(tensor);
-        if (tensor.name == "pixel_values") golden.pixels = values<float>(tensor);
-        if (tensor.name == "greedy_margin") golden.margin = values<float>(tensor);
-        if (tensor.name == "greedy_ids") golden.greedy = values<int64_t>(tensor);
-        if (tensor.name == "greedy_ids_cached") golden.greedy_cached = values<int64_t>(tensor);
+            for (int64_t id : values<int64_t>(*file, tensor)) golden.ids.push_back(static_cast<int32_t>(id));
+        if (tensor.name == "logits") golden.logits = values<float>(*file, tensor);
+        if (tensor.name == "pixel_values") golden.pixels = values<float>(*file, tensor);
+        if (tensor.name == "greedy_margin") golden.margin = values<float>(*file, tensor);
+        if (tensor.name == "greedy_ids") golden.greedy = values<int64_t>(*file, tensor);
+        if (tensor.name == "greedy_ids_cached") golden.greedy_cached = values<int64_t>(*file, tensor);
     }
     double mean = 0;
     for (float x : golden.logits) mean += x / static_cast<double>(golden.logits.size());

@@ -8,9 +8,11 @@
 #include <filesystem>
 #include <functional>
 #include "core/engine.h"
+#include "core/checkpoint/weight_format.h"
 #include "core/evaluate.h"
 #include "core/parallel.h"
 #include "core/text/chat_template.h"
+#include "core/verify.h"
 #include "tests/checkpoint_files.h"
 #include "tests/support.h"
 
@@ -198,3 +200,47 @@ TEST_CASE("hostile: loading under a limit of address space") {
     CHECK(worked > 0);  // 512 MiB are enough: the KV cache takes what it can get
 }
 #endif
+
+TEST_CASE("hostile: a weight file that is cut short while it is open is an error, whoever reads it") {
+    Directory model("qwen2-tied");
+    const std::string path = model.file("model.safetensors");
+    auto opened = Checkpoint::open(model.path());
+    REQUIRE(opened.ok());
+    const Checkpoint& checkpoint = **opened;
+    const ModuleTensors module{checkpoint, "model.layers.0.mlp.down_proj"};
+    const int64_t out = static_cast<int64_t>(module.find("scales")->shape[1]), in = static_cast<int64_t>(module.find("qweight")->shape[0]);
+    auto config = read_awq_config(checkpoint.quantization(), "config.json", {});
+    REQUIRE(config.ok());
+    auto format = detect_format(module, *config, out, in);
+    REQUIRE(format.ok());
+    auto linear = (*format)->open(module, *config, out, in);
+    REQUIRE(linear.ok());
+    const TensorInfo& table = *checkpoint.find("model.embed_tokens.weight");
+    auto embedding = open_plain(checkpoint, table.name, static_cast<int64_t>(table.shape[0]), static_cast<int64_t>(table.shape[1]));
+    REQUIRE(embedding.ok());
+
+    // in the middle of a load: what is packed is packed, the next tensor is missing
+    EngineOptions options;
+    options.model = model.path();
+    options.backend = "cpu";
+    options.progress = [&](size_t, size_t) {
+        fs::resize_file(path, 64);
+        return true;
+    };
+    auto engine = Engine::load(options);
+    REQUIRE(!engine.ok());
+    CHECK(engine.status().code() == Code::io);
+    CHECK(engine.status().message() == path + ": ended while it was read");
+
+    for (const TensorInfo& tensor : checkpoint.tensors()) CHECK(checkpoint.read(tensor).status().code() == Code::io);
+    for (const WeightRows* rows : {linear->get(), embedding->get()}) {
+        std::vector<float> row(static_cast<size_t>(rows->in));
+        CHECK(rows->status().ok());
+        rows->read_dense(0, 1, row.data());
+        CHECK(rows->status().message() == path + ": ended while it was read");
+    }
+    CHECK(open_plain(checkpoint, "model.norm.weight", 1, (*embedding)->in).status().code() == Code::io);
+    auto verified = verify_checkpoint(model.path(), false, {});
+    REQUIRE(!verified.ok());
+    CHECK(holds(verified.status().message(), "but only 56 follow its length"));
+}

@@ -117,7 +117,6 @@ static void pack_weight(const Weight& weight, std::span<const WeightRows* const>
         for (const WeightRows* source : sources) {
             source->read_dense(0, source->out, to);
             to += source->out * source->in;
-            source->forget();
         }
         return;
     }
@@ -152,7 +151,6 @@ static void pack_weight(const Weight& weight, std::span<const WeightRows* const>
                        reinterpret_cast<uint8_t*>(to) +
                            static_cast<size_t>((first + r) / block_rows * halves + half) * layout.block_bytes);
     });
-    for (const WeightRows* source : sources) source->forget();
 }
 
 static void unpack_weight(const Weight& weight, float* rows) {

@@ -150,7 +150,6 @@ public:
             size_t at = rows.size();
             rows.resize(at + static_cast<size_t>(source->out * source->in));
             source->read_dense(0, source->out, rows.data() + at);
-            source->forget();
         }
         return staging_.upload(weight.data, rows.data(), std::min(weight.bytes, rows.size() * sizeof(float)));
     }

@@ -252,7 +252,6 @@ Status Packer::pack(const Weight& weight, std::span<const WeightRows* const> sou
     const WeightLayout layout = weight_layout(weight.spec);
     const int64_t in = weight.spec.in, experts = weight.spec.experts;
     const size_t member_count = sources.size() / static_cast<size_t>(experts);
-    for (const WeightRows* source : sources) source->prefetch();
 
     const bool q4 = layout.kind == LayoutKind::q4;
     const int64_t source_groups = q4 ? (in + layout.q4.source_group - 1) / layout.q4.source_group : 0;
@@ -349,7 +348,6 @@ Status Packer::pack(const Weight& weight, std::span<const WeightRows* const> sou
             if (status.ok()) status = mine;
         }
     });
-    for (const WeightRows* source : sources) source->forget();
     return status;
 }
 

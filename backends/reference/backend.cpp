@@ -67,7 +67,6 @@ public:
         float* to = static_cast<float*>(weight.data);
         for (const WeightRows* source : sources) {
             source->read_dense(0, source->out, to);
-            source->forget();
             to += source->out * source->in;
         }
         return {};

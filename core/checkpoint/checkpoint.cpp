@@ -3,6 +3,7 @@
 #include "core/checkpoint/checkpoint.h"
 #include <algorithm>
 #include <filesystem>
+#include <new>
 
 namespace awq {
 namespace {
@@ -19,9 +20,6 @@ std::string join(const std::string& directory, const std::string& name) {
 Result<Json> read_json_object(const std::string& path, size_t limit) {
     AWQ_ASSIGN(std::string text, read_file(path, limit));
     std::string where = quote(path, 300);
-    if (is_lfs_pointer(text))
-        return Status(Code::bad_file,
-                      where + ": is a Git LFS pointer, not the file; \"git lfs pull\" in its repository fetches it");
     auto json = parse_json(text);
     if (!json.ok()) return json.status().in(where);
     if (!json->is_object()) return Status(Code::bad_file, where + ": " + json->type_name() + " found; an object expected");
@@ -114,7 +112,7 @@ Status Checkpoint::open_weights() {
         names.erase(std::unique(names.begin(), names.end()), names.end());
     }
     for (const std::string& name : names) {
-        AWQ_ASSIGN(MappedFile file, MappedFile::open(join(directory_, name)));
+        AWQ_ASSIGN(InputFile file, InputFile::open(join(directory_, name)));
         AWQ_ASSIGN(std::vector<TensorInfo> tensors, read_safetensors(file));
         for (TensorInfo& tensor : tensors) {
             tensor.shard = static_cast<int>(shards_.size());
@@ -172,14 +170,24 @@ std::string Checkpoint::shard_name(const TensorInfo& tensor) const {
     return path.substr(path.rfind('/') + 1);
 }
 
-void Checkpoint::prefetch(const TensorInfo& tensor) const {
-    if (tensor.bytes > 0)
-        shards_[tensor.shard].prefetch(static_cast<size_t>(tensor.data - shards_[tensor.shard].data()), tensor.bytes);
+Result<TensorData> Checkpoint::read(const TensorInfo& tensor) const {
+    TensorData read;
+    read.type = tensor.type;
+    read.bytes = tensor.bytes;
+    read.data.reset(new (std::nothrow) uint8_t[tensor.bytes]);    // not zeroed first
+    if (!read.data)
+        return Status(Code::out_of_memory, quote(shard_name(tensor)) + ": " + quote(tensor.name, 200) + ": no memory for its " +
+                                               std::to_string(tensor.bytes) + " bytes");
+    AWQ_TRY(shards_[tensor.shard].read_large(tensor.offset, read.data.get(), tensor.bytes));
+    return read;
 }
 
-void Checkpoint::forget(const TensorInfo& tensor) const {
-    if (tensor.bytes > 0)
-        shards_[tensor.shard].forget(static_cast<size_t>(tensor.data - shards_[tensor.shard].data()), tensor.bytes);
+Status Checkpoint::read(const TensorInfo& tensor, uint64_t first, void* to, size_t bytes) const {
+    return shards_[tensor.shard].read(tensor.offset + first, to, bytes);
+}
+
+void Checkpoint::prefetch(const TensorInfo& tensor) const {
+    if (tensor.bytes > 0) shards_[tensor.shard].prefetch(tensor.offset, tensor.bytes);
 }
 
 }  // namespace awq

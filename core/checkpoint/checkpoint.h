@@ -1,10 +1,11 @@
-// A Hugging Face model directory: its JSON files read and checked, its safetensors files mapped and validated.
+// A Hugging Face model directory: its JSON files read and checked, its safetensors files open and validated.
 //
 // Says which tensors there are, of what type and shape, and where their bytes lie. Knows nothing of what they mean:
 // that is weight_format.h (quantised Linears) and core/plan.h (which module is what).
 #pragma once
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 #include "core/file.h"
 #include "core/json.h"
@@ -19,7 +20,7 @@ struct TensorInfo {
     DType type = DType::f32;         // meaningful where `known`
     bool known = false;
     std::vector<uint64_t> shape;
-    const uint8_t* data = nullptr;   // any alignment; null where bytes == 0
+    uint64_t offset = 0;             // in the file, of any alignment
     size_t bytes = 0;
     int shard = 0;                   // index into Checkpoint::shards()
 };
@@ -27,8 +28,16 @@ struct TensorInfo {
 std::string tensor_text(const TensorInfo& tensor);    // "I32 [256, 32]", for messages
 
 // Validates one safetensors file: header, entries, layout. Tensors in the order of their bytes; errors name the file.
-Result<std::vector<TensorInfo>> read_safetensors(const MappedFile& file);
-bool is_lfs_pointer(std::string_view content);        // what Git leaves in place of a large file it did not fetch
+Result<std::vector<TensorInfo>> read_safetensors(const InputFile& file);
+// The same of a header alone: its JSON text, and how many bytes of data follow it. Errors do not name the file.
+Result<std::vector<TensorInfo>> parse_safetensors_header(std::string_view json, uint64_t data_bytes);
+
+// A tensor's bytes in memory.
+struct TensorData {
+    DType type = DType::f32;
+    size_t bytes = 0;
+    std::unique_ptr<uint8_t[]> data;
+};
 
 class Checkpoint {
 public:
@@ -49,13 +58,15 @@ public:
     bool has_weights() const { return !shards_.empty(); }
     // Why there are none: which files were looked for and what lies there instead. Only for has_weights() false.
     Status missing_weights() const;
-    const std::vector<MappedFile>& shards() const { return shards_; }
+    const std::vector<InputFile>& shards() const { return shards_; }
     const std::vector<TensorInfo>& tensors() const { return tensors_; }
     const TensorInfo* find(std::string_view name) const;                    // null where there is none
     std::string shard_name(const TensorInfo& tensor) const;                 // file name without the directory
-    // Hints to the system: these bytes are wanted soon (it reads ahead); they need not stay in memory.
+    Result<TensorData> read(const TensorInfo& tensor) const;                // all of its bytes
+    // `bytes` of them, from the tensor's byte `first` on. Any number of threads may read at once.
+    Status read(const TensorInfo& tensor, uint64_t first, void* to, size_t bytes) const;
+    // Tells the system that these bytes are wanted soon: it reads ahead.
     void prefetch(const TensorInfo& tensor) const;
-    void forget(const TensorInfo& tensor) const;
 
 private:
     Status read_quantization();
@@ -63,7 +74,7 @@ private:
 
     std::string directory_, quantization_file_;
     Json config_, generation_config_, quantization_;
-    std::vector<MappedFile> shards_;
+    std::vector<InputFile> shards_;
     std::vector<TensorInfo> tensors_;
     std::vector<size_t> by_name_;    // indices of tensors_, in order of the names
 };

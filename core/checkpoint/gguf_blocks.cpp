@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 namespace awq {
 namespace {
@@ -42,15 +43,20 @@ void widen_q6_k(const uint8_t* block, float* out) {
 
 }  // namespace
 
-const uint8_t* GgufMatrix::row(int64_t r) const {
+uint64_t GgufMatrix::row_offset(int64_t r) const {
     if (interleaved_head) {
         int64_t half = interleaved_head / 2, in_head = r % interleaved_head;
         r = r - in_head + in_head % half * 2 + in_head / half;
     }
-    return tensor->data + static_cast<uint64_t>(r) * row_bytes;
+    return static_cast<uint64_t>(r) * row_bytes;
 }
 
-void GgufMatrix::forget() const { gguf->file().forget(static_cast<size_t>(tensor->data - gguf->file().data()), tensor->bytes); }
+Result<std::unique_ptr<uint8_t[]>> GgufMatrix::read() const {
+    std::unique_ptr<uint8_t[]> bytes(new (std::nothrow) uint8_t[tensor->bytes]);
+    if (!bytes) return Status(Code::out_of_memory, error("no memory for its " + std::to_string(tensor->bytes) + " bytes").message());
+    AWQ_TRY(gguf->file().read_large(tensor->offset, bytes.get(), tensor->bytes));
+    return bytes;
+}
 
 bool gguf_dequantisable(uint32_t type) {
     for (uint32_t known :
@@ -59,12 +65,14 @@ bool gguf_dequantisable(uint32_t type) {
     return false;
 }
 
-void GgufMatrix::widen_row(int64_t r, float* out) const {
-    const uint8_t* at = row(r);
+Status GgufMatrix::widen_row(int64_t r, float* out) const {
+    const auto bytes = std::make_unique<uint8_t[]>(row_bytes);
+    const uint8_t* at = bytes.get();
+    AWQ_TRY(gguf->file().read(tensor->offset + row_offset(r), bytes.get(), row_bytes));
     switch (tensor->type) {
-        case gguf_type::f32: return widen(DType::f32, at, cols, out);
-        case gguf_type::f16: return widen(DType::f16, at, cols, out);
-        case gguf_type::bf16: return widen(DType::bf16, at, cols, out);
+        case gguf_type::f32: widen(DType::f32, at, cols, out); break;
+        case gguf_type::f16: widen(DType::f16, at, cols, out); break;
+        case gguf_type::bf16: widen(DType::bf16, at, cols, out); break;
         case gguf_type::q4_0:
         case gguf_type::q4_1:
             for (int64_t k = 0; k < cols; k += 32, at += block_bytes(*this)) {
@@ -74,17 +82,18 @@ void GgufMatrix::widen_row(int64_t r, float* out) const {
                 unpack_q4(at + (has_minimum ? 4 : 2), q);
                 for (int j = 0; j < 32; j++) out[k + j] = static_cast<float>(q[j]) * d + m;
             }
-            return;
+            break;
         case gguf_type::q8_0:
             for (int64_t k = 0; k < cols; k += 32, at += 34) {
                 float d = half_to_float(load_half(at));
                 for (int j = 0; j < 32; j++) out[k + j] = static_cast<float>(static_cast<int8_t>(at[2 + j])) * d;
             }
-            return;
+            break;
         case gguf_type::q6_k:
             for (int64_t k = 0; k < cols; k += 256, at += 210) widen_q6_k(at, out + k);
-            return;
+            break;
     }
+    return {};
 }
 
 Result<DType> dense_dtype(const GgufMatrix& matrix, bool vector, bool& rounded) {
@@ -92,7 +101,7 @@ Result<DType> dense_dtype(const GgufMatrix& matrix, bool vector, bool& rounded) 
     float largest = 0;
     std::vector<float> row(static_cast<size_t>(matrix.cols));
     for (int64_t r = 0; r < matrix.rows; r++) {
-        matrix.widen_row(r, row.data());
+        AWQ_TRY(matrix.widen_row(r, row.data()));
         for (int64_t k = 0; k < matrix.cols; k++) {
             float value = row[k];
             if (!std::isfinite(value))
@@ -103,7 +112,6 @@ Result<DType> dense_dtype(const GgufMatrix& matrix, bool vector, bool& rounded) 
             largest = std::max(largest, std::fabs(value));
         }
     }
-    matrix.forget();
     uint32_t type = matrix.tensor->type;
     rounded = false;
     if (type == gguf_type::bf16) return DType::bf16;
@@ -123,7 +131,7 @@ Status write_dense(const GgufMatrix& matrix, DType dtype, const ByteSink& sink) 
         int64_t count = std::min(rows_at_once, matrix.rows - first);
         out.resize(static_cast<size_t>(count) * cols * element);
         for (int64_t r = 0; r < count; r++) {
-            matrix.widen_row(first + r, row.data());
+            AWQ_TRY(matrix.widen_row(first + r, row.data()));
             uint8_t* to = out.data() + static_cast<size_t>(r) * cols * element;
             if (dtype == DType::f32) {
                 std::memcpy(to, row.data(), cols * 4);
@@ -136,7 +144,6 @@ Status write_dense(const GgufMatrix& matrix, DType dtype, const ByteSink& sink) 
         }
         AWQ_TRY(sink(out.data(), out.size()));
     }
-    matrix.forget();
     return {};
 }
 
@@ -145,12 +152,13 @@ Status write_gemm_qweight(const GgufMatrix& matrix, const ByteSink& sink) {
     static const int nibble_of_row[8] = {0, 4, 1, 5, 2, 6, 3, 7};
     int64_t words = matrix.rows / 8, groups = matrix.cols / 32;
     int64_t groups_at_once = std::clamp<int64_t>(buffer_bytes / (32 * words * 4), 1, groups);
+    AWQ_ASSIGN(const auto bytes, matrix.read());
     std::vector<uint32_t> out;
     for (int64_t first = 0; first < groups; first += groups_at_once) {
         int64_t count = std::min(groups_at_once, groups - first);
         out.assign(static_cast<size_t>(count * 32 * words), 0);
         for (int64_t n = 0; n < matrix.rows; n++) {
-            const uint8_t* block = matrix.row(n) + first * block_bytes(matrix);
+            const uint8_t* block = bytes.get() + matrix.row_offset(n) + first * block_bytes(matrix);
             int shift = 4 * nibble_of_row[n % 8];
             for (int64_t g = 0; g < count; g++, block += block_bytes(matrix)) {
                 uint8_t q[32];
@@ -161,7 +169,6 @@ Status write_gemm_qweight(const GgufMatrix& matrix, const ByteSink& sink) {
         }
         AWQ_TRY(sink(out.data(), out.size() * 4));
     }
-    matrix.forget();
     return {};
 }
 
@@ -174,12 +181,13 @@ Status write_gemm_qzeros(const GgufMatrix& matrix, const ByteSink& sink) {
 Status write_gemv_fast_qweight(const GgufMatrix& matrix, const ByteSink& sink) {
     int64_t quads = matrix.rows / 4, cols = matrix.cols;
     int64_t quads_at_once = std::clamp<int64_t>(buffer_bytes / (cols * 2), 1, quads);
+    AWQ_ASSIGN(const auto bytes, matrix.read());
     std::vector<uint16_t> out;
     for (int64_t first = 0; first < quads; first += quads_at_once) {
         int64_t count = std::min(quads_at_once, quads - first);
         out.resize(static_cast<size_t>(count * cols));
         for (int64_t r = 0; r < 4 * count; r++) {
-            const uint8_t* block = matrix.row(4 * first + r);
+            const uint8_t* block = bytes.get() + matrix.row_offset(4 * first + r);
             for (int64_t k = 0; k < cols; k += 32, block += 20) {
                 // a piece of 64 columns is 64 words: 16 of each of the four rows, 8 of each half of the columns;
                 // word 2a + c holds columns 2a + c, 8 + 2a + c, 16 + 2a + c, 24 + 2a + c
@@ -192,7 +200,6 @@ Status write_gemv_fast_qweight(const GgufMatrix& matrix, const ByteSink& sink) {
         }
         AWQ_TRY(sink(out.data(), out.size() * 2));
     }
-    matrix.forget();
     return {};
 }
 
@@ -203,12 +210,13 @@ int64_t gemv_fast_group_rows(int64_t cols) {
 Status write_block_halves(const GgufMatrix& matrix, int offset, int64_t group_rows, const ByteSink& sink) {
     int64_t groups = matrix.cols / 32;
     int64_t groups_at_once = std::clamp<int64_t>(buffer_bytes / (2 * matrix.rows), 1, groups);
+    AWQ_ASSIGN(const auto bytes, matrix.read());
     std::vector<uint16_t> out;
     for (int64_t first = 0; first < groups; first += groups_at_once) {
         int64_t count = std::min(groups_at_once, groups - first);
         out.resize(static_cast<size_t>(count * matrix.rows));
         for (int64_t n = 0; n < matrix.rows; n++) {
-            const uint8_t* block = matrix.row(n) + first * block_bytes(matrix) + offset;
+            const uint8_t* block = bytes.get() + matrix.row_offset(n) + first * block_bytes(matrix) + offset;
             for (int64_t g = 0; g < count; g++, block += block_bytes(matrix)) {
                 uint16_t bits = load_half(block);
                 if (!is_finite_half(bits))
@@ -219,7 +227,6 @@ Status write_block_halves(const GgufMatrix& matrix, int offset, int64_t group_ro
         }
         AWQ_TRY(sink(out.data(), out.size() * 2));
     }
-    matrix.forget();
     std::vector<uint16_t> unused(static_cast<size_t>(matrix.rows), 0);
     for (int64_t g = groups; g < group_rows; g++) AWQ_TRY(sink(unused.data(), unused.size() * 2));
     return {};

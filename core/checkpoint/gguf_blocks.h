@@ -5,6 +5,7 @@
 //   Q4_0: w = d * (q - 8) is AWQ's GEMM layout, scales = d and all zero points 8.
 //   Q4_1: w = d * q + m is the gemv_fast layout, scales = d and (negated, scaled) zeros = m, both fp16 as they are.
 #pragma once
+#include <memory>
 #include "core/checkpoint/directory_writer.h"
 #include "core/checkpoint/gguf_reader.h"
 
@@ -22,10 +23,11 @@ struct GgufMatrix {
     // of d rows is row h * d / 2 + j in Hugging Face's order.
     int64_t interleaved_head = 0;
 
-    const uint8_t* row(int64_t r) const;
-    void widen_row(int64_t r, float* out) const;  // `cols` values
+    // Row r begins at this byte of the tensor.
+    uint64_t row_offset(int64_t r) const;
+    Result<std::unique_ptr<uint8_t[]>> read() const;  // the tensor's bytes
+    Status widen_row(int64_t r, float* out) const;    // `cols` values, read from the file
     Status error(const std::string& what) const { return gguf->tensor_error(tensor->name, what); }
-    void forget() const;  // its bytes need not stay in memory
 };
 
 bool gguf_dequantisable(uint32_t type);  // the types widen_row() knows

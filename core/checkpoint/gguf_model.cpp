@@ -207,7 +207,7 @@ Status ModelReader::read_rope_factors(const GgufTensor& tensor) {
     if (tensor.type != gguf_type::f32 || tensor.dimensions != 1 || tensor.shape[0] != half)
         return gguf_.tensor_error(tensor.name, "is no F32 vector of " + std::to_string(half) + ", half a head");
     std::vector<float> found(half);
-    widen(DType::f32, tensor.data, static_cast<int64_t>(half), found.data());
+    AWQ_TRY(gguf_.file().read(tensor.offset, found.data(), half * sizeof(float)));
     float factor = 1, least = found[0];
     for (float value : found) {
         if (!(value >= 1 && value <= 1e6f))

@@ -4,31 +4,40 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <new>
 
 namespace awq {
 
-// A place in the mapped file. Every read is checked against the bytes that are left; nothing is ever added to an
-// untrusted number before it has been compared.
+// A place in the beginning of the file, as far as it has been read. Every read is checked against the bytes that are left;
+// nothing is ever added to an untrusted number before it has been compared.
 struct GgufCursor {
     const uint8_t* at;
     const uint8_t* end;
+    uint64_t unread = 0;    // bytes of the file behind `end`
+    bool ran_out = false;   // a read failed for want of them
 
     uint64_t left() const { return static_cast<uint64_t>(end - at); }
+    uint64_t left_in_file() const { return left() + unread; }
+    bool has(uint64_t bytes) {
+        if (bytes <= left()) return true;
+        ran_out = ran_out || bytes <= left_in_file();
+        return false;
+    }
     bool skip(uint64_t bytes) {
-        if (bytes > left()) return false;
+        if (!has(bytes)) return false;
         at += bytes;
         return true;
     }
     template <class T>
     bool read(T& value) {
-        if (sizeof(T) > left()) return false;
+        if (!has(sizeof(T))) return false;
         std::memcpy(&value, at, sizeof(T));
         at += sizeof(T);
         return true;
     }
     bool read_text(std::string_view& text) {
         uint64_t length;
-        if (!read(length) || length > left()) return false;
+        if (!read(length) || !has(length)) return false;
         text = {reinterpret_cast<const char*>(at), static_cast<size_t>(length)};
         at += length;
         return true;
@@ -39,6 +48,7 @@ namespace {
 
 constexpr uint64_t key_limit = 1 << 20, tensor_limit = 1 << 20;  // far above any model, far below what hurts
 constexpr uint64_t name_limit = 65535;
+constexpr uint64_t first_bytes = 16 << 20, header_limit = 1 << 30;
 constexpr int nesting_limit = 4;  // arrays of arrays
 
 struct TypeRow {
@@ -100,7 +110,8 @@ bool read_kind(GgufCursor& cursor, GgufKind& kind, uint32_t& number) {
 // Walks over the elements of an array. The message says what is wrong with it, empty if nothing.
 std::string skip_elements(GgufCursor& cursor, GgufKind element, uint64_t count, int depth) {
     const char* past_end = "an array that goes past the end of the file";
-    if (uint64_t size = kind_bytes(element)) return count <= cursor.left() / size && cursor.skip(count * size) ? "" : past_end;
+    if (uint64_t size = kind_bytes(element))
+        return count <= cursor.left_in_file() / size && cursor.skip(count * size) ? "" : past_end;
     for (uint64_t i = 0; i < count; i++) {
         if (element == GgufKind::string) {
             std::string_view text;
@@ -156,15 +167,25 @@ Status Gguf::tensor_error(std::string_view tensor, const std::string& what) cons
 }
 
 Result<Gguf> Gguf::open(const std::string& path) {
-    AWQ_ASSIGN(MappedFile file, MappedFile::open(path));
-    Gguf gguf(std::move(file));
-    AWQ_TRY(gguf.read());
-    return gguf;
+    // How long the header is shows only at its end: read some, and more where that was too little.
+    for (uint64_t bytes = first_bytes;; bytes *= 8) {
+        AWQ_ASSIGN(InputFile file, InputFile::open(path));
+        Gguf gguf(std::move(file));
+        gguf.header_bytes_ = std::min(bytes, gguf.file_.size());
+        gguf.header_.reset(new (std::nothrow) uint8_t[gguf.header_bytes_]);
+        if (!gguf.header_) return Status(Code::out_of_memory, gguf.name() + ": no memory for its header");
+        AWQ_TRY(gguf.file_.read(0, gguf.header_.get(), gguf.header_bytes_));
+        GgufCursor cursor{gguf.header_.get(), gguf.header_.get() + gguf.header_bytes_, gguf.file_.size() - gguf.header_bytes_};
+        Status status = gguf.parse(cursor);
+        if (status.ok()) return gguf;
+        if (!cursor.ran_out) return status;
+        if (bytes >= header_limit)
+            return Status(Code::bad_file, gguf.name() + ": has a header of more than " + std::to_string(bytes) + " bytes");
+    }
 }
 
-Status Gguf::read() {
+Status Gguf::parse(GgufCursor& cursor) {
     auto bad = [&](const std::string& what) { return Status(Code::bad_file, name() + ": " + what); };
-    GgufCursor cursor{file_.data(), file_.data() + file_.size()};
     uint32_t magic = 0, version = 0;
     uint64_t tensor_count = 0, key_count = 0;
     if (!cursor.read(magic) || magic != 0x46554747) return bad("does not begin with \"GGUF\"; a GGUF file expected");
@@ -174,12 +195,12 @@ Status Gguf::read() {
         return Status(Code::unsupported, name() + ": is GGUF version " + std::to_string(version) + "; version 2 or 3 expected");
     if (!cursor.read(tensor_count) || !cursor.read(key_count)) return bad("ends inside the header");
     // the smallest entry of either list: a key is 8 + 1 + 4 + 1 bytes, a tensor 8 + 1 + 4 + 4 + 8
-    if (key_count > key_limit || key_count > cursor.left() / 14)
+    if (key_count > key_limit || key_count > cursor.left_in_file() / 14)
         return bad("says it has " + std::to_string(key_count) + " keys; the file has room for no more than " +
-                   std::to_string(std::min(key_limit, cursor.left() / 14)));
-    if (tensor_count > tensor_limit || tensor_count > cursor.left() / 25)
+                   std::to_string(std::min(key_limit, cursor.left_in_file() / 14)));
+    if (tensor_count > tensor_limit || tensor_count > cursor.left_in_file() / 25)
         return bad("says it has " + std::to_string(tensor_count) + " tensors; the file has room for no more than " +
-                   std::to_string(std::min(tensor_limit, cursor.left() / 25)));
+                   std::to_string(std::min(tensor_limit, cursor.left_in_file() / 25)));
 
     values_.reserve(key_count);
     for (uint64_t i = 0; i < key_count; i++) {
@@ -258,7 +279,7 @@ Status Gguf::read_tensors(GgufCursor& cursor, uint64_t count) {
         tensor.bytes = bytes;
         tensors_.push_back(tensor);
     }
-    uint64_t header = static_cast<uint64_t>(cursor.at - file_.data());
+    uint64_t header = static_cast<uint64_t>(cursor.at - header_.get());
     return place_tensors(offsets, (header + alignment - 1) / alignment * alignment, alignment);
 }
 
@@ -274,7 +295,7 @@ Status Gguf::place_tensors(const std::vector<uint64_t>& offsets, uint64_t data_b
             return tensor_error(tensor.name, "has " + std::to_string(tensor.bytes) + " bytes at offset " +
                                                  std::to_string(offsets[i]) + "; the file has " + std::to_string(room) +
                                                  " bytes of tensor data");
-        tensor.data = file_.data() + data_begin + offsets[i];
+        tensor.offset = data_begin + offsets[i];
     }
     std::vector<size_t> order(tensors_.size());
     for (size_t i = 0; i < order.size(); i++) order[i] = i;
@@ -365,7 +386,7 @@ Result<const GgufValue*> Gguf::array_of(std::string_view key, uint64_t limit, co
 Result<std::vector<std::string_view>> Gguf::texts(std::string_view key, uint64_t limit) const {
     AWQ_ASSIGN(const GgufValue* value, array_of(key, limit, "string", is_text));
     std::vector<std::string_view> out(value ? value->count : 0);
-    GgufCursor cursor{value ? value->data : nullptr, file_.data() + file_.size()};
+    GgufCursor cursor{value ? value->data : nullptr, header_.get() + header_bytes_};
     for (std::string_view& text : out) cursor.read_text(text);  // walked before, so it cannot fail
     return out;
 }

@@ -7,6 +7,7 @@
 // inside the file at a multiple of the alignment, and no two tensors share a byte.
 #pragma once
 #include <array>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -23,7 +24,7 @@ struct GgufValue {
     GgufKind kind = GgufKind::u8;
     GgufKind element = GgufKind::u8;  // of an array
     uint64_t count = 0;               // elements of an array
-    const uint8_t* data = nullptr;    // the value, or an array's first element; any alignment
+    const uint8_t* data = nullptr;    // the value, or an array's first element, inside the header; any alignment
 };
 
 // Numbers of tensor types, as the file has them. Only those this program reads have a name here.
@@ -37,7 +38,7 @@ struct GgufTensor {
     uint32_t type = 0;
     int dimensions = 0;
     std::array<uint64_t, 4> shape = {1, 1, 1, 1};  // innermost first: columns, rows, ...
-    const uint8_t* data = nullptr;
+    uint64_t offset = 0;  // in the file
     uint64_t bytes = 0;
     uint64_t row_bytes = 0;  // one row of shape[0] elements
 };
@@ -46,7 +47,7 @@ class Gguf {
 public:
     static Result<Gguf> open(const std::string& path);
 
-    const MappedFile& file() const { return file_; }
+    const InputFile& file() const { return file_; }
     std::string name() const { return quote(file_.path(), 300); }        // for messages
     const std::vector<GgufTensor>& tensors() const { return tensors_; }  // in the order of the file
     const GgufValue* find(std::string_view key) const;
@@ -68,13 +69,15 @@ public:
     Status tensor_error(std::string_view tensor, const std::string& what) const;
 
 private:
-    explicit Gguf(MappedFile file) : file_(std::move(file)) {}
-    Status read();
+    explicit Gguf(InputFile file) : file_(std::move(file)) {}
+    Status parse(struct GgufCursor& cursor);
     Status read_tensors(struct GgufCursor& cursor, uint64_t count);
     Status place_tensors(const std::vector<uint64_t>& offsets, uint64_t data_begin, uint64_t alignment);
     Result<const GgufValue*> array_of(std::string_view key, uint64_t limit, const char* expected, bool (*fits)(GgufKind)) const;
 
-    MappedFile file_;
+    InputFile file_;
+    std::unique_ptr<uint8_t[]> header_;  // the beginning of the file, all of the header in it
+    uint64_t header_bytes_ = 0;
     std::vector<GgufValue> values_;  // sorted by key
     std::vector<GgufTensor> tensors_;
     std::vector<size_t> by_name_;  // indices into tensors_, sorted by name

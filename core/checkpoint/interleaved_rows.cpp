@@ -26,14 +26,14 @@ class InterleavedRows final : public PackedRows {
 public:
     InterleavedRows(const ModuleTensors& tensors, int64_t out, int64_t in, int64_t group_size, const TensorInfo& qweight,
                     const TensorInfo& scales, const TensorInfo& zeros)
-        : PackedRows(tensors, out, in, group_size), qweight_(qweight), scales_(scales), zeros_(zeros) {
-        used_ = {&qweight, &scales, &zeros};
-        dtype = scales.type;
+        : PackedRows(tensors, out, in, group_size, scales.type) {
+        reads_ = {{&qweight, &qweight_}, {&scales, &scales_}, {&zeros, &zeros_}};
     }
     void read_quantized(int64_t first, int64_t count, uint8_t* q, float* scale, float* offset) const override {
+        if (!load()) return;
         for (int64_t i = 0; i < count; i++) {
             const int64_t row = first + i;
-            const uint8_t* from = qweight_.data + row / 4 * in * 2 + row % 4 * 32;  // blocks of the four rows: 128 bytes
+            const uint8_t* from = qweight_.data.get() + row / 4 * in * 2 + row % 4 * 32;  // blocks of the four rows: 128 bytes
             uint8_t* to = q + i * in;
             for (int64_t k = 0; k < in; k += 64) {
                 unpack_run(from + k * 2, to + k);
@@ -45,7 +45,7 @@ public:
     }
 
 private:
-    const TensorInfo &qweight_, &scales_, &zeros_;
+    TensorData qweight_, scales_, zeros_;
 };
 
 }  // namespace
@@ -77,7 +77,8 @@ Result<std::unique_ptr<WeightRows>> open_interleaved(const ModuleTensors& tensor
     AWQ_ASSIGN(const TensorInfo* zeros, need_tensor(tensors, zeros_name, {scales->type}, {8 * width, out}, note));
     AWQ_TRY(need_finite(tensors.checkpoint, *scales, in / group_size, out));
     AWQ_TRY(need_finite(tensors.checkpoint, *zeros, in / group_size, out));
-    return std::unique_ptr<WeightRows>(new InterleavedRows(tensors, out, in, group_size, *qweight, *scales, *zeros));
+    return std::unique_ptr<WeightRows>(
+        new InterleavedRows(tensors, out, in, group_size, *qweight, *scales, *zeros));
 }
 
 }  // namespace awq

@@ -41,20 +41,25 @@ Result<const TensorInfo*> need_tensor(const ModuleTensors& tensors, std::string_
 }
 
 Status need_finite(const Checkpoint& checkpoint, const TensorInfo& tensor, int64_t rows, int64_t cols) {
+    AWQ_ASSIGN(const TensorData data, checkpoint.read(tensor));
     const int64_t width = rows > 0 ? static_cast<int64_t>(tensor.bytes / dtype_bytes(tensor.type) / tensor.shape[0]) : 0;
     int64_t bad = -1;
     if (cols == width) {
-        bad = first_non_finite(tensor.type, tensor.data, rows * cols);
+        bad = first_non_finite(tensor.type, data.data.get(), rows * cols);
     } else {
         for (int64_t row = 0; row < rows && bad < 0; row++) {
-            bad = first_non_finite(tensor.type, tensor.data + static_cast<size_t>(row * width) * dtype_bytes(tensor.type), cols);
+            bad = first_non_finite(tensor.type, data.data.get() + static_cast<size_t>(row * width) * dtype_bytes(tensor.type), cols);
             if (bad >= 0) bad += row * width;
         }
     }
-    if (bad < 0) return {};
-    std::string place =
-        tensor.shape.size() < 2 ? std::to_string(bad) : std::to_string(bad / width) + ", " + std::to_string(bad % width);
-    Status error = tensor_error(checkpoint, tensor, "[" + place + "] is NaN or infinite; finite numbers expected");
+    return bad < 0 ? Status() : non_finite_error(checkpoint, tensor, bad);
+}
+
+Status non_finite_error(const Checkpoint& checkpoint, const TensorInfo& tensor, int64_t place) {
+    int64_t width = 1;
+    for (size_t i = 1; i < tensor.shape.size(); i++) width *= static_cast<int64_t>(tensor.shape[i]);
+    std::string index = tensor.shape.size() < 2 ? std::to_string(place) : std::to_string(place / width) + ", " + std::to_string(place % width);
+    Status error = tensor_error(checkpoint, tensor, "[" + index + "] is NaN or infinite; finite numbers expected");
     return Status(Code::non_finite, error.message());
 }
 
@@ -80,7 +85,8 @@ Result<std::vector<int32_t>> need_group_order(const ModuleTensors& tensors, std:
                                               int64_t group_size) {
     AWQ_ASSIGN(const TensorInfo* g_idx, need_tensor(tensors, suffix, {DType::i32}, {in}));
     const int64_t groups = in / group_size;
-    auto group_of = [&](int64_t k) { return static_cast<int32_t>(load_u32(g_idx->data + 4 * k)); };
+    AWQ_ASSIGN(TensorData data, tensors.checkpoint.read(*g_idx));
+    auto group_of = [&](int64_t k) { return static_cast<int32_t>(load_u32(data.data.get() + 4 * k)); };
     std::vector<int64_t> members(static_cast<size_t>(groups), 0);
     bool natural = true;
     for (int64_t k = 0; k < in; k++) {
@@ -116,20 +122,40 @@ bool scales_by_output(const ModuleTensors& tensors, int64_t out) {
 
 // ---- rows
 
-PackedRows::PackedRows(const ModuleTensors& tensors, int64_t out_, int64_t in_, int64_t group_size_)
+PackedRows::PackedRows(const ModuleTensors& tensors, int64_t out_, int64_t in_, int64_t group_size_, DType dtype_)
     : checkpoint_(tensors.checkpoint) {
     out = out_;
     in = in_;
     group_size = group_size_;
+    dtype = dtype_;
     groups_ = in / group_size;
 }
 
-void PackedRows::prefetch() const {
-    for (const TensorInfo* tensor : used_) checkpoint_.prefetch(*tensor);
+bool PackedRows::load() const {
+    if (loaded_) return true;
+    std::lock_guard lock(mutex_);
+    if (loaded_) return true;
+    for (auto [tensor, data] : reads_) {
+        auto read = checkpoint_.read(*tensor);
+        if (!read.ok()) {
+            status_ = read.status();
+            return false;
+        }
+        *data = std::move(*read);
+    }
+    loaded_ = true;
+    return true;
+}
+
+Status PackedRows::status() const {
+    std::lock_guard lock(mutex_);
+    return status_;
 }
 
 void PackedRows::forget() const {
-    for (const TensorInfo* tensor : used_) checkpoint_.forget(*tensor);
+    std::lock_guard lock(mutex_);
+    loaded_ = false;
+    for (auto [tensor, data] : reads_) data->data.reset();
 }
 
 // For scales of 16 bits and integer zeros q * scale, -z * scale and their sum are exact in float32, so this equals
@@ -142,6 +168,7 @@ void PackedRows::read_dense(int64_t first, int64_t count, float* rows) const {
     for (int64_t done = 0; done < count; done += block) {
         const int64_t n = std::min(block, count - done);
         read_quantized(first + done, n, q.get(), scale.get(), offset.get());
+        if (!loaded_) return;
         for (int64_t i = 0; i < n * groups_; i++) {
             const uint8_t* from = q.get() + i * group_size;
             float* to = rows + done * in + i * group_size;
@@ -160,13 +187,13 @@ void reorder_columns(const std::vector<int32_t>& order, int64_t count, int64_t i
     }
 }
 
-void read_columns(const TensorInfo& matrix, int64_t rows, int64_t width, int64_t first, int64_t count, float* to) {
+void read_columns(const TensorData& matrix, int64_t rows, int64_t width, int64_t first, int64_t count, float* to) {
     const int64_t bytes = static_cast<int64_t>(dtype_bytes(matrix.type));
     float line[64];
     for (int64_t row = 0; row < rows; row++)
         for (int64_t done = 0; done < count; done += 64) {
             const int64_t n = std::min<int64_t>(64, count - done);
-            widen(matrix.type, matrix.data + (row * width + first + done) * bytes, n, line);
+            widen(matrix.type, matrix.data.get() + (row * width + first + done) * bytes, n, line);
             for (int64_t i = 0; i < n; i++) to[(done + i) * rows + row] = line[i];
         }
 }

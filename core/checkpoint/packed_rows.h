@@ -2,8 +2,11 @@
 //
 // Names used throughout: out x in is the Linear's size, groups = in / group_size, q a 4-bit value, z a zero point.
 #pragma once
+#include <atomic>
 #include <cstring>
 #include <initializer_list>
+#include <mutex>
+#include <utility>
 #include "core/checkpoint/weight_format.h"
 
 namespace awq {
@@ -17,6 +20,8 @@ Result<const TensorInfo*> need_tensor(const ModuleTensors& tensors, std::string_
                                       std::initializer_list<int64_t> shape, const std::string& note = "");
 // Every number of the leading part rows x cols of a two-dimensional tensor is finite; the rest is padding.
 Status need_finite(const Checkpoint& checkpoint, const TensorInfo& tensor, int64_t rows, int64_t cols);
+// The error of need_finite() for the element `place`.
+Status non_finite_error(const Checkpoint& checkpoint, const TensorInfo& tensor, int64_t place);
 // The configured group size (-1: `in`) for bits 4, which must divide `in`. Without a configuration: what the tensor of
 // scales [groups][out] says.
 Result<int64_t> need_group_size(const ModuleTensors& tensors, const AwqConfig& config, int64_t in, const TensorInfo* scales);
@@ -34,25 +39,32 @@ bool scales_by_output(const ModuleTensors& tensors, int64_t out);
 
 // ---- rows
 
-// A source of rows that reads the tensors `used`; the checkpoint must outlive it. Formats add read_quantized().
+// A source of rows whose tensors are read into memory when the first row is asked for (a plan asks for none); the
+// checkpoint must outlive it. Formats add read_quantized(), which begins with load().
 class PackedRows : public WeightRows {
 public:
-    PackedRows(const ModuleTensors& tensors, int64_t out, int64_t in, int64_t group_size);
+    PackedRows(const ModuleTensors& tensors, int64_t out, int64_t in, int64_t group_size, DType dtype);
     void read_dense(int64_t first, int64_t count, float* rows) const override;
-    void prefetch() const override;
+    Status status() const override;
     void forget() const override;
 
 protected:
-    const Checkpoint& checkpoint_;
-    std::vector<const TensorInfo*> used_;
+    bool load() const;    // false: the file does not give the tensors any more, see status()
+    std::vector<std::pair<const TensorInfo*, TensorData*>> reads_;    // what load() fills
     int64_t groups_;
+
+private:
+    const Checkpoint& checkpoint_;
+    mutable std::mutex mutex_;
+    mutable std::atomic<bool> loaded_ = false;
+    mutable Status status_;
 };
 
 // The columns of q [count][in], from their order in the file to that of `order` (empty: as it is).
 void reorder_columns(const std::vector<int32_t>& order, int64_t count, int64_t in, uint8_t* q);
 
 // Columns first .. first + count - 1 of a floating matrix [rows][width], as rows: to[count][rows].
-void read_columns(const TensorInfo& matrix, int64_t rows, int64_t width, int64_t first, int64_t count, float* to);
+void read_columns(const TensorData& matrix, int64_t rows, int64_t width, int64_t first, int64_t count, float* to);
 
 // ---- nibbles
 

@@ -155,21 +155,12 @@ Status read_entry(element entry, const std::string& at, TensorInfo& tensor, Rang
     return {};
 }
 
-Result<std::vector<TensorInfo>> read_header(const MappedFile& file) {
-    uint64_t size = file.size();
-    if (size < 8) return bad("has " + std::to_string(size) + " bytes; a safetensors file has at least 8");
-    uint64_t header_size = 0;
-    for (int i = 7; i >= 0; i--) header_size = header_size << 8 | file.data()[i];
-    if (header_size > header_limit)
-        return bad("header of " + std::to_string(header_size) + " bytes; at most " + std::to_string(header_limit) + " expected");
-    if (header_size > size - 8)
-        return bad("header of " + std::to_string(header_size) + " bytes, but only " + std::to_string(size - 8) +
-                   " follow its length");
+}  // namespace
 
+Result<std::vector<TensorInfo>> parse_safetensors_header(std::string_view json, uint64_t data_bytes) {
     simdjson::dom::parser parser;
     element root;
-    std::string_view text(reinterpret_cast<const char*>(file.data()) + 8, header_size);
-    AWQ_TRY(simd_parse(parser, text, json_file_depth, root).in("header"));
+    AWQ_TRY(simd_parse(parser, json, json_file_depth, root).in("header"));
     if (root.type() != element_type::OBJECT) return bad(std::string("header: ") + type_text(root) + " found; an object expected");
     AWQ_TRY(refuse_twin_keys(root));
 
@@ -200,30 +191,27 @@ Result<std::vector<TensorInfo>> read_header(const MappedFile& file) {
     std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
         return std::pair(ranges[a].begin, ranges[a].end) < std::pair(ranges[b].begin, ranges[b].end);
     });
-    const uint64_t data_size = size - 8 - header_size;
     uint64_t end = 0;
     for (size_t i : order) {
         std::string at = "tensor \"" + quote(tensors[i].name) + "\": data_offsets begin at " + std::to_string(ranges[i].begin);
         if (ranges[i].begin < end) return bad(at + ", inside of another tensor, which ends at " + std::to_string(end));
         if (ranges[i].begin > end) return bad(at + "; " + std::to_string(end) + " expected, where the tensor before ends");
         end = ranges[i].end;
-        if (end > data_size)
+        if (end > data_bytes)
             return bad("tensor \"" + quote(tensors[i].name) + "\": ends at byte " + std::to_string(end) +
-                       " of the data; the file has " + std::to_string(data_size));
+                       " of the data; the file has " + std::to_string(data_bytes));
     }
-    if (end != data_size)
-        return bad("the tensors end at byte " + std::to_string(end) + " of the data; the file has " + std::to_string(data_size));
+    if (end != data_bytes)
+        return bad("the tensors end at byte " + std::to_string(end) + " of the data; the file has " + std::to_string(data_bytes));
 
     std::vector<TensorInfo> sorted;
     sorted.reserve(tensors.size());
     for (size_t i : order) {
-        if (tensors[i].bytes > 0) tensors[i].data = file.data() + 8 + header_size + ranges[i].begin;
+        tensors[i].offset = ranges[i].begin;
         sorted.push_back(std::move(tensors[i]));
     }
     return sorted;
 }
-
-}  // namespace
 
 std::string tensor_text(const TensorInfo& tensor) {
     std::string text = tensor.dtype + " [";
@@ -232,14 +220,27 @@ std::string tensor_text(const TensorInfo& tensor) {
     return text.size() < 80 ? text + "]" : text + ", ...]";
 }
 
-bool is_lfs_pointer(std::string_view content) { return content.starts_with("version https://git-lfs.github.com/spec/"); }
-
-Result<std::vector<TensorInfo>> read_safetensors(const MappedFile& file) {
-    if (file.data() && is_lfs_pointer({reinterpret_cast<const char*>(file.data()), file.size()}))
-        return bad("is a Git LFS pointer, not the weights; \"git lfs pull\" in its repository fetches them")
-            .in(quote(file.path(), 300));
-    auto tensors = read_header(file);
-    if (!tensors.ok()) return tensors.status().in(quote(file.path(), 300));
+Result<std::vector<TensorInfo>> read_safetensors(const InputFile& file) {
+    const std::string path = quote(file.path(), 300);
+    auto refused = [&](const std::string& what) { return bad(what).in(path); };
+    const uint64_t size = file.size();
+    char beginning[64] = {};
+    AWQ_TRY(file.read(0, beginning, std::min<uint64_t>(size, sizeof beginning)));
+    if (is_lfs_pointer({beginning, std::min<uint64_t>(size, sizeof beginning)}))
+        return refused("is a Git LFS pointer, not the weights; \"git lfs pull\" in its repository fetches them");
+    if (size < 8) return refused("has " + std::to_string(size) + " bytes; a safetensors file has at least 8");
+    uint64_t header_size = 0;
+    for (int i = 7; i >= 0; i--) header_size = header_size << 8 | static_cast<uint8_t>(beginning[i]);
+    if (header_size > header_limit)
+        return refused("header of " + std::to_string(header_size) + " bytes; at most " + std::to_string(header_limit) + " expected");
+    if (header_size > size - 8)
+        return refused("header of " + std::to_string(header_size) + " bytes, but only " + std::to_string(size - 8) +
+                       " follow its length");
+    std::string header(header_size, '\0');
+    AWQ_TRY(file.read(8, header.data(), header.size()));
+    auto tensors = parse_safetensors_header(header, size - 8 - header_size);
+    if (!tensors.ok()) return tensors.status().in(path);
+    for (TensorInfo& tensor : *tensors) tensor.offset += 8 + header_size;
     return tensors;
 }
 

@@ -249,7 +249,10 @@ const std::string* token_text(const Json& value) {
 }
 
 // Tokens by name: bos_token, eos_token ..., a model's own such as image_token, and those of extra_special_tokens.
-void take_tokens(const Json& from, Json& to, bool replace) {
+Status take_tokens(const Json& from, const std::string& file, Json& to, bool replace) {
+    for (const char* name : {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"})
+        if (const Json* value = from.find(name); value && !value->is_null() && !token_text(*value))
+            return Status(Code::bad_file, file + ": " + name + ": is " + value->type_name() + "; expected a text, or an object with it as its content");
     auto take = [&](const std::string& name, const Json& value) {
         const std::string* text = token_text(value);
         if (text && (replace || !to.has(name))) to.set(name, Json(*text));
@@ -258,6 +261,7 @@ void take_tokens(const Json& from, Json& to, bool replace) {
         if (name.ends_with("_token")) take(name, value);
     if (const Json* extra = from.find("extra_special_tokens"); extra && extra->is_object())
         for (const auto& [name, value] : extra->members()) take(name, value);
+    return {};
 }
 
 Result<Json> read_object(const std::string& directory, const std::string& name) {
@@ -277,9 +281,9 @@ Result<ChatTemplates> ChatTemplates::load(const std::string& directory) {
     out.directory_ = directory;
     AWQ_ASSIGN(Json config, read_object(directory, "tokenizer_config.json"));
     AWQ_ASSIGN(Json map, read_object(directory, "special_tokens_map.json"));
-    take_tokens(config, out.special_tokens_, true);
+    AWQ_TRY(take_tokens(config, "tokenizer_config.json", out.special_tokens_, true));
     // The map is of old and wins over an old configuration, one without added_tokens_decoder.
-    take_tokens(map, out.special_tokens_, !config.has("added_tokens_decoder"));
+    AWQ_TRY(take_tokens(map, "special_tokens_map.json", out.special_tokens_, !config.has("added_tokens_decoder")));
 
     if (entry_exists(directory + "/chat_template.jinja")) {
         AWQ_ASSIGN(std::string text, read_file(directory + "/chat_template.jinja", max_template_size));

@@ -85,16 +85,30 @@ std::optional<int32_t> Tokenizer::token_to_id(std::string_view token) const {
     return id < 0 ? std::nullopt : std::optional(id);
 }
 
+const AddedToken* Tokenizer::added_token(int32_t id) const {
+    auto it = std::lower_bound(added_.begin(), added_.end(), id, [](const AddedToken& token, int32_t x) { return token.id < x; });
+    return it != added_.end() && it->id == id ? &*it : nullptr;
+}
+
 std::string_view Tokenizer::id_to_token(int32_t id) const {
     if (id < 0) return {};
-    auto it = std::lower_bound(added_.begin(), added_.end(), id, [](const AddedToken& token, int32_t x) { return token.id < x; });
-    if (it != added_.end() && it->id == id) return it->pattern;
+    if (const AddedToken* token = added_token(id)) return token->pattern;
     return model_.vocabulary.text(static_cast<uint32_t>(id));
 }
 
 bool Tokenizer::is_special(int32_t id) const {
     std::string_view token = id_to_token(id);
     return !token.empty() && special_contents_.find(token) >= 0;
+}
+
+Tokenizer::Beyond Tokenizer::beyond(int64_t rows) const {
+    Beyond beyond;
+    for (const AddedToken& token : added_)
+        if (token.id >= rows && !beyond.added) beyond.added = token.id;
+    for (int64_t id = rows; id < vocab_size() && !beyond.own; id++) {
+        if (!added_token(static_cast<int32_t>(id)) && model_.vocabulary.has(static_cast<uint32_t>(id))) beyond.own = static_cast<int32_t>(id);
+    }
+    return beyond;
 }
 
 Result<std::string> Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
@@ -111,8 +125,8 @@ Result<std::string> Tokenizer::decode(std::span<const int32_t> ids, bool skip_sp
 }
 
 Result<std::shared_ptr<const Tokenizer>> Tokenizer::load(const std::string& path) {
-    AWQ_ASSIGN(MappedFile file, MappedFile::open(path));
-    return parse({reinterpret_cast<const char*>(file.data()), file.size()}, path);
+    AWQ_ASSIGN(std::string text, read_file(path, file_limit));
+    return parse(text, path);
 }
 
 }  // namespace awq

@@ -44,13 +44,20 @@ public:
     // normalized is given so.
     std::string_view id_to_token(int32_t id) const;
     bool is_special(int32_t id) const;  // left out by skip_special_tokens
+    // Of the tokens that a model of so many rows does not have: the first of the vocabulary's own, the first added one.
+    struct Beyond {
+        std::optional<int32_t> own, added;
+    };
+    Beyond beyond(int64_t rows) const;
     const Decoder& decoder() const { return decoder_; }
     // Oddities of the file that are no errors, a line each.
     const std::vector<std::string>& warnings() const { return warnings_; }
 
 private:
     friend class TokenizerLoader;
-    Tokenizer() = default;
+    // Not by default initialisers: g++ 12 loses what was made before one that throws.
+    Tokenizer() : template_with_special_(1, -1), template_without_(1, -1) {}
+    const AddedToken* added_token(int32_t id) const;
 
     Bpe model_;
     std::vector<AddedToken> added_;  // by id, ascending
@@ -61,7 +68,7 @@ private:
     PreTokenizer pre_tokenizer_;
     Decoder decoder_;
     // What the post-processor makes of a text with and without add_special_tokens: -1 is the text, others are ids.
-    std::vector<int32_t> template_with_special_ = {-1}, template_without_ = {-1};
+    std::vector<int32_t> template_with_special_, template_without_;
     uint32_t end_ = 0;
     std::vector<std::string> warnings_;
 };

@@ -1,5 +1,6 @@
 // Preloaded into the program by tests/faults/run.sh: every FAULT_EVERY-th call of FAULT_CALL after main() has begun fails, as
-// for want of memory or room, or by a broken disk. Not part of the library.
+// for want of memory or room, or by a broken disk. Beside AddressSanitizer (-DFAULTS_BESIDE_ASAN), whose allocator must be
+// the only one, malloc does not fail. Not part of the library.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -49,6 +50,7 @@ void* __libc_malloc(size_t);
 void* __libc_calloc(size_t, size_t);
 void* __libc_realloc(void*, size_t);
 
+#ifndef FAULTS_BESIDE_ASAN
 void* malloc(size_t size) {
     if (fails("malloc")) return errno = ENOMEM, nullptr;
     return __libc_malloc(size);
@@ -61,6 +63,7 @@ void* realloc(void* old, size_t size) {
     if (fails("malloc")) return errno = ENOMEM, nullptr;
     return __libc_realloc(old, size);
 }
+#endif
 void* mmap(void* at, size_t size, int protection, int flags, int fd, off_t offset) {
     static auto next = real<void* (*)(void*, size_t, int, int, int, off_t)>("mmap");
     if (fails("mmap")) return errno = ENOMEM, MAP_FAILED;
@@ -79,6 +82,11 @@ ssize_t read(int fd, void* to, size_t size) {
     static auto next = real<ssize_t (*)(int, void*, size_t)>("read");
     if (fails("read")) return errno = EIO, -1;
     return next(fd, to, size);
+}
+ssize_t pread(int fd, void* to, size_t size, off_t offset) {
+    static auto next = real<ssize_t (*)(int, void*, size_t, off_t)>("pread");
+    if (fails("read")) return errno = EIO, -1;
+    return next(fd, to, size, offset);
 }
 ssize_t write(int fd, const void* from, size_t size) {
     static auto next = real<ssize_t (*)(int, const void*, size_t)>("write");

@@ -1,10 +1,14 @@
 #!/bin/sh
 # The program while memory ends, disks break or fill up and somebody kills it: always success or "error: ...", never a
-# crash, never half a result. run.sh BUILD; with AWQ_SOAK set, more of each.
+# crash, never half a result. run.sh BUILD; with AWQ_SOAK set, more of each. Of a build with AddressSanitizer, which sees
+# leaks too, malloc is left alone.
 set -u
 build=$1
 awq=$build/awq
 preload=$PWD/$build/tests/faults.so
+calls="malloc mmap open read write fsync rename"
+asan=$(ldd "$awq" | awk '/libasan/ { print $3 }')
+[ -n "$asan" ] && preload=$asan:$preload calls=${calls#malloc }
 work=$(mktemp -d "${TMPDIR:-/tmp}/awq-faults-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 failed=0 runs=0 refused=0
@@ -14,8 +18,13 @@ mkdir "$work/model" "$work/out"
 for file in tests/data/models/qwen2-tied/*.gz; do gzip -dc "$file" > "$work/model/$(basename "$file" .gz)"; done
 rm "$work/model/golden.safetensors"
 cp tests/data/fuzz/gguf/llama "$work/tiny.gguf"
+python3 -c 'import sys, json; sys.path.insert(0, "tests/damage"); import fixture; print(json.dumps(fixture.tokenizer()))' > "$work/model/tokenizer.json"
+echo '{"chat_template": "{{ messages[0].content }}"}' > "$work/model/tokenizer_config.json"
 request='{"ids": [1, 5, 9], "n": 3}'
 
+chat() { "$@" "$awq" chat -m "$work/model" -t 2 -p "the inn" -n 3 > "$work/text" 2> "$work/err"; }
+inspect() { "$@" "$awq" inspect -m "$work/model" > /dev/null 2> "$work/err"; }
+tokenize() { echo '{"text": "the inn"}' | "$@" "$awq" eval tokenize -m "$work/model" > /dev/null 2> "$work/err"; }
 load() { echo "$request" | "$@" "$awq" eval generate -m "$work/model" -t 2 > "$work/text" 2> "$work/err"; }
 import() { "$@" "$awq" import "$work/tiny.gguf" "$work/out/model" --overwrite > /dev/null 2> "$work/err"; }
 verify() { "$@" "$awq" verify -m "$work/model" --write > /dev/null 2> "$work/err"; }
@@ -42,16 +51,18 @@ whole() {
     fi
 }
 
-load; after "generation" $?
+for task in chat inspect tokenize load; do
+    $task || bad "$task without faults"
+done
 answer=$(cat "$work/text")
 import; [ $? -eq 0 ] || bad "import without faults"
 rm -rf "$work/out/model"
 
 steps="1 2 3 5 9 17 40 101 307 1009"
 [ -n "${AWQ_SOAK:-}" ] && steps="1 2 3 4 5 6 7 8 9 10 11 13 15 17 20 23 27 31 37 43 50 60 71 85 101 130 170 220 307 500 800 1009 2003 4001 8009"
-for call in malloc mmap open read write fsync rename; do
+for call in $calls; do
     for every in $steps; do
-        for task in load import verify; do
+        for task in load chat inspect tokenize import verify; do
             $task env LD_PRELOAD="$preload" FAULT_CALL=$call FAULT_EVERY="$every"
             status=$?
             after "$task, every ${every}th $call" $status
@@ -68,8 +79,8 @@ for blocks in 1 2 8 40; do
 done
 
 # Killed at any moment: old or new at the result's name (a temporary may stay beside it).
-rounds=10
-[ -n "${AWQ_SOAK:-}" ] && rounds=100
+rounds=50
+[ -n "${AWQ_SOAK:-}" ] && rounds=200
 import > /dev/null 2>&1
 for i in $(seq $rounds); do
     for task in import verify; do

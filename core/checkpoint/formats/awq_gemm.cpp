@@ -17,18 +17,18 @@ class GemmRows final : public PackedRows {
 public:
     GemmRows(const ModuleTensors& tensors, int64_t out, int64_t in, int64_t group_size, const TensorInfo& qweight,
              const TensorInfo& qzeros, const TensorInfo& scales)
-        : PackedRows(tensors, out, in, group_size), qweight_(qweight), qzeros_(qzeros), scales_(scales) {
-        used_ = {&qweight, &qzeros, &scales};
+        : PackedRows(tensors, out, in, group_size, scales.type) {
+        reads_ = {{&qweight, &qweight_}, {&qzeros, &qzeros_}, {&scales, &scales_}};
         integer_zeros = true;
-        dtype = scales.type;
     }
     void read_quantized(int64_t first, int64_t count, uint8_t* q, float* scale, float* offset) const override {
+        if (!load()) return;
         for (int64_t begin = first; begin < first + count; begin = (begin / (8 * tile_words) + 1) * (8 * tile_words)) {
             int64_t end = std::min(first + count, (begin / (8 * tile_words) + 1) * (8 * tile_words));
             unpack(begin, end, q + (begin - first) * in);
         }
         read_columns(scales_, groups_, out, first, count, scale);
-        const uint8_t* zeros = qzeros_.data;
+        const uint8_t* zeros = qzeros_.data.get();
         for (int64_t g = 0; g < groups_; g++, zeros += out / 8 * 4)
             for (int64_t i = 0; i < count; i++) {
                 const int64_t n = first + i;
@@ -49,7 +49,7 @@ private:
         for (int64_t k = 0; k < in; k += tile_in) {
             const int64_t inputs = std::min(tile_in, in - k);
             for (int64_t i = 0; i < inputs; i++) {
-                const uint8_t* from = qweight_.data + ((k + i) * (out / 8) + first_word) * 4;
+                const uint8_t* from = qweight_.data.get() + ((k + i) * (out / 8) + first_word) * 4;
                 if (words == tile_words) {
                     std::memcpy(tile[i], from, sizeof tile[i]);  // of a size known here: worth the branch
                 } else {
@@ -80,7 +80,7 @@ private:
         }
     }
 
-    const TensorInfo &qweight_, &qzeros_, &scales_;
+    TensorData qweight_, qzeros_, scales_;
 };
 
 bool detect(const ModuleTensors& tensors, const AwqConfig&, int64_t out, int64_t in) {

@@ -15,17 +15,17 @@ class GemvRows final : public PackedRows {
 public:
     GemvRows(const ModuleTensors& tensors, int64_t out, int64_t in, int64_t group_size, int64_t width, const TensorInfo& qweight,
              const TensorInfo& qzeros, const TensorInfo& scales)
-        : PackedRows(tensors, out, in, group_size), width_(width), qweight_(qweight), qzeros_(qzeros), scales_(scales) {
-        used_ = {&qweight, &qzeros, &scales};
+        : PackedRows(tensors, out, in, group_size, scales.type), width_(width) {
+        reads_ = {{&qweight, &qweight_}, {&qzeros, &qzeros_}, {&scales, &scales_}};
         integer_zeros = true;
-        dtype = scales.type;
     }
     void read_quantized(int64_t first, int64_t count, uint8_t* q, float* scale, float* offset) const override {
-        unpack_nibbles(qweight_.data + first * (in / 2), count * in, q);
+        if (!load()) return;
+        unpack_nibbles(qweight_.data.get() + first * (in / 2), count * in, q);
         for (int64_t i = 0; i < count; i++) {
             float* s = scale + i * groups_;
-            widen(scales_.type, scales_.data + (first + i) * width_ * 8 * 2, groups_, s);
-            const uint8_t* zeros = qzeros_.data + (first + i) * width_ * 4;
+            widen(scales_.type, scales_.data.get() + (first + i) * width_ * 8 * 2, groups_, s);
+            const uint8_t* zeros = qzeros_.data.get() + (first + i) * width_ * 4;
             for (int64_t g = 0; g < groups_; g++) {
                 int z = zeros[g / 2] >> (g % 2 * 4) & 15;
                 offset[i * groups_ + g] = static_cast<float>(-z) * s[g];
@@ -35,7 +35,7 @@ public:
 
 private:
     int64_t width_;
-    const TensorInfo &qweight_, &qzeros_, &scales_;
+    TensorData qweight_, qzeros_, scales_;
 };
 
 bool detect(const ModuleTensors& tensors, const AwqConfig&, int64_t out, int64_t in) {

@@ -21,18 +21,18 @@ class MarlinRows final : public PackedRows {
 public:
     MarlinRows(const ModuleTensors& tensors, int64_t out, int64_t in, int64_t group_size, const TensorInfo& qweight,
                const TensorInfo& scales)
-        : PackedRows(tensors, out, in, group_size), qweight_(qweight), scales_(scales) {
-        used_ = {&qweight, &scales};
+        : PackedRows(tensors, out, in, group_size, scales.type) {
+        reads_ = {{&qweight, &qweight_}, {&scales, &scales_}};
         integer_zeros = true;
-        dtype = scales.type;
     }
     void read_quantized(int64_t first, int64_t count, uint8_t* q, float* scale, float* offset) const override {
+        if (!load()) return;
         for (int64_t block = first / 64; block * 64 < first + count; block++) unpack(block, first, count, q);
         const int64_t span = groups_ == 1 ? 32 : 64;
         for (int64_t i = 0; i < count; i++) {
             const int64_t n = first + i, place = n / span * span + scale_place(n % span, groups_ == 1);
             for (int64_t g = 0; g < groups_; g++) {
-                widen(scales_.type, scales_.data + (g * out + place) * 2, 1, scale + i * groups_ + g);
+                widen(scales_.type, scales_.data.get() + (g * out + place) * 2, 1, scale + i * groups_ + g);
                 offset[i * groups_ + g] = -8 * scale[i * groups_ + g];
             }
         }
@@ -45,7 +45,7 @@ private:
             const int64_t inputs = in - k < 64 ? in - k : 64;
             uint8_t line[64][64];
             for (int64_t i = 0; i < inputs; i += 16) {
-                const uint8_t* words = qweight_.data + ((k + i) / 16 * 2 * out + block * 128) * 4;
+                const uint8_t* words = qweight_.data.get() + ((k + i) / 16 * 2 * out + block * 128) * 4;
                 for (int c = 0; c < 8; c++)
                     for (int t = 0; t < 4; t++)
                         for (int j = 0; j < 4; j++) {
@@ -67,7 +67,7 @@ private:
         }
     }
 
-    const TensorInfo &qweight_, &scales_;
+    TensorData qweight_, scales_;
 };
 
 bool detect(const ModuleTensors& tensors, const AwqConfig&, int64_t out, int64_t in) {

@@ -18,16 +18,16 @@ class CompressedRows final : public PackedRows {
 public:
     CompressedRows(const ModuleTensors& tensors, int64_t out, int64_t in, int64_t group_size, const TensorInfo& packed,
                    const TensorInfo& scale, const TensorInfo* zero_point)
-        : PackedRows(tensors, out, in, group_size), packed_(packed), scale_(scale), zero_point_(zero_point) {
-        used_ = {&packed, &scale};
-        if (zero_point) used_.push_back(zero_point);
+        : PackedRows(tensors, out, in, group_size, scale.type) {
+        reads_ = {{&packed, &packed_}, {&scale, &scale_}};
+        if (zero_point) reads_.emplace_back(zero_point, &zero_point_);
         integer_zeros = true;
-        dtype = scale.type;
     }
     void read_quantized(int64_t first, int64_t count, uint8_t* q, float* scale, float* offset) const override {
-        unpack_nibbles(packed_.data + first * (in / 2), count * in, q);
+        if (!load()) return;
+        unpack_nibbles(packed_.data.get() + first * (in / 2), count * in, q);
         reorder_columns(input_order, count, in, q);
-        widen(scale_.type, scale_.data + first * groups_ * 2, count * groups_, scale);
+        widen(scale_.type, scale_.data.get() + first * groups_ * 2, count * groups_, scale);
         for (int64_t i = 0; i < count; i++)
             for (int64_t g = 0; g < groups_; g++)
                 offset[i * groups_ + g] = static_cast<float>(-zero(first + i, g)) * scale[i * groups_ + g];
@@ -35,12 +35,11 @@ public:
 
 private:
     int zero(int64_t row, int64_t group) const {
-        if (!zero_point_) return 8;
-        if (zero_point_->type == DType::i8) return static_cast<int8_t>(zero_point_->data[row * groups_ + group]) + 8;
-        return load_u32(zero_point_->data + (row / 8 * groups_ + group) * 4) >> 4 * (row % 8) & 15;
+        if (!zero_point_.data) return 8;
+        if (zero_point_.type == DType::i8) return static_cast<int8_t>(zero_point_.data[row * groups_ + group]) + 8;
+        return load_u32(zero_point_.data.get() + (row / 8 * groups_ + group) * 4) >> 4 * (row % 8) & 15;
     }
-    const TensorInfo &packed_, &scale_;
-    const TensorInfo* zero_point_;
+    TensorData packed_, scale_, zero_point_;    // the last without data: symmetric
 };
 
 // Whether one of config_groups has these weights; `listed` tells what they have. Where there are no config_groups
@@ -80,7 +79,8 @@ Result<std::unique_ptr<WeightRows>> open(const ModuleTensors& tensors, const Awq
     AWQ_ASSIGN(const TensorInfo* packed, need_tensor(tensors, "weight_packed", {DType::i32}, {out, in / 8}));
     if (tensors.find("weight_shape")) {
         AWQ_ASSIGN(const TensorInfo* shape, need_tensor(tensors, "weight_shape", {DType::i64}, {2}));
-        const int64_t rows = static_cast<int64_t>(load_u64(shape->data)), cols = static_cast<int64_t>(load_u64(shape->data + 8));
+        AWQ_ASSIGN(TensorData size, checkpoint.read(*shape));
+        const int64_t rows = static_cast<int64_t>(load_u64(size.data.get())), cols = static_cast<int64_t>(load_u64(size.data.get() + 8));
         if (rows != out || cols != in)
             return tensor_error(checkpoint, *shape,
                                 "[" + std::to_string(rows) + ", " + std::to_string(cols) + "] found; [" + std::to_string(out) +
@@ -105,8 +105,9 @@ Result<std::unique_ptr<WeightRows>> open(const ModuleTensors& tensors, const Awq
     const TensorInfo* zero_point = tensors.find("weight_zero_point");
     if (zero_point && zero_point->known && zero_point->type == DType::i8) {
         AWQ_ASSIGN(zero_point, need_tensor(tensors, "weight_zero_point", {DType::i8}, {out, groups}));
+        AWQ_ASSIGN(TensorData zeros, checkpoint.read(*zero_point));
         for (int64_t i = 0; i < out * groups; i++)
-            if (int z = static_cast<int8_t>(zero_point->data[i]); z < -8 || z > 7)
+            if (int z = static_cast<int8_t>(zeros.data[i]); z < -8 || z > 7)
                 return tensor_error(checkpoint, *zero_point,
                                     "[" + std::to_string(i / groups) + ", " + std::to_string(i % groups) +
                                         "]: " + std::to_string(z) + " found; -8 .. 7 expected");

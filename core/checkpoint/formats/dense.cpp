@@ -1,5 +1,10 @@
 // Plain floating tensors: "weight" of a Linear that is not quantised, and embeddings, norms and biases (open_plain).
+// The largest tensors of a checkpoint are of this kind: they are never in memory whole.
+#include <memory>
+#include <mutex>
+#include "core/checkpoint/finite.h"
 #include "core/checkpoint/packed_rows.h"
+#include "core/parallel.h"
 
 namespace awq {
 namespace {
@@ -14,14 +19,30 @@ public:
     }
     void read_quantized(int64_t, int64_t, uint8_t*, float*, float*) const override {}  // never asked of a dense source
     void read_dense(int64_t first, int64_t count, float* rows) const override {
-        widen(dtype, tensor_.data + static_cast<size_t>(first * in) * dtype_bytes(dtype), count * in, rows);
+        const int64_t element = static_cast<int64_t>(dtype_bytes(dtype)), end = (first + count) * in;
+        const auto piece = std::make_unique<uint8_t[]>(static_cast<size_t>(std::min(piece_elements, count * in) * element));
+        for (int64_t at = first * in; at < end; at += piece_elements) {
+            const int64_t n = std::min(piece_elements, end - at);
+            Status read = checkpoint_.read(tensor_, static_cast<uint64_t>(at * element), piece.get(), static_cast<size_t>(n * element));
+            if (!read.ok()) {
+                std::lock_guard lock(mutex_);
+                status_ = std::move(read);
+                return;
+            }
+            widen(dtype, piece.get(), n, rows + (at - first * in));
+        }
     }
-    void prefetch() const override { checkpoint_.prefetch(tensor_); }
-    void forget() const override { checkpoint_.forget(tensor_); }
+    Status status() const override {
+        std::lock_guard lock(mutex_);
+        return status_;
+    }
 
 private:
+    static constexpr int64_t piece_elements = int64_t{1} << 16;
     const Checkpoint& checkpoint_;
     const TensorInfo& tensor_;
+    mutable std::mutex mutex_;
+    mutable Status status_;
 };
 
 // [out, in], [in] where out is 1, or [out, ...] with in numbers an output: a convolution's kernel. The reader has seen
@@ -31,6 +52,24 @@ bool is_matrix(const TensorInfo& tensor, int64_t out, int64_t in) {
     for (uint64_t extent : tensor.shape) count *= extent;
     if (tensor.shape.empty() || count != static_cast<uint64_t>(out) * static_cast<uint64_t>(in)) return false;
     return tensor.shape[0] == static_cast<uint64_t>(out) || (out == 1 && tensor.shape.size() == 1);
+}
+
+Status need_all_finite(const Checkpoint& checkpoint, const TensorInfo& tensor) {
+    const size_t element = dtype_bytes(tensor.type), piece = size_t{4} << 20;
+    std::mutex mutex;
+    Status status;
+    int64_t first = INT64_MAX;
+    parallel_for((tensor.bytes + piece - 1) / piece, std::min<size_t>(8, hardware_threads()), [&](size_t i) {
+        const size_t begin = i * piece, bytes = std::min(piece, tensor.bytes - begin);
+        const auto data = std::make_unique<uint8_t[]>(bytes);
+        Status read = checkpoint.read(tensor, begin, data.get(), bytes);
+        const int64_t bad = read.ok() ? first_non_finite(tensor.type, data.get(), static_cast<int64_t>(bytes / element)) : -1;
+        std::lock_guard lock(mutex);
+        if (!read.ok()) status = std::move(read);
+        if (bad >= 0) first = std::min(first, static_cast<int64_t>(begin / element) + bad);
+    });
+    AWQ_TRY(status);
+    return first == INT64_MAX ? Status() : non_finite_error(checkpoint, tensor, first);
 }
 
 bool detect(const ModuleTensors& tensors, const AwqConfig&, int64_t, int64_t) { return tensors.find("weight") != nullptr; }
@@ -61,8 +100,7 @@ Status check_plain(const Checkpoint& checkpoint, const std::string& name, int64_
 Result<std::unique_ptr<WeightRows>> open_plain(const Checkpoint& checkpoint, const std::string& name, int64_t out, int64_t in) {
     AWQ_TRY(check_plain(checkpoint, name, out, in));
     const TensorInfo* tensor = checkpoint.find(name);
-    AWQ_TRY(need_finite(checkpoint, *tensor, static_cast<int64_t>(tensor->shape[0]),
-                        out * in / static_cast<int64_t>(tensor->shape[0])));
+    AWQ_TRY(need_all_finite(checkpoint, *tensor));
     return std::unique_ptr<WeightRows>(new DenseRows(checkpoint, *tensor, out, in));
 }
 

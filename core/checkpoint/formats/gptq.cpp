@@ -16,17 +16,17 @@ class GptqRows final : public PackedRows {
 public:
     GptqRows(const ModuleTensors& tensors, int64_t out, int64_t in, int64_t group_size, int zero_bias, const TensorInfo& qweight,
              const TensorInfo& qzeros, const TensorInfo& scales)
-        : PackedRows(tensors, out, in, group_size), zero_bias_(zero_bias), qweight_(qweight), qzeros_(qzeros), scales_(scales) {
-        used_ = {&qweight, &qzeros, &scales};
+        : PackedRows(tensors, out, in, group_size, scales.type), zero_bias_(zero_bias) {
+        reads_ = {{&qweight, &qweight_}, {&qzeros, &qzeros_}, {&scales, &scales_}};
         integer_zeros = true;
-        dtype = scales.type;
     }
     void read_quantized(int64_t first, int64_t count, uint8_t* q, float* scale, float* offset) const override {
+        if (!load()) return;
         for (int64_t done = 0; done < count; done += tile_out)
             unpack(first + done, std::min(tile_out, count - done), q + done * in);
         reorder_columns(input_order, count, in, q);
         read_columns(scales_, groups_, out, first, count, scale);
-        const uint8_t* zeros = qzeros_.data;
+        const uint8_t* zeros = qzeros_.data.get();
         for (int64_t g = 0; g < groups_; g++, zeros += out / 8 * 4)
             for (int64_t i = 0; i < count; i++) {
                 const int64_t n = first + i;
@@ -44,14 +44,14 @@ private:
         for (int64_t w = 0; w < in / 8; w += tile_words) {
             const int64_t words = std::min(tile_words, in / 8 - w);
             for (int64_t i = 0; i < words; i++)
-                std::memcpy(tile[i], qweight_.data + ((w + i) * out + first) * 4, static_cast<size_t>(rows) * 4);
+                std::memcpy(tile[i], qweight_.data.get() + ((w + i) * out + first) * 4, static_cast<size_t>(rows) * 4);
             for (int64_t n = 0; n < rows; n++)
                 for (int64_t i = 0; i < words; i++) store_u64(q + n * in + (w + i) * 8, spread_nibbles(tile[i][n]));
         }
     }
 
     int zero_bias_;
-    const TensorInfo &qweight_, &qzeros_, &scales_;
+    TensorData qweight_, qzeros_, scales_;
 };
 
 bool detect(const ModuleTensors& tensors, const AwqConfig&, int64_t out, int64_t in) {

@@ -23,7 +23,7 @@ Bound bind(const Call& call, const char* function, std::initializer_list<const c
     Bound bound;
     for (size_t i = 0; i < call.args.size(); i++) bound[i] = call.args[i];
     for (const auto& [key, value] : call.keywords) {
-        auto at = std::find_if(parameters.begin(), parameters.end(), [&](const char* p) { return key == p; });
+        auto at = std::find_if(parameters.begin(), parameters.end(), [&, &key = key](const char* p) { return key == p; });
         if (positional_only) fail(Fault::type, name + " takes no keyword arguments");
         if (at == parameters.end()) fail(Fault::type, name + " got an unexpected keyword argument '" + key + "'");
         Value& to = bound[static_cast<size_t>(at - parameters.begin())];
