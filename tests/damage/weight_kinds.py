@@ -240,6 +240,11 @@ def cases():
     yield Case("verify: scales of zeros", lambda d: d.tensors(lambda t: t.update({Q + ".scales": (t[Q + ".scales"][0], t[Q + ".scales"][1], zero(t[Q + ".scales"][2]))})), VERIFY, ["is not sound"])
     for value, bits in {"NaN": 0x7e00, "infinity": 0x7c00}.items():
         yield Case("verify: %s in a scale" % value, (lambda bits: lambda d: d.tensors(lambda t: t.update({Q + ".scales": (t[Q + ".scales"][0], t[Q + ".scales"][1], struct.pack("<H", bits) + t[Q + ".scales"][2][2:])})))(bits), VERIFY, ["is not sound"])
+    overflow = lambda d: d.tensors(lambda t: t.update({"model.layers.1.post_attention_layernorm.weight": ("F32", [256], struct.pack("<f", 3e38) * 256)}))
+    yield Case("finite: a norm that overflows", overflow, CHAT, ["NaN", "--check-finite"])
+    yield Case("finite: a norm that overflows, looked for", overflow, CHAT + ["--check-finite"], ["model.layers.1.", "norm"])
+    yield Case("finite: a norm that overflows, by the reference backend", overflow, CHAT + ["--check-finite", "--backend", "reference"], ["model.layers.1.", "norm"])
+    yield Case("finite: a norm that overflows, without fusing", overflow, CHAT + ["--check-finite", "--no-fuse"], ["model.layers.1.post_attention_layernorm"])
     yield Case("no directory there", lambda d: None, ["eval", "generate", "-m", "{}/nowhere"], ["nowhere", "no such directory"])
     yield Case("a file for a directory", lambda d: None, ["eval", "generate", "-m", "{}/config.json"], ["config.json"])
     yield Case("a model name that leads out", lambda d: None, ["inspect", "-m", "../../etc/x@main"], ["no such directory"])
