@@ -168,7 +168,7 @@ $(BUILD)/tests/faults.so: tests/faults/faults.cpp | $(BUILD)/deps-found
 	$(CXX) -std=c++20 -O1 -fPIC -shared $(if $(SANITIZE),-DFAULTS_BESIDE_ASAN) $< -ldl -o $@
 # What takes too long for every day: more of the same.
 soak: $(BUILD)/tests/run $(BUILD)/tests/faults.so all
-	AWQ_SOAK=200 $(BUILD)/tests/run -tc='api*,engine*,hostile*'
+	AWQ_SOAK=200 $(BUILD)/tests/run -tc='api*,engine*,hostile*,cli: Ctrl*'
 	AWQ_SOAK=1 tests/faults/run.sh $(BUILD)
 	AWQ_DAMAGE_PATIENCE=$(if $(SANITIZE),5,1) python3 -B tests/damage/run.py $(BUILD)
 
@@ -241,4 +241,4 @@ install: all
 clean:
 	rm -rf $(BUILD)
 
--include $(FUZZ_OBJECTS:.o=.d) $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/tests/tools/random_checkpoint.d
+-include $(FUZZ_OBJECTS:.o=.d) $(wildcard $(FUZZ_BUILD)/tests/fuzz/*.d) $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/tests/tools/random_checkpoint.d

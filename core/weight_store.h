@@ -21,8 +21,8 @@ public:
 
     Status allocate(Backend& backend);    // in one piece
 
-    // Once there is memory: every planned weight from the checkpoint's tensors. They are read one
-    // after the other: there are never two copies of all of the weights in memory.
+    // Once there is memory: every planned weight from the checkpoint's tensors, one after the other: there are
+    // never two copies of all of the weights in memory.
     Status load(const Checkpoint& checkpoint, const Plan& plan, Backend& backend, const LoadProgress& progress);
     // The same weights filled with random numbers of a plausible size (benchmarks without a checkpoint).
     Status load_random(const Plan& plan, Backend& backend, const LoadProgress& progress);

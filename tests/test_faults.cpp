@@ -73,18 +73,21 @@ const std::string& chat_model() {
     return directory.path();
 }
 
-// `task` again and again, its first, second, third ... allocation failing; sparser and sparser, until none fails.
+// `task` again and again, its first, second, third ... allocation failing; sparser and sparser, until none fails. Each
+// twice: what is made once and kept (a table, the room for a message) is there the second time.
 void fail_each(const std::function<awq_status()>& task) {
-    REQUIRE(task() == AWQ_OK);    // what is made once and kept is made now
-    REQUIRE(task() == AWQ_OK);
-    const long before = living;
     int refused = 0;
     bool worked = false;
     for (long k = 0; !worked && k < 10'000'000; k += 1 + k / 40) {
-        until_failure = k;
-        const awq_status status = task();
-        worked = until_failure > 0;
-        until_failure = -1;
+        awq_status status = AWQ_OK;
+        long before = 0;
+        for (int time = 0; time < 2; time++) {
+            before = living;
+            until_failure = k;
+            status = task();
+            worked = until_failure > 0;
+            until_failure = -1;
+        }
         REQUIRE_MESSAGE((status == AWQ_OK || status == AWQ_OUT_OF_MEMORY), "allocation " << k << ": " << status << " " << awq_last_error());
         REQUIRE_MESSAGE((status == AWQ_OK || std::string(awq_last_error()).size() > 5), k);
         REQUIRE_MESSAGE(living == before, "allocation " << k << ": " << living - before << " blocks are left");
@@ -207,11 +210,13 @@ TEST_CASE("faults: a backend that has no memory or does not pack: the load ends 
             FailingBackend backend(std::move(*cpu), kind, k);
             auto plan = make_plan(**checkpoint, *model, PlanOptions(), &backend);
             REQUIRE(plan.ok());
-            auto store = WeightStore::load(**checkpoint, *plan, backend, {});
-            if (store.ok()) {
+            WeightStore store(*plan, backend);
+            Status status = store.allocate(backend);
+            if (status.ok()) status = store.load(**checkpoint, *plan, backend, {});
+            if (status.ok()) {
                 CHECK(k == (std::string(kind) == "pack" ? static_cast<int>(plan->weights.size()) : 1));
                 break;
             }
-            CHECK(store.status().message().find("the device: ") != std::string::npos);
+            CHECK(status.message().find("the device: ") != std::string::npos);
         }
 }

@@ -162,7 +162,7 @@ TEST_CASE("safetensors: shapes are integers of 0 .. 2^64 - 1, and their products
     CHECK(entry_error("\"U8\"", "[true]", "[0, 1]", 1) == "tensor \"a\": shape: a boolean" + range);
     CHECK(entry_error("\"U8\"", "[null]", "[0, 1]", 1) == "tensor \"a\": shape: null" + range);
     CHECK(entry_error("\"U8\"", "8", "[0, 1]", 1) == "tensor \"a\": shape: an integer found; an array expected");
-    CHECK(entry_error("\"U8\"", "[18446744073709551616]", "[0, 0]").starts_with("header: not valid JSON"));
+    CHECK(entry_error("\"U8\"", "[18446744073709551616]", "[0, 0]") == "tensor \"a\": shape: a real number" + range);
     const std::string bits = " found; fewer than 2^64 bits expected";
     CHECK(entry_error("\"U8\"", "[18446744073709551615]", "[0, 1]", 1) == "tensor \"a\": U8 [18446744073709551615]" + bits);
     CHECK(entry_error("\"U8\"", "[4294967296, 4294967296]", "[0, 0]") == "tensor \"a\": U8 [4294967296, 4294967296]" + bits);
