@@ -55,8 +55,7 @@ public:
 
 private:
     friend class TokenizerLoader;
-    // Not by default initialisers: g++ 12 loses what was made before one that throws.
-    Tokenizer() : template_with_special_(1, -1), template_without_(1, -1) {}
+    Tokenizer() = default;
     const AddedToken* added_token(int32_t id) const;
 
     Bpe model_;
@@ -68,7 +67,7 @@ private:
     PreTokenizer pre_tokenizer_;
     Decoder decoder_;
     // What the post-processor makes of a text with and without add_special_tokens: -1 is the text, others are ids.
-    std::vector<int32_t> template_with_special_, template_without_;
+    std::vector<int32_t> template_with_special_ = {-1}, template_without_ = {-1};
     uint32_t end_ = 0;
     std::vector<std::string> warnings_;
 };

@@ -15,7 +15,7 @@ using simdjson::dom::element_type;
 class TokenizerLoader {
 public:
     Status load(std::string_view json);
-    std::shared_ptr<Tokenizer> tokenizer{new Tokenizer()};
+    std::shared_ptr<Tokenizer> tokenizer;
 
 private:
     Status load_model(element model);
@@ -348,6 +348,7 @@ Status TokenizerLoader::build_matchers() {
 
 Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json, const std::string& name) {
     TokenizerLoader loader;
+    loader.tokenizer.reset(new Tokenizer());    // not where the member is declared: g++ 12 leaks it there when its constructor throws
     Status status = loader.load(json);
     if (!status.ok()) return status.in(name);
     return std::shared_ptr<const Tokenizer>(std::move(loader.tokenizer));
