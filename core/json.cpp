@@ -77,6 +77,12 @@ void Json::push(Json value) {
 
 namespace {
 
+// What simdjson makes at its first call it makes in functions that may not throw: here, before anything else needs memory.
+[[maybe_unused]] const bool simd_ready = [] {
+    simdjson::dom::parser parser;
+    return parser.parse(std::string_view("[]")).error() == simdjson::SUCCESS;
+}();
+
 // simdjson reads integers of 64 bits and no others, JSON has no such limit, and model_max_length of a tokenizer_config.json
 // often is 10^30: integers beyond become reals ("1000e0"), which no reader takes for an integer.
 std::string with_large_integers_as_reals(std::string_view text) {

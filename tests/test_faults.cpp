@@ -74,14 +74,15 @@ const std::string& chat_model() {
 }
 
 // `task` again and again, its first, second, third ... allocation failing; sparser and sparser, until none fails. Each
-// twice: what is made once and kept (a table, the room for a message) is there the second time.
+// until nothing is added any more: what is made once and kept (a table, the room for a message) is there after a few times,
+// a leak comes back every time.
 void fail_each(const std::function<awq_status()>& task) {
     int refused = 0;
     bool worked = false;
     for (long k = 0; !worked && k < 10'000'000; k += 1 + k / 40) {
         awq_status status = AWQ_OK;
         long before = 0;
-        for (int time = 0; time < 2; time++) {
+        for (int time = 0; time < 8 && (time == 0 || living != before); time++) {
             before = living;
             until_failure = k;
             status = task();
