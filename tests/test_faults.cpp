@@ -8,6 +8,7 @@
 #include <functional>
 #include <new>
 #include <string>
+#include <string_view>
 #include "core/awq.h"
 #include "core/engine.h"
 #include "core/weight_store.h"
@@ -150,7 +151,7 @@ TEST_CASE("faults: any allocation fails while a model is loaded, talks, is looke
             awq_evaluator* evaluator = nullptr;
             char* answer = nullptr;
             awq_status status = awq_evaluator_open(&options, "tokenize", &evaluator);
-            const std::string request = "{\"text\": \"Hello\"}";
+            const std::string_view request = "{\"text\": \"Hello\"}";
             if (status == AWQ_OK) status = awq_evaluator_run(evaluator, request.data(), request.size(), &answer);
             awq_free(answer);
             awq_evaluator_free(evaluator);
