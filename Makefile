@@ -82,7 +82,7 @@ $(BUILD)/cuda-settings: always
 	@echo "$(CUDA) $(CUDA_ARCHS)" | cmp -s - $@ || echo "$(CUDA) $(CUDA_ARCHS)" >$@
 
 .DEFAULT_GOAL := all
-.PHONY: always lab all test sanitize-cuda random-checkpoint measure-cuda bench-peers soak fuzz coverage install deps model chat clean
+.PHONY: always lab all test test-neon sanitize-cuda random-checkpoint measure-cuda bench-peers soak fuzz coverage install deps model chat clean
 # As many jobs as there are processors, unless the command line says how many.
 ifeq ($(MAKELEVEL),0)
 MAKEFLAGS += -j$(shell nproc)
@@ -142,6 +142,7 @@ ifeq ($(TESTS)$(SANITIZE),)
 	python3 -B tests/damage/run.py $(BUILD)
 	@command -v cmake >/dev/null && command -v pkg-config >/dev/null || .ci/deps cmake pkg-config
 	tests/install.sh $(BUILD)
+	$(if $(shell command -v $(NEON_CXX) && command -v $(NEON_RUN)),@$(MAKE) --no-print-directory test-neon,@echo "no $(NEON_CXX) or no $(NEON_RUN): the NEON kernels are not tested; make test-neon installs both")
 endif
 
 # On a machine with a GPU: the CUDA kernels' tests, plain and under compute-sanitizer.
@@ -161,6 +162,34 @@ $(BUILD)/tests/tools/random_checkpoint: $(BUILD)/tests/tools/random_checkpoint.o
 	$(CXX) $(LDFLAGS_ALL) $^ $(LDLIBS_ALL) -o $@
 random-checkpoint: $(BUILD)/tests/tools/random_checkpoint
 	$< $(SHAPE) $(or $(DIR),$(error DIR=directory is missing))
+
+# The sweep of ops on the NEON kernels: the CPU and reference backends and what they stand on, cross-compiled for 64-bit ARM
+# and run by qemu. Only kernels: no library needs to be there for the other machine.
+NEON_CXX     ?= aarch64-linux-gnu-g++
+NEON_RUN     ?= qemu-aarch64-static
+NEON_BUILD   := $(BUILD)/neon
+NEON_SOURCES := core/graph.cpp core/lowering.cpp core/tensor.cpp $(filter backends/registry.cpp backends/reference/% backends/cpu/%,$(LIB_SOURCES)) \
+                tests/main.cpp tests/test_ops.cpp tests/test_cpu_threads.cpp tests/neon/quote.cpp
+NEON_OBJECTS := $(NEON_SOURCES:%.cpp=$(NEON_BUILD)/%.o) $(foreach isa,$(ISAS_aarch64),$(ISA_SOURCES:%.cpp=$(NEON_BUILD)/%.$(isa).o))
+# -idirafter: doctest is a header, the same for every machine.
+NEON_FLAGS   := -std=c++20 -O2 -g1 -Wall -Wextra -Wno-missing-field-initializers -pthread -I. -Icore -idirafter /usr/include
+$(NEON_BUILD)/tools-found:
+	@mkdir -p $(@D)
+	@command -v $(NEON_CXX) >/dev/null && command -v $(NEON_RUN) >/dev/null || .ci/deps g++-aarch64-linux-gnu qemu-user-static
+	@touch $@
+$(NEON_BUILD)/%.o: %.cpp | $(NEON_BUILD)/tools-found $(BUILD)/deps-found
+	@mkdir -p $(@D)
+	$(NEON_CXX) $(NEON_FLAGS) -MMD -MP -c $< -o $@
+define neon_rule
+$(NEON_BUILD)/%.$(1).o: %.cpp | $(NEON_BUILD)/tools-found $(BUILD)/deps-found
+	@mkdir -p $$(@D)
+	$(NEON_CXX) $(NEON_FLAGS) -O3 $(FLAGS_$(1)) -DAWQ_ISA=$(1) -DAWQ_ISA_$(1) -MMD -MP -c $$< -o $$@
+endef
+$(foreach isa,$(ISAS_aarch64),$(eval $(call neon_rule,$(isa))))
+$(NEON_BUILD)/run: $(NEON_OBJECTS)
+	$(NEON_CXX) -static -pthread $^ -o $@
+test-neon: $(NEON_BUILD)/run
+	$(NEON_RUN) $< $(if $(TESTS),-tc='$(TESTS)')
 
 # Calls of the system that fail when told to, for tests/faults/run.sh.
 $(BUILD)/tests/faults.so: tests/faults/faults.cpp | $(BUILD)/deps-found
@@ -241,4 +270,4 @@ install: all
 clean:
 	rm -rf $(BUILD)
 
--include $(FUZZ_OBJECTS:.o=.d) $(wildcard $(FUZZ_BUILD)/tests/fuzz/*.d) $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/tests/tools/random_checkpoint.d
+-include $(FUZZ_OBJECTS:.o=.d) $(wildcard $(FUZZ_BUILD)/tests/fuzz/*.d) $(LIB_OBJECTS:.o=.d) $(CLI_OBJECTS:.o=.d) $(TEST_OBJECTS:.o=.d) $(BUILD)/tests/tools/random_checkpoint.d $(NEON_OBJECTS:.o=.d)

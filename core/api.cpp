@@ -98,6 +98,8 @@ Result<EngineOptions> engine_options(const awq_options& o) {
     options.cache_tokens = o.cache_tokens;
     if (o.memory < 0) return Status(Code::invalid_argument, "memory: " + std::to_string(o.memory) + "; expected 0 or more");
     options.memory = static_cast<size_t>(o.memory);
+    if (o.head_bits != 8 && o.head_bits != 16) return Status(Code::invalid_argument, "head_bits: " + std::to_string(o.head_bits) + "; expected 8 or 16");
+    options.plan.head_bits = o.head_bits;
     options.plan.skip_rule = o.skip_rule;
     options.plan.fuse = !o.no_fuse;
     options.check_finite = o.check_finite;
@@ -177,6 +179,7 @@ awq_options awq_default_options(void) {
     awq_options options = {};
     options.backend = "auto";
     options.skip_rule = 4;
+    options.head_bits = 16;
     return options;
 }
 

@@ -67,6 +67,7 @@ struct PlanOptions {
     AwqOverrides awq;
     int skip_rule = 4;                      // 4: transformers 4.57's reading of modules_to_not_convert, 5: 5.23's
     bool fuse = true;                       // --no-fuse
+    int head_bits = 16;                     // 8: a plain output head is packed to 8 bits at load
     int64_t context = 0;                    // for the memory figures; 0: the model's
 };
 

@@ -4,6 +4,7 @@
 #include <map>
 #include <set>
 #include "backends/backend.h"
+#include "core/eight_bit_rows.h"
 #include "core/graph_builder.h"
 #include "core/plan_parts.h"
 
@@ -16,7 +17,7 @@ size_t estimated_bytes(const WeightSpec& spec) {
     size_t count = static_cast<size_t>(spec.out) * static_cast<size_t>(spec.in) * static_cast<size_t>(spec.experts);
     if (spec.kind == WeightKind::vector) return count * sizeof(float);
     if (spec.group_size == 0) return count * dtype_bytes(spec.dtype);
-    return count / 2 + count / static_cast<size_t>(spec.group_size) * (spec.integer_zeros ? 3 : 4);
+    return count * static_cast<size_t>(spec.bits) / 8 + count / static_cast<size_t>(spec.group_size) * (spec.integer_zeros ? 3 : 4);
 }
 
 class WeightPlanner {
@@ -51,6 +52,7 @@ public:
                     break;
             }
         }
+        if (work_.options.head_bits == 8) AWQ_TRY(pack_head());
         for (PlannedWeight& weight : work_.plan.weights) AWQ_TRY(lay_out(weight));
         return {};
     }
@@ -175,6 +177,39 @@ private:
                                               ", four times the memory of int4");
         }
         work_.plan.weights.push_back({std::move(spec), members});
+        return {};
+    }
+
+    // --head-bits 8. A tied head is the table of embeddings: there is one matrix, and it is packed.
+    Status pack_head() {
+        if (backend_ && !backend_->has_eight_bits())
+            return Status(Code::unsupported, std::string("--head-bits 8: the ") + backend_->name() +
+                                                 " backend has no kernels for it; expected 16, or --backend cpu");
+        PlanRow* head = work_.row(work_.tree.head);
+        if (!head) return {};
+        PlanRow& holder = head->module.tied_to.empty() ? *head : row(head->module.tied_to);
+        if (holder.group_size > 0) {
+            work_.plan.warnings.push_back("--head-bits 8: " + holder.module.path + " is int4 already");
+            return {};
+        }
+        const int64_t group = eight_bit_group(holder.module.in);
+        if (group == 0) {
+            work_.plan.warnings.push_back("--head-bits 8: " + holder.module.path + " has " + std::to_string(holder.module.in) +
+                                          " columns, expected a multiple of 32: it stays as it is");
+            return {};
+        }
+        for (PlannedWeight& weight : work_.plan.weights)
+            if (weight.spec.name == holder.module.path) {
+                weight.spec.group_size = group;
+                weight.spec.bits = 8;
+                weight.spec.integer_zeros = true;
+                weight.spec.dtype = DType::f16;
+            }
+        for (PlanRow* changed : {head, &holder}) {
+            changed->group_size = group;
+            changed->rule += "; packed to 8 bits at load (--head-bits 8)";
+            if (head == &holder) break;
+        }
         return {};
     }
 

@@ -3,8 +3,8 @@
 //   checkpoint tensors -> WeightRows (one module, any file format, read row by row) -> Backend::pack -> Weight
 //
 // Every file format ends in one internal form: w[n][k] = q[n][k] * scale[n][k / group_size] + offset[n][k / group_size],
-// q in 0..15, or in plain floating rows. Integer zero points are offset = -z * scale. In which order and types the
-// numbers lie in memory afterwards is the backend's own business.
+// q in 0..15, or in plain floating rows. Integer zero points are offset = -z * scale. An output head may be brought to q in
+// 0..255 at load (EightBitRows). In which order and types the numbers lie in memory afterwards is the backend's own business.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -22,7 +22,8 @@ public:
     virtual ~WeightRows() = default;
     int64_t out = 0, in = 0;       // rows and columns; a vector has one row
     int64_t group_size = 0;        // columns that share a scale; 0: dense
-    bool integer_zeros = false;    // offset[g] = -z * scale[g] with an integer z in 0..16
+    int bits = 4;                  // of a quantised value: 4, or 8
+    bool integer_zeros = false;    // offset[g] = -z * scale[g] with an integer z in 0..16; 128 where q has 8 bits
     DType dtype = DType::f16;      // dense: the type in the file; quantised: the type of the scales
     // Act-order files: column k of the rows below is input column input_order[k]; empty: natural order.
     std::vector<int32_t> input_order;
@@ -52,6 +53,7 @@ struct WeightSpec {
     WeightKind kind = WeightKind::linear;
     int64_t out = 0, in = 0;              // summed over members; experts not counted
     int64_t group_size = 0;               // 0: dense
+    int bits = 4;                         // of a quantised value: 4, or 8 (an output head packed at load)
     bool integer_zeros = false;           // of all members
     DType dtype = DType::f16;             // dense: the file's type; quantised: the type of the scales
     Stack stack = Stack::single;

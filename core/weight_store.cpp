@@ -1,5 +1,6 @@
 #include "core/weight_store.h"
 #include <cmath>
+#include "core/eight_bit_rows.h"
 
 namespace awq {
 namespace {
@@ -71,10 +72,10 @@ uint32_t hash(uint64_t x) {
 // Weights of standard deviation 1 / sqrt(in), so that activations keep their size through the layers.
 class RandomRows : public WeightRows {
 public:
-    RandomRows(const WeightSpec& spec, int64_t rows, uint64_t seed) : seed_(seed) {
+    RandomRows(const WeightSpec& spec, int64_t rows, int64_t group, uint64_t seed) : seed_(seed) {
         out = rows;
         in = spec.in;
-        group_size = spec.group_size;
+        group_size = group;
         integer_zeros = true;
         dtype = spec.dtype;
         size_ = 1.0f / std::sqrt(static_cast<float>(in));
@@ -153,6 +154,7 @@ Result<Sources> open_sources(const Checkpoint& checkpoint, const Plan& plan, con
         }
         if (module.block_rows > 0 && suffix != "input_order")
             sources.back() = std::make_shared<BlockRows>(std::move(sources.back()), module.block_rows, module.block_order, spec.kind == WeightKind::vector);
+        if (spec.bits == 8) sources.back() = eight_bit_rows(std::move(sources.back()), spec.group_size);
     }
     return sources;
 }
@@ -176,8 +178,11 @@ Sources random_sources(const PlannedWeight& planned, uint64_t seed) {
         return sources;
     }
     for (int64_t e = 0; e < spec.experts; e++)
-        for (int64_t rows : spec.member_rows)
-            sources.push_back(std::make_shared<RandomRows>(spec, rows, seed + (sources.size() << 40)));
+        for (int64_t rows : spec.member_rows) {
+            const int64_t group_size = spec.bits == 8 ? 0 : spec.group_size;    // 8 bits: made from plain rows, as a head is
+            sources.push_back(std::make_shared<RandomRows>(spec, rows, group_size, seed + (sources.size() << 40)));
+            if (spec.bits == 8) sources.back() = eight_bit_rows(std::move(sources.back()), spec.group_size);
+        }
     return sources;
 }
 

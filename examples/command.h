@@ -11,7 +11,7 @@ namespace command {
 // Options of every command that opens a model, as contract: names llama.cpp's users know, AwqConfig's for the rest.
 struct ModelOptions {
     std::string model, backend = "auto";
-    int device = 0, threads = 0, skip_rule = 4;
+    int device = 0, threads = 0, head_bits = 16, skip_rule = 4;
     int64_t context = 0;
     double memory = 0;    // GiB
     bool do_fuse = false, no_fuse = false, check_finite = false;

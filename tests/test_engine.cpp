@@ -159,6 +159,33 @@ TEST_CASE("engine: fused and unfused give the same logits") {
     }
 }
 
+TEST_CASE("engine: a head of 8 bits gives nearly the same logits, the same on every backend that has it") {
+    for (const char* name : {"llama-gemm-g32", "qwen2-tied", "gemma3-gemm"}) {    // apart, tied, tied and scaled
+        const std::string directory = test::model(name);
+        const Golden golden = read_golden(directory);
+        std::vector<std::vector<float>> all;
+        for (const char* backend : {"reference", "cpu"})
+            for (int bits : {16, 8}) {
+                EngineOptions options;
+                options.model = directory;
+                options.backend = backend;
+                options.plan.head_bits = bits;
+                auto engine = Engine::load(options);
+                REQUIRE_MESSAGE(engine.ok(), engine.status().message());
+                all.push_back(all_logits(**engine, golden));
+            }
+        auto distance = [&](size_t a, size_t b) {    // root mean square, in units of the logits' deviation
+            double sum = 0;
+            for (size_t i = 0; i < all[a].size(); i++) sum += std::pow(all[a][i] - all[b][i], 2);
+            return std::sqrt(sum / static_cast<double>(all[a].size())) / golden.deviation;
+        };
+        CAPTURE(name);
+        CHECK(distance(1, 0) > 1e-5);    // it is another head
+        CHECK(distance(1, 0) < 0.02);
+        CHECK(distance(3, 1) < 0.002);
+    }
+}
+
 TEST_CASE("engine: a long prompt in chunks, in pieces, or beside others gives the same answer") {
     EngineOptions options;
     options.model = test::model("llama-gemm-g32");

@@ -318,6 +318,36 @@ TEST_CASE("plan: a tied head has no weight of its own") {
     CHECK(weight_of(planned->plan, "lm_head") == nullptr);
 }
 
+TEST_CASE("plan: --head-bits 8 packs a plain head, tied or not, and nothing else") {
+    PlanOptions options;
+    options.head_bits = 8;
+    auto planned = plan_config(config_with("llama-3-8b", "{}"), options);
+    REQUIRE(planned.ok());
+    const PlannedWeight* head = weight_of(planned->plan, "lm_head");
+    REQUIRE(head);
+    CHECK((head->spec.bits == 8 && head->spec.group_size == 256 && head->spec.integer_zeros));
+    CHECK(planned->plan.find("lm_head")->action == Action::skip);
+    CHECK(planned->plan.find("lm_head")->rule == "default: the output head; packed to 8 bits at load (--head-bits 8)");
+    CHECK(weight_of(planned->plan, "model.embed_tokens")->spec.group_size == 0);
+    CHECK(weight_of(planned->plan, "model.layers.0.mlp.down_proj")->spec.bits == 4);
+    auto plain = plan_config(config_with("llama-3-8b", "{}"));
+    REQUIRE(plain.ok());
+    // one byte and one 256th of a scale and a zero point instead of two bytes
+    const size_t values = size_t{128256} * 4096;
+    CHECK(plain->plan.weight_bytes - planned->plan.weight_bytes == values - values / 256 * 3);
+
+    // tied: the table of embeddings is the head
+    planned = plan_config(read_json("tests/data/plan/configs/qwen2.5-0.5b.json"), options);
+    REQUIRE(planned.ok());
+    const PlannedWeight* table = weight_of(planned->plan, "model.embed_tokens");
+    REQUIRE(table);
+    CHECK((table->spec.kind == WeightKind::table && table->spec.bits == 8 && table->spec.group_size == 224));
+    CHECK(planned->plan.find("lm_head")->rule.ends_with("(--head-bits 8)"));
+
+    options.head_bits = 4;
+    CHECK(plan_config(config_with("llama-3-8b", "{}"), options).status().message() == "--head-bits: 4; expected 8 or 16");
+}
+
 TEST_CASE("plan: experts are stacked") {
     auto planned = plan_config(config_with("mixtral-8x7b", "{}"));
     REQUIRE(planned.ok());

@@ -10,36 +10,39 @@
 
 namespace awq::cpu {
 
-// ---- 4-bit matrices: layout "q4"
+// ---- 4-bit and 8-bit matrices: layouts "q4" and "q8"
 //
 // Rows go in blocks of 16. A block holds, one behind the other, for each group of columns: a header (16 scales, then 16
 // offsets or zero points), then group / 8 words of 64 bytes. In a word the 32 bits of lane r belong to row r and hold its
 // next 8 columns: column 2 i is nibble i, column 2 i + 1 is nibble 4 + i, so that a shift by 4 i and a mask give pairs of
-// 16-bit integers (2 i, 2 i + 1) ready for a pairwise multiply-add. One block is one stream of memory.
+// 16-bit integers (2 i, 2 i + 1) ready for a pairwise multiply-add; a shift by 0 or 4 and a mask give four bytes, columns
+// 0 4 1 5 and 2 6 3 7. With 8 bits those bytes are two words: what a 4-bit word holds in its even nibbles, and in its odd
+// ones. One block is one stream of memory.
 inline constexpr int block_rows = 16;
 inline constexpr int pair_rows = 2 * block_rows;  // the unit of work: two blocks
 inline constexpr int max_group = 512;             // so that 15 * 32767 * group fits 32 bits, a group's sum 24 bits
+inline constexpr int max_group_8 = 256;           // likewise, 255 * 32767 * group
 
 // Two-byte headers of f16 or bf16 with offsets (w = q * scale + offset) or integer zero points (w = (q - zero) * scale:
 // exact, where an offset rounded to 16 bits is not); four-byte ones for scales that are float32.
 enum class ScaleKind : int32_t { f16_offset, f16_zero, bf16_offset, bf16_zero, f32_offset };
-enum class WeightType : int32_t { q4, f16, bf16, f32 };
+enum class WeightType : int32_t { q4, q8, f16, bf16, f32 };
 
 // One matrix product y[t][n] = sum_k w[n][k] x[t][k] with what is done to y on its way to memory.
 struct LinearTask {
-    // the weight: q4 blocks, or dense rows
+    // the weight: q4 or q8 blocks, or dense rows
     WeightType type;
     const void* weight;
     int64_t out, in;
-    int32_t group;  // q4: columns of a header
+    int32_t group;  // q4, q8: columns of a header
     ScaleKind scales;
-    // Rows are a gate's out / 2 and then an up projection's out / 2. q4: blocks alternate between the two.
+    // Rows are a gate's out / 2 and then an up projection's out / 2. q4, q8: blocks alternate between the two.
     bool gate_up;
-    // the input: floats for dense weights, pack_row's output for q4
+    // the input: floats for dense weights, pack_row's output for packed ones
     const void* x;
     int64_t x_stride;      // elements
-    const float* x_scale;  // [tokens]                    (q4)
-    const float* x_sums;   // [tokens][in / group]        (q4)
+    const float* x_scale;  // [tokens]                    (q4, q8)
+    const float* x_sums;   // [tokens][in / group]        (q4, q8)
     // the output
     float* y;
     int64_t y_stride;
@@ -90,10 +93,10 @@ struct AttentionItem {
 
 struct Isa {
     const char* name;
-    int32_t value_bytes;  // of one packed activation: 2 (int16 with a scale for each token) or 4 (float)
+    int32_t value_bytes;  // of one packed activation: 2 (an integer, with a scale for each token) or 4 (float)
     int32_t tile_tokens;  // tokens that the large kernel takes at once
 
-    // One row as q4 kernels want it: values [in], its scale, and the sum of the packed values of each group.
+    // One row as q4 and q8 kernels want it: values [in], its scale, and the sum of the packed values of each group.
     void (*pack_row)(const float* x, int64_t in, int32_t group, void* values, float* scale, float* sums);
     // Rows 32 * pair .. + 31 (gate and up rows 16 * pair .. + 15 of a gate_up weight) for tokens [first, last).
     // Few tokens: the weights pass once. Many: they are unpacked to `scratch` (linear_scratch bytes) first.

@@ -1,7 +1,7 @@
 // How a weight lies in the CPU backend's memory, all of it a pure function of its spec; packing and unpacking.
 //
-//   q4-*       blocks of 16 rows with their scales (kernels.h), for groups of a multiple of 32 columns
-//   rows-*     plain rows in the file's type: f16, bf16, else f32 (also 4-bit weights in groups of odd sizes)
+//   q4-*, q8-* blocks of 16 rows with their scales (kernels.h), for groups of a multiple of 32 columns
+//   rows-*     plain rows in the file's type: f16, bf16, else f32 (also quantised weights in groups of odd sizes)
 //   vector-f32 a vector
 #pragma once
 #include "backends/cpu/kernels.h"
@@ -12,12 +12,13 @@ namespace awq::cpu {
 struct Layout {
     const char* name;
     WeightType type;
-    ScaleKind scales;    // q4
-    int32_t group;       // q4: columns of one header; divides the weight's own group size
-    int64_t blocks;      // q4: of one expert; a gate_up weight's alternate between gate and up
-    size_t block_bytes;  // q4
+    ScaleKind scales;    // of packed types, as are the next three
+    int32_t group;       // columns of one header; divides the weight's own group size
+    int64_t blocks;      // of one expert; a gate_up weight's alternate between gate and up
+    size_t block_bytes;
     size_t expert_bytes, bytes;
     int64_t pairs;  // units of work of one expert
+    bool packed() const { return type == WeightType::q4 || type == WeightType::q8; }
 };
 Layout layout_of(const WeightSpec& spec);
 
@@ -32,6 +33,8 @@ BlockRows rows_of_block(const WeightSpec& spec, int64_t block);
 void pack_block(const Layout& layout, const WeightSpec& spec, int count, const uint8_t* q, const float* scale,
                 const float* offset, uint8_t* block);
 void unpack_block(const Layout& layout, const WeightSpec& spec, const uint8_t* block, int count, float* rows);
+// One row of a block, as unpack_block gives it.
+void unpack_block_row(const Layout& layout, const WeightSpec& spec, const uint8_t* block, int row, float* to);
 // Dense rows of the layout's type.
 void pack_rows(const Layout& layout, const float* from, int64_t count, void* to);
 

@@ -14,9 +14,15 @@ static Status each_row(const KernelCall& call, F f) {
 static const Isa& isa_of(const KernelCall& call) { return *worker_of(call).isa; }
 static const float* vector_of(const Weight* weight) { return weight ? static_cast<const float*>(weight->data) : nullptr; }
 
-// Row of a dense table as floats.
+// Row of a table as floats.
 static void table_row(const KernelCall& call, const Weight& table, int64_t row, float factor, float* to) {
     const Layout layout = layout_of(table.spec);
+    if (layout.packed()) {
+        const uint8_t* block = static_cast<const uint8_t*>(table.data) + static_cast<size_t>(row / block_rows) * layout.block_bytes;
+        unpack_block_row(layout, table.spec, block, static_cast<int>(row % block_rows), to);
+        if (factor != 1) isa_of(call).scale(to, factor, table.spec.in, to);
+        return;
+    }
     const int64_t bytes = table.spec.in * (layout.type == WeightType::f32 ? 4 : 2);
     isa_of(call).widen(layout.type, static_cast<const char*>(table.data) + row * bytes, table.spec.in, factor, to);
 }

@@ -94,6 +94,7 @@ public:
         return bandwidth_;
     }
     DType activation_type() const override { return DType::f16; }
+    bool has_eight_bits() const override { return false; }
 
     Result<std::unique_ptr<Buffer>> allocate(size_t bytes) override {
         AWQ_CUDA(cudaSetDevice(device_));

@@ -1,8 +1,8 @@
-// Matrix products with 4-bit and dense weights.
+// Matrix products with 4-bit, 8-bit and dense weights.
 //
-// 4-bit: activations are packed to 16-bit integers with one scale a token (at most 2^-16 of the row's largest value is
-// lost, less than bfloat16 loses of each), so that a product is pairs of 16-bit multiply-adds: exact in 32 bits within a
-// group. Offsets or zero points cost one multiply-add a group:
+// 4-bit and 8-bit: activations are packed to 16-bit integers with one scale a token (at most 2^-16 of the row's largest
+// value is lost, less than bfloat16 loses of each), so that a product is pairs of 16-bit multiply-adds, or twice four 8-bit
+// ones: exact in 32 bits within a group. Offsets or zero points cost one multiply-add a group:
 //     y[n][t] = x_scale[t] * sum_g (scale[n][g] * sum_k q[n][k] x[t][k] + offset[n][g] * sum_k x[t][k])
 // Instruction sets without such multiply-adds keep floats as they are.
 #include "backends/cpu/kernels/activation.h"
@@ -12,9 +12,14 @@ namespace awq::cpu::AWQ_ISA {
 
 namespace {  // templates stay local to this object file
 
+// Columns go in runs of 8, which are bits / 4 words a row (kernels.h), and through the machine step by step: `step_columns`
+// at a time, weights<bits, step>(words) of W rows against broadcast(x).
 #if defined(AWQ_DOT16)
 typedef int16_t Value;
-constexpr int step_columns = 2;  // columns that one vector operation takes
+constexpr int step_columns = 2;
+constexpr int largest_value = 32767;
+constexpr int weight_bias = 0;  // subtracted from 8-bit weights
+typedef I Weights;
 typedef I Sum;
 AWQ_INLINE I broadcast(const Value* x) {
     int32_t both;
@@ -25,30 +30,65 @@ AWQ_INLINE I multiply_add(I w, I x, I sum) { return dot(sum, w, x); }
 AWQ_INLINE I plus(I a, I b) { return add_int(a, b); }
 AWQ_INLINE I no_sum() { return set1_int(0); }
 AWQ_INLINE F finish(I sum) { return to_float(sum); }
-template <int i>
-AWQ_INLINE I nibbles(I word) {
-    return and_int(shift_right<4 * i>(word), set1_int(0x000f000f));
+template <int bits, int step>
+AWQ_INLINE I weights(const I* words) {
+    if constexpr (bits == 4)
+        return and_int(shift_right<4 * step>(words[0]), set1_int(0x000f000f));
+    else
+        return and_int(shift_right<8 * (step / 2)>(words[step % 2]), set1_int(0x00ff00ff));
+}
+#elif defined(AWQ_DOT8)
+// Signed bytes, four at a time. A value of 16 bits is two of them, 256 high + low: 4 high bytes, then the 4 low ones.
+typedef int16_t Value;
+constexpr int step_columns = 4;
+constexpr int largest_value = 127 * 256 + 127;
+constexpr int weight_bias = 128;
+typedef I Weights;
+struct Both {
+    I high, low;
+};
+typedef Both Sum;
+AWQ_INLINE Both broadcast(const Value* x) {
+    int32_t bytes[2];
+    __builtin_memcpy(bytes, x, 8);
+    return {set1_int(bytes[0]), set1_int(bytes[1])};
+}
+AWQ_INLINE Both multiply_add(I w, Both x, Both sum) { return {dot_bytes(sum.high, w, x.high), dot_bytes(sum.low, w, x.low)}; }
+AWQ_INLINE Both plus(Both a, Both b) { return {add_int(a.high, b.high), add_int(a.low, b.low)}; }
+AWQ_INLINE Both no_sum() { return {set1_int(0), set1_int(0)}; }
+AWQ_INLINE F finish(Both sum) { return to_float(add_int(shift_left<8>(sum.high), sum.low)); }
+template <int bits, int step>
+AWQ_INLINE I weights(const I* words) {
+    if constexpr (bits == 4)
+        return and_int(shift_right<4 * step>(words[0]), set1_int(0x0f0f0f0f));
+    else
+        return words[step] ^ set1_int(static_cast<int32_t>(0x80808080));
 }
 #else
 typedef float Value;
 constexpr int step_columns = 1;
+constexpr int weight_bias = 0;
+typedef F Weights;
 typedef F Sum;
 AWQ_INLINE F broadcast(const Value* x) { return set1(*x); }
 AWQ_INLINE F multiply_add(F w, F x, F sum) { return fma(w, x, sum); }
 AWQ_INLINE F plus(F a, F b) { return a + b; }
 AWQ_INLINE F no_sum() { return zero(); }
 AWQ_INLINE F finish(F sum) { return sum; }
-// column i of a word: even ones in the low half
-template <int i>
-AWQ_INLINE F nibbles(I word) {
-    return to_float(and_int(shift_right<4 * (i / 2) + 16 * (i % 2)>(word), set1_int(15)));
+template <int bits, int step>
+AWQ_INLINE F weights(const I* words) {
+    constexpr int pair = step / 2, half = step % 2;
+    if constexpr (bits == 4)
+        return to_float(and_int(shift_right<4 * pair + 16 * half>(words[0]), set1_int(15)));
+    else
+        return to_float(and_int(shift_right<8 * (pair / 2) + 16 * half>(words[pair % 2]), set1_int(255)));
 }
 #endif
-constexpr int word_steps = 8 / step_columns;  // operations for the 8 columns of a word
+constexpr int run_steps = 8 / step_columns;
 constexpr int block_vectors = block_rows / W;
 constexpr int pair_vectors = pair_rows / W;
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(AWQ_DOT8)
 constexpr int tile = 6;  // tokens a register tile holds beside 2 vectors of rows
 #else
 constexpr int tile = 3;
@@ -63,13 +103,28 @@ constexpr int chunk_tokens = 192;
 extern const int32_t value_bytes = sizeof(Value), tile_tokens = tile, large_tokens = chunk_tokens;
 // weights, scales and offsets of a chunk, sums of all tokens
 extern const size_t linear_scratch =
-    sizeof(Value) * chunk_columns * pair_rows + 4 * (chunk_columns / 8) * 2 * pair_rows + 4 * chunk_tokens * pair_rows;
+    4 * (chunk_columns / step_columns) * pair_rows + 4 * (chunk_columns / 8) * 2 * pair_rows + 4 * chunk_tokens * pair_rows;
 
 // ---- activations
 
+#if defined(AWQ_DOT16)
+AWQ_INLINE void store_values(Value* values, int64_t k, I rounded) { store_int16(values + k, rounded); }
+#elif defined(AWQ_DOT8)
+// Columns k .. k + 3 to where the steps of their run want them: 0 4 1 5, then 2 6 3 7.
+AWQ_INLINE void store_values(Value* values, int64_t k, I rounded) {
+    int8_t* step = reinterpret_cast<int8_t*>(values + k / 8 * 8) + k / 4 % 2;
+    I high = shift_right_signed<8>(add_int(rounded, set1_int(128))), low = rounded - shift_left<8>(high);
+    for (int i = 0; i < W; i++) {
+        int8_t* to = step + 8 * (i / 2) + 2 * (i % 2);
+        to[0] = static_cast<int8_t>(high[i]);
+        to[4] = static_cast<int8_t>(low[i]);
+    }
+}
+#endif
+
 void pack_row(const float* x, int64_t in, int32_t group, void* values, float* scale, float* sums) {
     Value* out = static_cast<Value*>(values);
-#if defined(AWQ_DOT16)
+#if defined(AWQ_DOT16) || defined(AWQ_DOT8)
     // As integers floats without sign order like their values, and infinities and NaN come out on top.
     I top = set1_int(0);
     for (int64_t k = 0; k < in; k += W) top = max_int(top, and_int(bits(load(x + k)), set1_int(0x7fffffff)));
@@ -78,13 +133,13 @@ void pack_row(const float* x, int64_t in, int32_t group, void* values, float* sc
     __builtin_memcpy(&largest, &top_bits, 4);
     // A row that is not finite must not come out finite; one too small to divide by is zero.
     bool sound = top_bits < 0x7f800000;
-    *scale = sound ? largest * (1.0f / 32767) : __builtin_nanf("");
-    F factor = set1(sound && largest > 1e-30f ? 32767 / largest : 0);
+    *scale = sound ? largest * (1.0f / largest_value) : __builtin_nanf("");
+    F factor = set1(sound && largest > 1e-30f ? largest_value / largest : 0);
     for (int64_t k = 0; k < in; k += group) {
         I total = set1_int(0);
         for (int i = 0; i < group; i += W) {
             I rounded = round_int(load(x + k + i) * factor);
-            store_int16(out + k + i, rounded);
+            store_values(out, k + i, rounded);
             total = add_int(total, rounded);
         }
         sums[k / group] = static_cast<float>(sum_int(total));
@@ -105,20 +160,25 @@ void pack_row(const float* x, int64_t in, int32_t group, void* values, float* sc
 
 namespace {
 
+AWQ_INLINE bool packed(WeightType type) { return type == WeightType::q4 || type == WeightType::q8; }
+
 // ---- scales
 
+template <int bits>
 AWQ_INLINE void load_scales(ScaleKind kind, const uint8_t* header, int lane, F& scale, F& offset) {
+    constexpr float bias = bits == 8 ? weight_bias : 0;
     const uint16_t* h = reinterpret_cast<const uint16_t*>(header) + lane;
     switch (kind) {
         case ScaleKind::f16_offset: scale = load_half(h), offset = load_half(h + block_rows); break;
-        case ScaleKind::f16_zero: scale = load_half(h), offset = zero() - scale * load_half(h + block_rows); break;
+        case ScaleKind::f16_zero: scale = load_half(h), offset = scale * (set1(bias) - load_half(h + block_rows)); return;
         case ScaleKind::bf16_offset: scale = load_bf16(h), offset = load_bf16(h + block_rows); break;
-        case ScaleKind::bf16_zero: scale = load_bf16(h), offset = zero() - scale * load_bf16(h + block_rows); break;
+        case ScaleKind::bf16_zero: scale = load_bf16(h), offset = scale * (set1(bias) - load_bf16(h + block_rows)); return;
         default: {
             const float* f = reinterpret_cast<const float*>(header) + lane;
             scale = load(f), offset = load(f + block_rows);
         }
     }
+    if constexpr (bias != 0) offset = fma(scale, set1(bias), offset);
 }
 AWQ_INLINE int header_bytes(ScaleKind kind) { return kind == ScaleKind::f32_offset ? 128 : 64; }
 
@@ -148,7 +208,7 @@ void put_pair(const LinearTask& task, int64_t pair, int64_t first, int tokens, c
         const float* from = sums + t * stride;
         float* to = task.y + (first + t) * task.y_stride;
         const float* residual = task.residual ? task.residual + (first + t) * task.residual_stride : nullptr;
-        F scale = set1(task.type == WeightType::q4 ? task.x_scale[first + t] : 1.0f);
+        F scale = set1(packed(task.type) ? task.x_scale[first + t] : 1.0f);
         F value[pair_vectors];
         for (int v = 0; v < pair_vectors; v++) {
             value[v] = load(from + v * W) * scale;
@@ -175,10 +235,10 @@ void put_pair(const LinearTask& task, int64_t pair, int64_t first, int tokens, c
     }
 }
 
-// ---- 4-bit, few tokens: weights pass through registers once
+// ---- packed weights, few tokens: they pass through registers once
 
 AWQ_INLINE int64_t block_bytes(const LinearTask& task) {
-    return task.in / task.group * (header_bytes(task.scales) + task.group * 8);
+    return task.in / task.group * (header_bytes(task.scales) + task.group * (task.type == WeightType::q8 ? 16 : 8));
 }
 AWQ_INLINE int64_t block_count(const LinearTask& task) {
     int64_t rows = task.gate_up ? task.out / 2 : task.out, blocks = (rows + block_rows - 1) / block_rows;
@@ -188,17 +248,18 @@ AWQ_INLINE int64_t block_count(const LinearTask& task) {
 // Vectors of rows that go through the columns together: all of a block's where there are registers for it.
 constexpr int small_vectors = block_vectors < 2 ? block_vectors : 2;
 
-template <int N, int i>
-AWQ_INLINE void word_step(const I (&words)[small_vectors], const Value* const (&x)[N], int64_t k, Sum (&sums)[small_vectors][N]) {
-    Sum w[small_vectors];
-    for (int v = 0; v < small_vectors; v++) w[v] = nibbles<i>(words[v]);
+template <int bits, int step, int N>
+AWQ_INLINE void run_step(const I (&words)[small_vectors][bits / 4], const Value* const (&x)[N], int64_t k,
+                         Sum (&sums)[small_vectors][N]) {
+    Weights w[small_vectors];
+    for (int v = 0; v < small_vectors; v++) w[v] = weights<bits, step>(words[v]);
     for (int n = 0; n < N; n++) {
-        auto value = broadcast(x[n] + k + step_columns * i);
+        auto value = broadcast(x[n] + k + step_columns * step);
         for (int v = 0; v < small_vectors; v++) sums[v][n] = multiply_add(w[v], value, sums[v][n]);
     }
 }
 
-template <int N>
+template <int bits, int N>
 void small_block(const LinearTask& task, const uint8_t* block, int64_t first, float* sums, int64_t stride) {
     // Several independent sums hide the latency of the multiply-adds where there are few tokens.
     constexpr int chains = N == 1 ? 4 / small_vectors : N == 2 ? 2 / small_vectors : 1;
@@ -220,24 +281,28 @@ void small_block(const LinearTask& task, const uint8_t* block, int64_t first, fl
                     for (int n = 0; n < N; n++) part[c][v][n] = no_sum();
             int64_t k = g * task.group, end = k + task.group;
 #pragma GCC unroll 2
-            for (; k < end; k += 8, p += 64) {
-                I words[small_vectors];
-                for (int v = 0; v < small_vectors; v++) words[v] = load_int(p + (lane + v * W) * 4);
-                prefetch(p + ahead_bytes);
-                word_step<N, 0>(words, x, k, part[0]);
-                word_step<N, 1>(words, x, k, part[1 % chains]);
-                word_step<N, 2>(words, x, k, part[2 % chains]);
-                word_step<N, 3>(words, x, k, part[3 % chains]);
-                if constexpr (word_steps == 8) {
-                    word_step<N, 4>(words, x, k, part[0]);
-                    word_step<N, 5>(words, x, k, part[1 % chains]);
-                    word_step<N, 6>(words, x, k, part[2 % chains]);
-                    word_step<N, 7>(words, x, k, part[3 % chains]);
+            for (; k < end; k += 8, p += 16 * bits) {
+                I words[small_vectors][bits / 4];
+                for (int w = 0; w < bits / 4; w++) {
+                    for (int v = 0; v < small_vectors; v++) words[v][w] = load_int(p + 64 * w + (lane + v * W) * 4);
+                    prefetch(p + 64 * w + ahead_bytes);
+                }
+                run_step<bits, 0>(words, x, k, part[0]);
+                run_step<bits, 1>(words, x, k, part[1 % chains]);
+                if constexpr (run_steps > 2) {
+                    run_step<bits, 2>(words, x, k, part[2 % chains]);
+                    run_step<bits, 3>(words, x, k, part[3 % chains]);
+                }
+                if constexpr (run_steps > 4) {
+                    run_step<bits, 4>(words, x, k, part[0]);
+                    run_step<bits, 5>(words, x, k, part[1 % chains]);
+                    run_step<bits, 6>(words, x, k, part[2 % chains]);
+                    run_step<bits, 7>(words, x, k, part[3 % chains]);
                 }
             }
             for (int v = 0; v < small_vectors; v++) {
                 F scale, offset;
-                load_scales(task.scales, scales, lane + v * W, scale, offset);
+                load_scales<bits>(task.scales, scales, lane + v * W, scale, offset);
                 for (int n = 0; n < N; n++) {
                     Sum all = part[0][v][n];
                     if constexpr (chains == 2) all = plus(all, part[1][v][n]);
@@ -251,42 +316,66 @@ void small_block(const LinearTask& task, const uint8_t* block, int64_t first, fl
     }
 }
 
+template <int bits>
 AWQ_INLINE void small_blocks(const LinearTask& task, const uint8_t* block, int64_t first, int tokens, float* sums,
                              int64_t stride) {
     switch (tokens) {
-        case 1: return small_block<1>(task, block, first, sums, stride);
-        case 2: return small_block<2>(task, block, first, sums, stride);
-        case 3: return small_block<3>(task, block, first, sums, stride);
-        case 4: return small_block<4>(task, block, first, sums, stride);
-        case 5: return small_block<5>(task, block, first, sums, stride);
-        default: return small_block<6>(task, block, first, sums, stride);
+        case 1: return small_block<bits, 1>(task, block, first, sums, stride);
+        case 2: return small_block<bits, 2>(task, block, first, sums, stride);
+        case 3: return small_block<bits, 3>(task, block, first, sums, stride);
+        case 4: return small_block<bits, 4>(task, block, first, sums, stride);
+        case 5: return small_block<bits, 5>(task, block, first, sums, stride);
+        default: return small_block<bits, 6>(task, block, first, sums, stride);
     }
 }
 
-// ---- 4-bit, many tokens: a chunk of a pair of blocks is unpacked once, then multiplied with tile after tile of tokens
+template <int bits>
+void packed_small(const LinearTask& task, int64_t pair, int64_t first, int64_t last) {
+    const uint8_t* block = static_cast<const uint8_t*>(task.weight) + 2 * pair * block_bytes(task);
+    const bool both = 2 * pair + 1 < block_count(task);
+    float sums[most_small * pair_rows];
+    for (int64_t t = first; t < last; t += most_small) {
+        int n = static_cast<int>(last - t < most_small ? last - t : most_small);
+        small_blocks<bits>(task, block, t, n, sums, pair_rows);
+        if (both)
+            small_blocks<bits>(task, block + block_bytes(task), t, n, sums + block_rows, pair_rows);
+        else
+            for (int i = 0; i < n; i++)
+                for (int r = block_rows; r < pair_rows; r++) sums[i * pair_rows + r] = 0;
+        put_pair(task, pair, t, n, sums, pair_rows);
+    }
+}
 
-// values [column / step_columns][32 rows], scales and offsets [group][scale, offset][32 rows]
-void unpack_block(const LinearTask& task, const uint8_t* block, int half, int64_t group_first, int64_t group_last, Value* values,
+// ---- packed weights, many tokens: a chunk of a pair of blocks is unpacked once, then multiplied with tile after tile of tokens
+
+typedef int32_t Lane;  // a row's weights of one step
+
+// lanes [step][32 rows], scales and offsets [group][scale, offset][32 rows]
+template <int bits>
+void unpack_block(const LinearTask& task, const uint8_t* block, int half, int64_t group_first, int64_t group_last, Lane* lanes,
                   float* scales) {
     const int header = header_bytes(task.scales);
-    const uint8_t* p = block + group_first * (header + task.group * 8);
-    constexpr int row = pair_rows * step_columns;  // values of one step
+    const uint8_t* p = block + group_first * (header + task.group * bits * 2);
     for (int64_t g = group_first; g < group_last; g++, scales += 2 * pair_rows) {
         for (int v = 0; v < block_vectors; v++) {
             F scale, offset;
-            load_scales(task.scales, p, v * W, scale, offset);
+            load_scales<bits>(task.scales, p, v * W, scale, offset);
             store(scales + half * block_rows + v * W, scale);
             store(scales + pair_rows + half * block_rows + v * W, offset);
         }
         p += header;
-        for (int c = 0; c < task.group; c += 8, p += 64, values += word_steps * row) {
+        for (int c = 0; c < task.group; c += 8, p += 16 * bits, lanes += run_steps * pair_rows) {
             for (int v = 0; v < block_vectors; v++) {
-                I word = load_int(p + v * W * 4);
-                Value* to = values + (half * block_rows + v * W) * step_columns;
-                auto put = [&](int i, Sum w) { __builtin_memcpy(to + i * row, &w, sizeof w); };
-                put(0, nibbles<0>(word)), put(1, nibbles<1>(word)), put(2, nibbles<2>(word)), put(3, nibbles<3>(word));
-                if constexpr (word_steps == 8)
-                    put(4, nibbles<4>(word)), put(5, nibbles<5>(word)), put(6, nibbles<6>(word)), put(7, nibbles<7>(word));
+                I words[bits / 4];
+                for (int w = 0; w < bits / 4; w++) words[w] = load_int(p + 64 * w + v * W * 4);
+                Lane* to = lanes + half * block_rows + v * W;
+                auto put = [&](int step, Weights w) { __builtin_memcpy(to + step * pair_rows, &w, sizeof w); };
+                put(0, weights<bits, 0>(words)), put(1, weights<bits, 1>(words));
+                if constexpr (run_steps > 2) put(2, weights<bits, 2>(words)), put(3, weights<bits, 3>(words));
+                if constexpr (run_steps > 4) {
+                    put(4, weights<bits, 4>(words)), put(5, weights<bits, 5>(words));
+                    put(6, weights<bits, 6>(words)), put(7, weights<bits, 7>(words));
+                }
             }
         }
     }
@@ -294,9 +383,8 @@ void unpack_block(const LinearTask& task, const uint8_t* block, int half, int64_
 
 // N tokens x 2 vectors of rows over `groups` groups; x: the first token's first column; sums [tokens][32] are added to.
 template <int N>
-void tile_kernel(const Value* values, const float* scales, int64_t groups, int group, const Value* x, int64_t x_stride,
+void tile_kernel(const Lane* lanes, const float* scales, int64_t groups, int group, const Value* x, int64_t x_stride,
                  const float* x_sums, int64_t sums_stride, float* sums) {
-    constexpr int row = pair_rows * step_columns;
     F total[N][2];
     for (int n = 0; n < N; n++)
         for (int v = 0; v < 2; v++) total[n][v] = load(sums + n * pair_rows + v * W);
@@ -304,10 +392,10 @@ void tile_kernel(const Value* values, const float* scales, int64_t groups, int g
         Sum part[N][2];
         for (int n = 0; n < N; n++) part[n][0] = part[n][1] = no_sum();
 #pragma GCC unroll 4
-        for (int c = 0; c < group; c += step_columns, values += row, x += step_columns) {
-            Sum w0, w1;
-            __builtin_memcpy(&w0, values, sizeof w0);
-            __builtin_memcpy(&w1, values + W * step_columns, sizeof w1);
+        for (int c = 0; c < group; c += step_columns, lanes += pair_rows, x += step_columns) {
+            Weights w0, w1;
+            __builtin_memcpy(&w0, lanes, sizeof w0);
+            __builtin_memcpy(&w1, lanes + W, sizeof w1);
             for (int n = 0; n < N; n++) {
                 auto value = broadcast(x + n * x_stride);
                 part[n][0] = multiply_add(w0, value, part[n][0]);
@@ -326,9 +414,10 @@ void tile_kernel(const Value* values, const float* scales, int64_t groups, int g
         for (int v = 0; v < 2; v++) store(sums + n * pair_rows + v * W, total[n][v]);
 }
 
-void q4_large(const LinearTask& task, int64_t pair, int64_t first, int64_t last, void* scratch) {
-    Value* values = static_cast<Value*>(scratch);
-    float* scales = reinterpret_cast<float*>(values + chunk_columns * pair_rows);
+template <int bits>
+void packed_large(const LinearTask& task, int64_t pair, int64_t first, int64_t last, void* scratch) {
+    Lane* lanes = static_cast<Lane*>(scratch);
+    float* scales = reinterpret_cast<float*>(lanes + chunk_columns / step_columns * pair_rows);
     float* sums = scales + chunk_columns / 8 * 2 * pair_rows;
     const int64_t groups = task.in / task.group, per_chunk = chunk_columns / task.group;
     const uint8_t* block = static_cast<const uint8_t*>(task.weight) + 2 * pair * block_bytes(task);
@@ -336,9 +425,9 @@ void q4_large(const LinearTask& task, int64_t pair, int64_t first, int64_t last,
     for (int64_t i = 0; i < (last - first) * pair_rows; i++) sums[i] = 0;
     for (int64_t g = 0; g < groups; g += per_chunk) {
         int64_t end = g + per_chunk < groups ? g + per_chunk : groups;
-        unpack_block(task, block, 0, g, end, values, scales);
+        unpack_block<bits>(task, block, 0, g, end, lanes, scales);
         if (both)
-            unpack_block(task, block + block_bytes(task), 1, g, end, values, scales);
+            unpack_block<bits>(task, block + block_bytes(task), 1, g, end, lanes, scales);
         else
             for (int64_t i = 0; i < (end - g) * 2; i++)  // no such rows: whatever lies there counts nothing
                 for (int r = block_rows; r < pair_rows; r++) scales[i * pair_rows + r] = 0;
@@ -348,12 +437,12 @@ void q4_large(const LinearTask& task, int64_t pair, int64_t first, int64_t last,
             int n = static_cast<int>(last - t < tile ? last - t : tile);
             for (int r = 0; r < pair_rows; r += 2 * W) {
                 float* to = sums + (t - first) * pair_rows + r;
-                const Value* w = values + r * step_columns;
+                const Lane* w = lanes + r;
                 switch (n) {
                     case 1: tile_kernel<1>(w, scales + r, end - g, task.group, x, task.x_stride, x_sums, groups, to); break;
                     case 2: tile_kernel<2>(w, scales + r, end - g, task.group, x, task.x_stride, x_sums, groups, to); break;
                     case 3: tile_kernel<3>(w, scales + r, end - g, task.group, x, task.x_stride, x_sums, groups, to); break;
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(AWQ_DOT8)
                     case 4: tile_kernel<4>(w, scales + r, end - g, task.group, x, task.x_stride, x_sums, groups, to); break;
                     case 5: tile_kernel<5>(w, scales + r, end - g, task.group, x, task.x_stride, x_sums, groups, to); break;
                     case 6: tile_kernel<6>(w, scales + r, end - g, task.group, x, task.x_stride, x_sums, groups, to); break;
@@ -388,7 +477,8 @@ AWQ_INLINE F load_rest(const void* row, int64_t k, int n) {
 // N tokens x R rows that lie row_bytes apart; sums[n * stride + r]
 template <WeightType type, int N, int R>
 void dense_tile(const char* rows, int64_t row_bytes, int64_t in, const float* x, int64_t x_stride, float* sums, int64_t stride) {
-    constexpr int chains = N * R <= 4 ? 2 : 1, element = type == WeightType::f32 ? 4 : 2;
+    // A row at a time is one stream of memory, which is asked for ahead. Several save loads of x where there are many tokens.
+    constexpr int chains = N * R == 1 ? 4 : N * R <= 4 ? 2 : 1, element = type == WeightType::f32 ? 4 : 2;
     F part[chains][N][R];
     for (int c = 0; c < chains; c++)
         for (int n = 0; n < N; n++)
@@ -399,7 +489,7 @@ void dense_tile(const char* rows, int64_t row_bytes, int64_t in, const float* x,
             F w[R];
             for (int r = 0; r < R; r++) {
                 w[r] = load_weight<type>(rows + r * row_bytes, k + c * W);
-                if (N <= 4 && R > 1) prefetch(rows + (R + r) * row_bytes + (k + c * W) * element);  // the next rows
+                if (R == 1) prefetch(rows + (k + c * W) * element + ahead_bytes);
             }
             for (int n = 0; n < N; n++) {
                 F value = load(x + n * x_stride + k + c * W);
@@ -418,6 +508,7 @@ void dense_tile(const char* rows, int64_t row_bytes, int64_t in, const float* x,
         for (int r = 0; r < R; r++) {
             F all = part[0][n][r];
             if constexpr (chains == 2) all = all + part[1][n][r];
+            if constexpr (chains == 4) all = (all + part[1][n][r]) + (part[2][n][r] + part[3][n][r]);
             sums[n * stride + r] = sum(all);
         }
 }
@@ -426,7 +517,7 @@ template <WeightType type, int N>
 AWQ_INLINE void dense_rows(const char* rows, int64_t row_bytes, int count, const LinearTask& task, int64_t first, float* sums) {
     const float* x = static_cast<const float*>(task.x) + first * task.x_stride;
     int r = 0;
-    for (; r + 4 <= count; r += 4)
+    for (; N > 2 && r + 4 <= count; r += 4)
         dense_tile<type, N, 4>(rows + r * row_bytes, row_bytes, task.in, x, task.x_stride, sums + r, pair_rows);
     for (; r < count; r++)
         dense_tile<type, N, 1>(rows + r * row_bytes, row_bytes, task.in, x, task.x_stride, sums + r, pair_rows);
@@ -447,7 +538,7 @@ void dense_pair(const LinearTask& task, int64_t pair, int64_t first, int64_t las
                 case 1: dense_rows<type, 1>(rows, row_bytes, columns.count[half], task, t, to); break;
                 case 2: dense_rows<type, 2>(rows, row_bytes, columns.count[half], task, t, to); break;
                 case 3: dense_rows<type, 3>(rows, row_bytes, columns.count[half], task, t, to); break;
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(AWQ_DOT8)
                 case 4: dense_rows<type, 4>(rows, row_bytes, columns.count[half], task, t, to); break;
                 case 5: dense_rows<type, 5>(rows, row_bytes, columns.count[half], task, t, to); break;
                 case 6: dense_rows<type, 6>(rows, row_bytes, columns.count[half], task, t, to); break;
@@ -469,25 +560,19 @@ AWQ_INLINE void dense(const LinearTask& task, int64_t pair, int64_t first, int64
 }  // namespace
 
 void linear_small(const LinearTask& task, int64_t pair, int64_t first, int64_t last) {
-    if (task.type != WeightType::q4) return dense(task, pair, first, last);
-    const uint8_t* block = static_cast<const uint8_t*>(task.weight) + 2 * pair * block_bytes(task);
-    const bool both = 2 * pair + 1 < block_count(task);
-    float sums[most_small * pair_rows];
-    for (int64_t t = first; t < last; t += most_small) {
-        int n = static_cast<int>(last - t < most_small ? last - t : most_small);
-        small_blocks(task, block, t, n, sums, pair_rows);
-        if (both)
-            small_blocks(task, block + block_bytes(task), t, n, sums + block_rows, pair_rows);
-        else
-            for (int i = 0; i < n; i++)
-                for (int r = block_rows; r < pair_rows; r++) sums[i * pair_rows + r] = 0;
-        put_pair(task, pair, t, n, sums, pair_rows);
+    switch (task.type) {
+        case WeightType::q4: return packed_small<4>(task, pair, first, last);
+        case WeightType::q8: return packed_small<8>(task, pair, first, last);
+        default: return dense(task, pair, first, last);
     }
 }
 
 void linear_large(const LinearTask& task, int64_t pair, int64_t first, int64_t last, void* scratch) {
-    if (task.type != WeightType::q4) return dense(task, pair, first, last);
-    q4_large(task, pair, first, last, scratch);
+    switch (task.type) {
+        case WeightType::q4: return packed_large<4>(task, pair, first, last, scratch);
+        case WeightType::q8: return packed_large<8>(task, pair, first, last, scratch);
+        default: return dense(task, pair, first, last);
+    }
 }
 
 }  // namespace awq::cpu::AWQ_ISA

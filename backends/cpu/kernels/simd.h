@@ -1,7 +1,7 @@
 // Vectors of floats, as wide as the instruction set has them, and the few operations that kernels need. Arithmetic is
 // the compiler's own (a + b, a * b); what it cannot spell is here. Included by kernel files only.
 //
-//   F   W floats        I   W 32-bit integers, also seen as 2 W 16-bit ones by dot()
+//   F   W floats        I   W 32-bit integers, also seen as 2 W 16-bit ones by dot(), 4 W 8-bit ones by dot_bytes()
 //
 // scalar (and NEON but for what is said below) is the compiler's generic vector of four, for machines unknown.
 #pragma once
@@ -201,6 +201,21 @@ AWQ_INLINE I shift_right(I a) {
     return reinterpret_cast<I>(reinterpret_cast<U>(a) >> n);
 }
 AWQ_INLINE F to_float(I a) { return __builtin_convertvector(a, F); }
+#if defined(__ARM_FEATURE_DOTPROD)
+#define AWQ_DOT8 1
+// acc[i] + the four products of bytes 4 i .. 4 i + 3 of a and b, all signed
+AWQ_INLINE I dot_bytes(I acc, I a, I b) {
+    return reinterpret_cast<I>(vdotq_s32(reinterpret_cast<int32x4_t>(acc), reinterpret_cast<int8x16_t>(a), reinterpret_cast<int8x16_t>(b)));
+}
+AWQ_INLINE I max_int(I a, I b) { return reinterpret_cast<I>(vmaxq_s32(reinterpret_cast<int32x4_t>(a), reinterpret_cast<int32x4_t>(b))); }
+AWQ_INLINE int32_t highest_int(I a) { return vmaxvq_s32(reinterpret_cast<int32x4_t>(a)); }
+AWQ_INLINE int32_t sum_int(I a) { return vaddvq_s32(reinterpret_cast<int32x4_t>(a)); }
+AWQ_INLINE I round_int(F a) { return reinterpret_cast<I>(vcvtnq_s32_f32(reinterpret_cast<float32x4_t>(a))); }
+template <int n>
+AWQ_INLINE I shift_right_signed(I a) {
+    return a >> n;
+}
+#endif
 AWQ_INLINE I load_uint16(const uint16_t* p) { return I{p[0], p[1], p[2], p[3]}; }
 #if defined(__ARM_NEON)
 AWQ_INLINE F load_half(const uint16_t* p) { return reinterpret_cast<F>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))); }
