@@ -20,11 +20,11 @@ struct Job {
     int64_t values[phases][items];  // plain memory: a phase sees what the one before wrote
 };
 
-void work(void* argument, int) {
+void work(void* argument, int index) {
     Job& job = *static_cast<Job*>(argument);
     uint32_t number = job.team->first_phase();
     for (int p = 0; p < phases; p++)
-        job.team->phase(number++, p % 5 == 4 ? 0 : items, p % 3 + 1, [&](int64_t i) {
+        job.team->phase(number++, index, p % 5 == 4 ? 0 : items, p % 3 + 1, [&](int64_t i) {
             const int before = p % 5 == 0 ? p - 2 : p - 1;  // the last phase that had items
             int64_t sum = 1;
             for (int j = 0; before >= 0 && j < items; j++) sum += job.values[before][j] % 1000;

@@ -130,7 +130,7 @@ static void pack_weight(const Weight& weight, std::span<const WeightRows* const>
         const int64_t count = std::min(run, rows - first);
         const Members from{sources.subspan(static_cast<size_t>(expert) * members, members)};
         char* to = static_cast<char*>(weight.data) + static_cast<size_t>(expert) * layout.expert_bytes;
-        if (layout.type != WeightType::q4) {
+        if (!layout.packed()) {
             std::vector<float> values(static_cast<size_t>(count * spec.in));
             from.each(half * rows + first, count, [&](const WeightRows& source, int64_t at, int64_t n, int64_t done) {
                 source.read_dense(at, n, values.data() + done * spec.in);
@@ -158,7 +158,7 @@ static void unpack_weight(const Weight& weight, float* rows) {
     const Layout layout = layout_of(spec);
     for (int64_t expert = 0; expert < spec.experts; expert++, rows += spec.out * spec.in) {
         const uint8_t* from = static_cast<const uint8_t*>(weight.data) + static_cast<size_t>(expert) * layout.expert_bytes;
-        if (layout.type != WeightType::q4) {
+        if (!layout.packed()) {
             widen(layout.type == WeightType::f32   ? DType::f32
                   : layout.type == WeightType::f16 ? DType::f16
                                                    : DType::bf16,
@@ -207,7 +207,7 @@ struct Walk {
 
     // What each thread does. A thread may leave at any node: the others do without it.
     void work(int index) {
-        Worker worker{isa, team, team->size(), shared, own + static_cast<size_t>(index) * own_bytes, &count, team->first_phase()};
+        Worker worker{isa, team, team->size(), index, shared, own + static_cast<size_t>(index) * own_bytes, &count, team->first_phase()};
         Worker single = worker;
         single.team = nullptr;
         single.threads = 1;
@@ -431,9 +431,9 @@ double CpuBackend::bandwidth() const {
         for (int pass = 0; pass < 4; pass++) {
             const auto begin = std::chrono::steady_clock::now();
             team_->run(
-                [](void* argument, int) {
+                [](void* argument, int index) {
                     Read& r = *static_cast<Read*>(argument);
-                    r.team->phase(r.team->first_phase(), bytes / part, 1,
+                    r.team->phase(r.team->first_phase(), index, bytes / part, 1,
                                   [&](int64_t i) { r.sum += r.isa->read(r.data + static_cast<size_t>(i) * part, part); });
                 },
                 &read);

@@ -18,14 +18,14 @@ static constexpr int64_t most_small = 6;     // tokens up to which weights are u
 
 // ---- packed rows
 
-static int64_t sums_of(const Layout& layout, int64_t in) { return layout.type == WeightType::q4 ? in / layout.group : 0; }
+static int64_t sums_of(const Layout& layout, int64_t in) { return layout.packed() ? in / layout.group : 0; }
 // Not a power of two: rows that many bytes apart would fall into the same few cache lines.
 static int64_t stride_of(const Isa& isa, const Layout& layout, int64_t in) {
-    return layout.type == WeightType::q4 ? in + 64 / isa.value_bytes : in;
+    return layout.packed() ? in + 64 / isa.value_bytes : in;
 }
 
 size_t packed_bytes(const Isa& isa, const Layout& layout, int64_t rows, int64_t in) {
-    const size_t value = layout.type == WeightType::q4 ? static_cast<size_t>(isa.value_bytes) : 4;
+    const size_t value = layout.packed() ? static_cast<size_t>(isa.value_bytes) : 4;
     return aligned(static_cast<size_t>(rows * stride_of(isa, layout, in)) * value) + aligned(static_cast<size_t>(rows) * 4) +
            aligned(static_cast<size_t>(rows * sums_of(layout, in)) * 4);
 }
@@ -33,7 +33,7 @@ size_t packed_bytes(const Isa& isa, const Layout& layout, int64_t rows, int64_t 
 Packed carve_packed(const Isa& isa, const Layout& layout, int64_t rows, int64_t in, char*& scratch) {
     Packed packed;
     packed.stride = stride_of(isa, layout, in);
-    if (layout.type == WeightType::q4 && isa.value_bytes == 2)
+    if (layout.packed() && isa.value_bytes == 2)
         packed.values = carve<int16_t>(scratch, rows * packed.stride);
     else
         packed.values = carve<float>(scratch, rows * packed.stride);
@@ -43,7 +43,7 @@ Packed carve_packed(const Isa& isa, const Layout& layout, int64_t rows, int64_t 
 }
 
 void pack_row(const Isa& isa, const Layout& layout, int64_t in, const float* x, const Packed& packed, int64_t row) {
-    if (layout.type == WeightType::q4) {
+    if (layout.packed()) {
         char* values = static_cast<char*>(packed.values) + row * packed.stride * isa.value_bytes;
         isa.pack_row(x, in, layout.group, values, packed.scale + row, packed.sums + row * sums_of(layout, in));
     } else {
@@ -116,7 +116,7 @@ static Status product(const KernelCall& call, const Form& form) {
     // pack: shared out, or, where it is little, by each thread before its first item (not earlier: see Worker::share)
     char *own = worker.own, *shared = worker.shared;
     float* row = carve<float>(own, in);
-    const bool alone = tokens * in <= pack_alone, direct = layout.type != WeightType::q4 && !form.norm;
+    const bool alone = tokens * in <= pack_alone, direct = !layout.packed() && !form.norm;
     Packed packed{x.data, nullptr, nullptr, x.stride};
     if (!direct) packed = carve_packed(isa, layout, tokens, in, alone ? own : shared);
     auto pack = [&](int64_t t) {
@@ -142,9 +142,16 @@ static Status product(const KernelCall& call, const Form& form) {
     task.residual_stride = form.residual ? form.residual->stride : 0;
     task.gated = form.gated;
     task.activation = static_cast<int32_t>(call.node->attrs.activation);
+    const size_t weight_bytes = layout.expert_bytes;
     if (tokens <= most_small) {
         // Runs of several pairs keep a thread on one stream of memory.
         const int64_t run = std::clamp<int64_t>(layout.pairs / (8 * worker.threads), 1, 8);
+        // The beginning of this thread's stream, while it waits for the input.
+        if (worker.team) {
+            const size_t first = static_cast<size_t>(worker.team->slice(worker.index, layout.pairs)) * weight_bytes / static_cast<size_t>(layout.pairs);
+            for (size_t at = 0; at < 4096 && first + at < weight_bytes; at += 64)
+                __builtin_prefetch(static_cast<const char*>(form.weight->data) + first + at);
+        }
         worker.share(layout.pairs, run, [&](int64_t pair) {
             ready();
             isa.linear_small(task, pair, 0, tokens);

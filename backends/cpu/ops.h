@@ -13,7 +13,7 @@ namespace awq::cpu {
 struct Worker {
     const Isa* isa = nullptr;
     Team* team = nullptr;  // null: this thread does all of the node alone
-    int threads = 1;
+    int threads = 1, index = 0;
     char* shared = nullptr;                 // scratch of the node, seen by all threads
     char* own = nullptr;                    // scratch of this thread
     std::atomic<int64_t>* count = nullptr;  // a number that one phase hands to the next ones
@@ -23,7 +23,7 @@ struct Worker {
     // items a node may look at weights, shapes and the batch's inputs, but not at activations or scratch (threads.h).
     template <class F>
     void share(int64_t items, int64_t run, F f) const {
-        if (team) return team->phase(phase++, items, run, f);
+        if (team) return team->phase(phase++, index, items, run, f);
         for (int64_t i = 0; i < items; i++) f(i);
     }
 };

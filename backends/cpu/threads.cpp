@@ -102,7 +102,7 @@ void Team::run(void (*job)(void*, int), void* argument) {
     job_ = job;
     argument_ = argument;
     first_phase_ = phase_.load(std::memory_order_relaxed);
-    claimed_.store(uint64_t{first_phase_} << 32, std::memory_order_relaxed);
+    for (Slice& slice : slices_) slice.claimed.store(uint64_t{first_phase_} << 32, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
     if (size_ > 1) {
         open_.store(true);
@@ -116,9 +116,8 @@ void Team::run(void (*job)(void*, int), void* argument) {
 }
 
 void Team::next_phase(uint32_t number) {
-    // All items are claimed and done: nobody else touches these.
+    // All items are claimed, done and counted: nobody else touches this.
     done_.store(0, std::memory_order_relaxed);
-    claimed_.store(uint64_t{number + 1} << 32, std::memory_order_release);
     // In one order with notify_all's look for sleepers: libstdc++ 12 looks without a fence of its own, and a store that
     // only releases could still be on its way then. The sleeper would never wake.
     phase_.store(number + 1, std::memory_order_seq_cst);

@@ -1,5 +1,6 @@
-// Threads that walk a graph together. A job is a row of phases, a phase a number of items that threads claim one by one;
-// a phase is over when its items are done, whoever did them.
+// Threads that walk a graph together. A job is a row of phases, a phase a number of items; a phase is over when its items are
+// done, whoever did them. Each thread claims items of its own slice first, one behind the other, so that it reads one stream
+// of memory and shares no cache line with the others; then it helps out in theirs.
 //
 // Nobody ever waits for a thread that is not there: one that the system has put aside, or that wakes late, finds phases
 // over that it had no part in and goes on to the next. So a busy machine costs its share of the speed and no more. A team
@@ -29,31 +30,50 @@ public:
 
     // Within a job: the number of its first phase. Each thread counts on from there by itself, through the same phases.
     uint32_t first_phase() const { return first_phase_; }
-    // f(i) for every i < items, claimed in runs of `run`; returns when all are done, by whomever. What is not a claimed
-    // item must not look at what phases write: for a thread that lags behind, that is already something else.
+    // First of the items that are thread `index`'s own.
+    int64_t slice(int index, int64_t items) const { return items * index / size_; }
+    // f(i) for every i < items, claimed in runs of `run`; returns when all are done, by whomever. `index` is the thread's. What
+    // is not a claimed item must not look at what phases write: for a thread that lags behind, that is already something else.
     template <class F>
-    void phase(uint32_t number, int64_t items, int64_t run, F f) {
+    void phase(uint32_t number, int index, int64_t items, int64_t run, F f) {
         items = std::max<int64_t>(items, 0);
-        const int64_t end = std::max<int64_t>(items, 1);  // a phase without items still is a phase
-        for (uint64_t now; (now = claimed_.load(std::memory_order_acquire)) >> 32 == number;) {
-            const int64_t first = static_cast<int64_t>(now & UINT32_MAX), last = std::min(first + run, end);
-            if (first >= end) break;
-            if (!claimed_.compare_exchange_weak(now, uint64_t{number} << 32 | static_cast<uint64_t>(last),
-                                                std::memory_order_acq_rel))
-                continue;
-            for (int64_t i = first; i < last && i < items; i++) f(i);
-            if (done_.fetch_add(last - first, std::memory_order_acq_rel) + (last - first) == end) return next_phase(number);
+        const int64_t all = std::max<int64_t>(items, 1);  // a phase without items still is a phase
+        int64_t mine = 0;
+        for (int i = 0; i < size_; i++) {
+            const int owner = index + i < size_ ? index + i : index + i - size_;
+            const int64_t begin = slice(owner, all), end = slice(owner + 1, all);
+            if (begin == end) continue;
+            std::atomic<uint64_t>& claimed = slices_[static_cast<size_t>(owner)].claimed;
+            uint64_t now = claimed.load(std::memory_order_acquire);
+            for (;;) {
+                // What an earlier phase left there counts nothing; of a later one this thread has come too late.
+                const int32_t age = static_cast<int32_t>(number - static_cast<uint32_t>(now >> 32));
+                const int64_t first = begin + (age > 0 ? 0 : static_cast<int64_t>(now & UINT32_MAX)), last = std::min(first + run, end);
+                if (age < 0 || first >= end) break;
+                if (!claimed.compare_exchange_weak(now, uint64_t{number} << 32 | static_cast<uint64_t>(last - begin),
+                                                   std::memory_order_acq_rel))
+                    continue;
+                for (int64_t item = first; item < last && item < items; item++) f(item);
+                mine += last - first;
+                now = claimed.load(std::memory_order_acquire);
+            }
         }
+        if (mine > 0 && done_.fetch_add(mine, std::memory_order_acq_rel) + mine == all) return next_phase(number);
         wait_phase(number);
     }
 
 private:
-    explicit Team(int threads) : size_(threads) {}
+    explicit Team(int threads) : size_(threads), slices_(static_cast<size_t>(threads)) {}
     void work(int index);
     void next_phase(uint32_t number);
     void wait_phase(uint32_t number);
 
+    struct alignas(64) Slice {
+        std::atomic<uint64_t> claimed{0};  // phase << 32 | items of the slice claimed in it
+    };
+
     const int size_;
+    std::vector<Slice> slices_;
     std::vector<std::thread> threads_;
     // Of the job; written while it is closed and nobody is inside.
     void (*job_)(void*, int) = nullptr;
@@ -65,8 +85,7 @@ private:
     alignas(64) std::atomic<bool> open_{false};  // who comes now may take part
     std::atomic<int32_t> inside_{0};             // threads that take part, the caller not counted
     alignas(64) std::atomic<uint32_t> phase_{0};
-    alignas(64) std::atomic<uint64_t> claimed_{0};  // phase << 32 | items claimed
-    alignas(64) std::atomic<int64_t> done_{0};      // items of the phase; only holders of claimed items add
+    alignas(64) std::atomic<int64_t> done_{0};  // items of the phase; only who did some adds
 };
 
 }  // namespace awq::cpu
