@@ -108,7 +108,7 @@ struct Members {
     }
 };
 
-static void pack_weight(const Weight& weight, std::span<const WeightRows* const> sources, int threads) {
+static void pack_weight(const Isa& isa, const Weight& weight, std::span<const WeightRows* const> sources, int threads) {
     const WeightSpec& spec = weight.spec;
     const Layout layout = layout_of(spec);
     if (spec.kind ==
@@ -136,7 +136,7 @@ static void pack_weight(const Weight& weight, std::span<const WeightRows* const>
                 source.read_dense(at, n, values.data() + done * spec.in);
             });
             const int64_t element = layout.type == WeightType::f32 ? 4 : 2;
-            pack_rows(layout, values.data(), count * spec.in, to + (half * rows + first) * spec.in * element);
+            isa.narrow(layout.type, values.data(), count * spec.in, to + (half * rows + first) * spec.in * element);
             return;
         }
         const int64_t groups = spec.in / spec.group_size;
@@ -146,7 +146,7 @@ static void pack_weight(const Weight& weight, std::span<const WeightRows* const>
             source.read_quantized(at, n, q.data() + done * spec.in, scale.data() + done * groups, offset.data() + done * groups);
         });
         for (int64_t r = 0; r < count; r += block_rows)
-            pack_block(layout, spec, static_cast<int>(std::min<int64_t>(block_rows, count - r)), q.data() + r * spec.in,
+            pack_block(isa, layout, spec, static_cast<int>(std::min<int64_t>(block_rows, count - r)), q.data() + r * spec.in,
                        scale.data() + r * groups, offset.data() + r * groups,
                        reinterpret_cast<uint8_t*>(to) +
                            static_cast<size_t>((first + r) / block_rows * halves + half) * layout.block_bytes);
@@ -279,7 +279,7 @@ public:
         weight.bytes = layout.bytes;
     }
     Status pack(const Weight& weight, std::span<const WeightRows* const> sources) override {
-        pack_weight(weight, sources, team_->size());
+        pack_weight(*isa_, weight, sources, team_->size());
         return {};
     }
     Status unpack(const Weight& weight, float* rows) override {

@@ -123,6 +123,7 @@ struct Isa {
     void (*softcap)(const float* a, float cap, int64_t count, float* out);
     void (*mix)(float* sum, const float* x, float factor, int64_t count);  // sum += factor * x
     void (*widen)(WeightType type, const void* from, int64_t count, float factor, float* to);
+    void (*narrow)(WeightType type, const float* from, int64_t count, void* to);  // rounds to nearest even
     // cosines and sines [rot_dim / 2] each; the rest of the head is copied
     void (*rope)(const float* x, const float* cos_sin, int32_t heads, int32_t head_dim, int32_t rot_dim, bool interleaved,
                  float* out);

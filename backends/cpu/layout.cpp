@@ -53,43 +53,61 @@ BlockRows rows_of_block(const WeightSpec& spec, int64_t block) {
     return {(pairwise ? block % 2 * rows : 0) + within, static_cast<int>(std::clamp<int64_t>(rows - within, 0, block_rows))};
 }
 
+static WeightType scale_type(ScaleKind kind) {
+    switch (kind) {
+        case ScaleKind::f16_offset:
+        case ScaleKind::f16_zero: return WeightType::f16;
+        case ScaleKind::bf16_offset:
+        case ScaleKind::bf16_zero: return WeightType::bf16;
+        case ScaleKind::f32_offset: break;
+    }
+    return WeightType::f32;
+}
+
 // Where column c of a run of 8 lies (kernels.h): in which of the run's words, and at which bit of a row's lane.
 static int word_of(int bits, int64_t c) { return bits == 8 ? static_cast<int>(c / 2 % 2) : 0; }
 static int shift_of(int bits, int64_t c) {
     return static_cast<int>((bits == 8 ? c / 4 * 8 : c / 2 * 4) + 16 * (c % 2));
 }
 
-void pack_block(const Layout& layout, const WeightSpec& spec, int count, const uint8_t* q, const float* scale,
+// The words of one row's run of 8 columns; as word_of and shift_of say, all columns at once.
+static void pack_run(int bits, const uint8_t* q, uint32_t words[2]) {
+    uint64_t all;
+    std::memcpy(&all, q, 8);  // column c in byte c: the machine is little-endian
+    if (bits == 8) {
+        const uint32_t low = static_cast<uint32_t>(all), high = static_cast<uint32_t>(all >> 32);
+        for (int w = 0; w < 2; w++) {
+            const uint32_t a = low >> 16 * w, b = high >> 16 * w;
+            words[w] = (a & 0xff) | (b & 0xff) << 8 | (a >> 8 & 0xff) << 16 | (b >> 8 & 0xff) << 24;
+        }
+        return;
+    }
+    uint64_t even = all & 0x000f000f000f000f, odd = all >> 8 & 0x000f000f000f000f;
+    even |= even >> 12, odd |= odd >> 12;  // nibbles 0, 1 and, 32 bits further, 2, 3
+    even |= even >> 24, odd |= odd >> 24;
+    words[0] = static_cast<uint32_t>((even & 0xffff) | (odd & 0xffff) << 16);
+}
+
+void pack_block(const Isa& isa, const Layout& layout, const WeightSpec& spec, int count, const uint8_t* q, const float* scale,
                 const float* offset, uint8_t* block) {
     const int64_t group = layout.group, file_groups = spec.in / spec.group_size, repeat = spec.group_size / group;
     const int bits = spec.bits, words = bits / 4;
-    const uint32_t mask = (1u << bits) - 1;
+    const bool zeros = layout.scales == ScaleKind::f16_zero || layout.scales == ScaleKind::bf16_zero;
     for (int64_t g = 0; g < spec.in / group; g++) {
-        for (int part = 0; part < 2; part++)
-            for (int r = 0; r < block_rows; r++) {
-                float s = r < count ? scale[r * file_groups + g / repeat] : 0, value = s;
-                if (part == 1) {
-                    value = r < count ? offset[r * file_groups + g / repeat] : 0;
-                    // -z * s: the zero point itself, exact in any type
-                    if (layout.scales == ScaleKind::f16_zero || layout.scales == ScaleKind::bf16_zero)
-                        value = s != 0 && std::isfinite(s) ? std::nearbyint(-value / s) : 0;
-                }
-                const int at = part * block_rows + r;
-                if (layout.scales == ScaleKind::f32_offset) {
-                    std::memcpy(block + 4 * at, &value, 4);
-                } else {
-                    const bool half = layout.scales == ScaleKind::f16_offset || layout.scales == ScaleKind::f16_zero;
-                    uint16_t bits16 = half ? float_to_half(value) : float_to_bf16(value);
-                    std::memcpy(block + 2 * at, &bits16, 2);
-                }
-            }
+        float header[2 * block_rows] = {};
+        for (int r = 0; r < count; r++) {
+            const float s = scale[r * file_groups + g / repeat], o = offset[r * file_groups + g / repeat];
+            header[r] = s;
+            // -z * s: the zero point itself, exact in any type
+            header[block_rows + r] = !zeros ? o : s != 0 && std::isfinite(s) ? std::nearbyint(-o / s) : 0;
+        }
+        isa.narrow(scale_type(layout.scales), header, 2 * block_rows, block);
         block += layout.scales == ScaleKind::f32_offset ? 128 : 64;
         for (int64_t c = g * group; c < (g + 1) * group; c += 8, block += 64 * words)
             for (int r = 0; r < block_rows; r++) {
-                uint32_t lane[2] = {};
-                for (int i = 0; r < count && i < 8; i++)
-                    lane[word_of(bits, i)] |= (q[r * spec.in + c + i] & mask) << shift_of(bits, i);
-                for (int w = 0; w < words; w++) std::memcpy(block + 64 * w + 4 * r, &lane[w], 4);
+                uint32_t lanes[2] = {};
+                if (r < count) pack_run(bits, q + r * spec.in + c, lanes);
+                for (int w = 0; w < words; w++) std::memcpy(block + 64 * w + 4 * r, &lanes[w], 4);
             }
     }
 }
@@ -98,9 +116,8 @@ void unpack_block_row(const Layout& layout, const WeightSpec& spec, const uint8_
     const int64_t group = layout.group;
     const int bits = spec.bits, words = bits / 4;
     const uint32_t mask = (1u << bits) - 1;
-    const DType type = layout.scales == ScaleKind::f32_offset                                             ? DType::f32
-                       : layout.scales == ScaleKind::f16_offset || layout.scales == ScaleKind::f16_zero ? DType::f16
-                                                                                                          : DType::bf16;
+    const WeightType scales = scale_type(layout.scales);
+    const DType type = scales == WeightType::f32 ? DType::f32 : scales == WeightType::f16 ? DType::f16 : DType::bf16;
     const int64_t element = type == DType::f32 ? 4 : 2;
     const bool zeros = layout.scales == ScaleKind::f16_zero || layout.scales == ScaleKind::bf16_zero;
     for (int64_t g = 0; g < spec.in / group; g++) {
@@ -121,16 +138,6 @@ void unpack_block_row(const Layout& layout, const WeightSpec& spec, const uint8_
 
 void unpack_block(const Layout& layout, const WeightSpec& spec, const uint8_t* block, int count, float* rows) {
     for (int r = 0; r < count; r++) unpack_block_row(layout, spec, block, r, rows + r * spec.in);
-}
-
-void pack_rows(const Layout& layout, const float* from, int64_t count, void* to) {
-    if (layout.type == WeightType::f32) {
-        std::memcpy(to, from, static_cast<size_t>(count) * 4);
-        return;
-    }
-    uint16_t* bits = static_cast<uint16_t*>(to);
-    for (int64_t i = 0; i < count; i++)
-        bits[i] = layout.type == WeightType::f16 ? float_to_half(from[i]) : float_to_bf16(from[i]);
 }
 
 }  // namespace awq::cpu

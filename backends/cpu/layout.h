@@ -30,12 +30,10 @@ struct BlockRows {
 BlockRows rows_of_block(const WeightSpec& spec, int64_t block);
 
 // Rows [first, first + count) of one expert as bytes and floats, to their places; count rows begin at a block's first row.
-void pack_block(const Layout& layout, const WeightSpec& spec, int count, const uint8_t* q, const float* scale,
+void pack_block(const Isa& isa, const Layout& layout, const WeightSpec& spec, int count, const uint8_t* q, const float* scale,
                 const float* offset, uint8_t* block);
 void unpack_block(const Layout& layout, const WeightSpec& spec, const uint8_t* block, int count, float* rows);
 // One row of a block, as unpack_block gives it.
 void unpack_block_row(const Layout& layout, const WeightSpec& spec, const uint8_t* block, int row, float* to);
-// Dense rows of the layout's type.
-void pack_rows(const Layout& layout, const float* from, int64_t count, void* to);
 
 }  // namespace awq::cpu

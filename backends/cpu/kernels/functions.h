@@ -24,6 +24,7 @@ void scale(const float* a, float factor, int64_t count, float* out);
 void softcap(const float* a, float cap, int64_t count, float* out);
 void mix(float* sum, const float* x, float factor, int64_t count);
 void widen(WeightType type, const void* from, int64_t count, float factor, float* to);
+void narrow(WeightType type, const float* from, int64_t count, void* to);
 void rope(const float* x, const float* cos_sin, int32_t heads, int32_t head_dim, int32_t rot_dim, bool interleaved, float* out);
 bool finite(const float* x, int64_t count);
 uint64_t read(const void* data, size_t bytes);

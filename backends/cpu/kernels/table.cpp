@@ -28,6 +28,7 @@ const Isa table = {
     softcap,
     mix,
     widen,
+    narrow,
     rope,
     finite,
     read,

@@ -105,6 +105,25 @@ void widen(WeightType type, const void* from, int64_t count, float factor, float
     });
 }
 
+void narrow(WeightType type, const float* from, int64_t count, void* to) {
+    if (type == WeightType::f32) return scale(from, 1, count, static_cast<float*>(to));
+    uint16_t* half = static_cast<uint16_t*>(to);
+    if (type == WeightType::bf16) {
+        for (int64_t i = 0; i < count; i++) {
+            uint32_t wide;
+            __builtin_memcpy(&wide, from + i, 4);
+            const bool nan = (wide & 0x7fffffff) > 0x7f800000;
+            half[i] = static_cast<uint16_t>((nan ? wide | 0x400000 : wide + 0x7fff + (wide >> 16 & 1)) >> 16);
+        }
+        return;
+    }
+    each(count, [&](int64_t i, int n) {
+        uint16_t rest[W];
+        store_half(n < W ? rest : half + i, take(from + i, n));
+        if (n < W) __builtin_memcpy(half + i, rest, static_cast<size_t>(n) * 2);
+    });
+}
+
 void rope(const float* x, const float* cos_sin, int32_t heads, int32_t head_dim, int32_t rot_dim, bool interleaved, float* out) {
     const int half = rot_dim / 2;
     const float* cosine = cos_sin;
