@@ -489,7 +489,7 @@ void dense_tile(const char* rows, int64_t row_bytes, int64_t in, const float* x,
             F w[R];
             for (int r = 0; r < R; r++) {
                 w[r] = load_weight<type>(rows + r * row_bytes, k + c * W);
-                if (R == 1) prefetch(rows + (k + c * W) * element + ahead_bytes);
+                if (R == 1 && c * W * element % 64 == 0) prefetch_second(rows + (k + c * W) * element + ahead_bytes);
             }
             for (int n = 0; n < N; n++) {
                 F value = load(x + n * x_stride + k + c * W);

@@ -255,7 +255,10 @@ AWQ_INLINE F load_bf16(const uint16_t* p) { return from_bits(load_uint16(p) << 1
 #endif
 
 AWQ_INLINE F zero() { return set1(0); }
-AWQ_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }  // never faults, whatever the address
+// Into the first-level cache, or the second only; which of the two is faster, measurements say (docs/experiments.md). They never
+// fault, whatever the address.
+AWQ_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+AWQ_INLINE void prefetch_second(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // e^x to about 2 units in the last place; 0 below -87.3, 2^127 and more above 88.
 AWQ_INLINE F exp(F x) {
