@@ -142,7 +142,6 @@ ifeq ($(TESTS)$(SANITIZE),)
 	python3 -B tests/damage/run.py $(BUILD)
 	@command -v cmake >/dev/null && command -v pkg-config >/dev/null || .ci/deps cmake pkg-config
 	tests/install.sh $(BUILD)
-	$(if $(shell command -v $(NEON_CXX) && command -v $(NEON_RUN)),@$(MAKE) --no-print-directory test-neon,@echo "no $(NEON_CXX) or no $(NEON_RUN): the NEON kernels are not tested; make test-neon installs both")
 endif
 
 # On a machine with a GPU: the CUDA kernels' tests, plain and under compute-sanitizer.
@@ -163,8 +162,8 @@ $(BUILD)/tests/tools/random_checkpoint: $(BUILD)/tests/tools/random_checkpoint.o
 random-checkpoint: $(BUILD)/tests/tools/random_checkpoint
 	$< $(SHAPE) $(or $(DIR),$(error DIR=directory is missing))
 
-# The sweep of ops on the NEON kernels: the CPU and reference backends and what they stand on, cross-compiled for 64-bit ARM
-# and run by qemu. Only kernels: no library needs to be there for the other machine.
+# make test-neon: the sweep of ops on the NEON kernels. The CPU and reference backends and what they stand on, cross-compiled for 64-bit ARM
+# and run by qemu (minutes, so not a part of make test). Only kernels: no library needs to be there for the other machine.
 NEON_CXX     ?= aarch64-linux-gnu-g++
 NEON_RUN     ?= qemu-aarch64-static
 NEON_BUILD   := $(BUILD)/neon
