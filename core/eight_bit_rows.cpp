@@ -41,7 +41,7 @@ public:
             rows[i] = static_cast<float>(q[i]) * scale[group] + offset[group];
         }
     }
-    void prefetch() const override { source_->prefetch(); }
+    Status status() const override { return source_->status(); }
     void forget() const override { source_->forget(); }
 
 private:

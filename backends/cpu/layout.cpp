@@ -126,7 +126,7 @@ void unpack_block_row(const Layout& layout, const WeightSpec& spec, const uint8_
         widen(type, block + (block_rows + row) * element, 1, &other);
         block += 2 * block_rows * element;
         for (int64_t c = 0; c < group; c += 8, block += 64 * words) {
-            uint32_t lane[2];
+            uint32_t lane[2] = {};
             for (int w = 0; w < words; w++) std::memcpy(&lane[w], block + 64 * w + 4 * row, 4);
             for (int i = 0; i < 8; i++) {
                 const float q = static_cast<float>(lane[word_of(bits, i)] >> shift_of(bits, i) & mask);
