@@ -254,7 +254,9 @@ Status Engine::run(std::span<Feed> feeds, const std::atomic<bool>* cancel) {
             p.count = std::min<size_t>(left, static_cast<size_t>(chunk_tokens - tokens));
             if (p.feed.want == Feed::Logits::all) p.count = std::min(p.count, room + (p.repeated > p.done ? p.repeated - p.done : 0));
             if (p.count == left && p.count > 0 && p.feed.want == Feed::Logits::last && room == 0) p.count = 0;
-            for (size_t t = p.done; t < p.done + p.count; t++) outputs += p.wants_row(t);
+            p.rows = 0;
+            for (size_t t = p.done; t < p.done + p.count; t++) p.rows += p.wants_row(t);
+            outputs += static_cast<int32_t>(p.rows);
             tokens += static_cast<int32_t>(p.count);
         }
         if (tokens == 0) return {};
@@ -344,8 +346,7 @@ Status Engine::run_chunk(std::span<Pending> all, const std::atomic<bool>* cancel
     size_t row = 0;
     for (int32_t s = 0; s < size.sequences; s++) {
         Feed& feed = active[s]->feed;
-        size_t begin = active[s]->done, end = begin + active[s]->count, rows = 0;
-        for (size_t t = begin; t < end; t++) rows += active[s]->wants_row(t);
+        const size_t begin = active[s]->done, end = begin + active[s]->count, rows = active[s]->rows;
         if (feed.logits && active.size() > 1) feed.logits->insert(feed.logits->end(), result + row * vocab, result + (row + rows) * vocab);
         if (feed.best && rows > 0) *feed.best = best[row + rows - 1];
         row += rows;

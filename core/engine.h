@@ -110,7 +110,7 @@ private:
     struct Pending {
         Feed feed;
         std::vector<int32_t> history;    // what feed.tokens points to where tokens are repeated
-        size_t repeated = 0, done = 0, count = 0;    // count: of the next chunk
+        size_t repeated = 0, done = 0, count = 0, rows = 0;    // count, rows of logits: of the next chunk
         bool wants_row(size_t token) const;
     };
     void repeat_history(Pending& pending) const;
