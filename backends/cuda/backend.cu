@@ -46,6 +46,7 @@ double measure_bandwidth(int multiprocessors) {
             cudaEventRecord(begin);
             read_kernel<<<multiprocessors * 8, 256>>>(static_cast<const uint4*>(data), bytes / 16, static_cast<unsigned*>(data));
             cudaEventRecord(end);
+            if (cudaGetLastError() != cudaSuccess) break;  // a read that was not launched takes no time
             if (cudaEventSynchronize(end) != cudaSuccess || cudaEventElapsedTime(&milliseconds, begin, end) != cudaSuccess) break;
             if (i > 0) best = std::max(best, static_cast<double>(bytes) / (milliseconds * 1e-3));
         }
@@ -67,7 +68,9 @@ public:
                                                  std::to_string(properties_.major) + "." + std::to_string(properties_.minor) +
                                                  "; 8.0 or later expected");
         cudaFuncAttributes attributes;
-        if (cudaFuncGetAttributes(&attributes, read_kernel) != cudaSuccess) {
+        if (cudaError_t error = cudaFuncGetAttributes(&attributes, read_kernel); error != cudaSuccess) {
+            if (error != cudaErrorInvalidDeviceFunction && error != cudaErrorNoKernelImageForDevice)
+                return cuda_error(error, "cudaFuncGetAttributes");
             cudaGetLastError();
             return Status(Code::unsupported, std::string("--backend cuda: this program was not built for ") + properties_.name +
                                                  " (compute capability " + std::to_string(properties_.major) + "." +

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include "backends/cuda/executor.h"
 
 namespace awq::cuda {
@@ -20,9 +21,9 @@ Status DeviceMemory::grow(size_t bytes, bool& moved) {
     data_ = nullptr;
     bytes_ = 0;
     AWQ_CUDA(cudaMalloc(&data_, bytes));
-    bytes_ = bytes;
     AWQ_CUDA(cudaMemset(data_, 0, bytes));
     AWQ_CUDA(cudaDeviceSynchronize());
+    bytes_ = bytes;  // only now: memory that is not zero is not there
     return {};
 }
 
@@ -164,6 +165,7 @@ Status Executor::open(int device, const cudaDeviceProp& properties) {
     AWQ_TRY(counters_.grow(Context::counter_count * sizeof(unsigned), moved));
     AWQ_TRY(verdict_.grow(sizeof(unsigned long long), moved));
     context_.counters = reinterpret_cast<unsigned*>(counters_.data());
+    captured_.reserve(captured_limit);  // nothing is allocated once a run is under way
     return {};
 }
 
@@ -237,13 +239,16 @@ Status Executor::reserve(const Graph& graph, const BatchSize& capacity, int64_t 
 
 Status Executor::grow(const Scratch& scratch) {
     bool moved = false;
-    AWQ_TRY(scratch_.grow(scratch.call, moved).in("scratch memory"));
-    AWQ_TRY(matmul_scratch_.grow(scratch.matmul, moved).in("scratch memory of matrix products"));
+    Status grown = [&]() -> Status {
+        AWQ_TRY(scratch_.grow(scratch.call, moved).in("scratch memory"));
+        return matmul_scratch_.grow(scratch.matmul, moved).in("scratch memory of matrix products");
+    }();
+    if (moved) forget_captured();  // also where no other memory came in place of the old
+    AWQ_TRY(grown);
     context_.scratch = scratch_.data();
     context_.scratch_bytes = scratch_.bytes();
     context_.matmul.scratch = matmul_scratch_.data();
     context_.matmul.scratch_bytes = matmul_scratch_.bytes();
-    if (moved) forget_captured();
     return {};
 }
 
@@ -272,8 +277,9 @@ Status Executor::send_inputs(const RunArgs& args) {
 
     bool moved = false;
     AWQ_TRY(inputs_host_.grow(aligned(bytes)));
-    AWQ_TRY(inputs_.grow(aligned(bytes), moved).in("batch inputs"));
+    Status grown = inputs_.grow(aligned(bytes), moved).in("batch inputs");
     if (moved) forget_captured();
+    AWQ_TRY(grown);
     size_t at = 0;
     for (int i = 0; i < input_count; i++) {
         if (!args.inputs[i]) continue;
@@ -299,7 +305,7 @@ Status Executor::send_inputs(const RunArgs& args) {
 }
 
 // Every node's kernel, in order.
-Status Executor::issue(const RunArgs& host, bool capturing) {
+Status Executor::issue(const RunArgs& host, bool capturing) try {
     const Graph& graph = *host.graph;
     const RunArgs& args = on_device_;
     std::vector<Tensor> in;
@@ -340,6 +346,8 @@ Status Executor::issue(const RunArgs& host, bool capturing) {
                            reinterpret_cast<int32_t*>(parts + logits.rows * argmax_parts), parts, context_.counters));
     }
     return {};
+} catch (const std::bad_alloc&) {  // no exception: the stream must leave a capture, and what was launched be waited for
+    return Status(Code::out_of_memory, "out of memory");
 }
 
 // Profiling: events around a node's launches, read once the run is over. They keep launches from overlapping.
@@ -389,6 +397,7 @@ Status Executor::run_captured(const RunArgs& args, const Key& key, bool& done) {
         cudaError_t ended = cudaStreamEndCapture(context_.stream, &graph);  // also after an error: the stream must leave the mode
         cudaError_t made = ended == cudaSuccess && issued.ok() ? cudaGraphInstantiate(&found->exec, graph, 0) : cudaSuccess;
         if (graph) cudaGraphDestroy(graph);
+        if (made != cudaSuccess) found->exec = nullptr;
         AWQ_TRY(issued);
         AWQ_CUDA(ended);
         AWQ_CUDA(made);

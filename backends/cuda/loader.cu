@@ -41,8 +41,25 @@ Status Staging::open() {
     return {};
 }
 
+// After an error too: the next copy uses the pieces again.
+Status Staging::wait(const Status& status) {
+    cudaError_t ended = cudaStreamSynchronize(stream_);
+    AWQ_TRY(status);
+    AWQ_CUDA(ended);
+    return {};
+}
+
 Status Staging::upload(void* to, const void* from, size_t bytes) {
     AWQ_TRY(open());
+    return wait(send(to, from, bytes));
+}
+
+Status Staging::download(void* to, const void* from, size_t bytes) {
+    AWQ_TRY(open());
+    return wait(fetch(to, from, bytes));
+}
+
+Status Staging::send(void* to, const void* from, size_t bytes) {
     int piece = 0;
     for (size_t at = 0; at < bytes; at += piece_bytes, piece ^= 1) {
         size_t count = std::min(piece_bytes, bytes - at);
@@ -51,12 +68,10 @@ Status Staging::upload(void* to, const void* from, size_t bytes) {
         AWQ_CUDA(cudaMemcpyAsync(static_cast<char*>(to) + at, piece_[piece], count, cudaMemcpyHostToDevice, stream_));
         AWQ_CUDA(cudaEventRecord(copied_[piece], stream_));
     }
-    AWQ_CUDA(cudaStreamSynchronize(stream_));
     return {};
 }
 
-Status Staging::download(void* to, const void* from, size_t bytes) {
-    AWQ_TRY(open());
+Status Staging::fetch(void* to, const void* from, size_t bytes) {
     auto copy = [&](size_t at, int piece) -> Status {
         size_t count = std::min(piece_bytes, bytes - at);
         AWQ_CUDA(cudaMemcpyAsync(piece_[piece], static_cast<const char*>(from) + at, count, cudaMemcpyDeviceToHost, stream_));
@@ -184,6 +199,7 @@ Packer::~Packer() { close(); }
 
 void Packer::close() {
     for (Worker& worker : workers_) {
+        if (worker.stream) cudaStreamSynchronize(worker.stream);  // a pack that failed leaves copies under way
         for (cudaEvent_t done : worker.done)
             if (done) cudaEventDestroy(done);
         if (worker.stream) cudaStreamDestroy(worker.stream);

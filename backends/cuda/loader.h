@@ -18,6 +18,9 @@ public:
 private:
     static constexpr size_t piece_bytes = size_t{8} << 20;
     Status open();
+    Status send(void* to, const void* from, size_t bytes);
+    Status fetch(void* to, const void* from, size_t bytes);
+    Status wait(const Status& status);
     void* piece_[2] = {};
     cudaEvent_t copied_[2] = {};
     cudaStream_t stream_ = nullptr;

@@ -72,6 +72,7 @@ cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
     if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault, &found) == cudaSuccess &&
         found == cudaDriverEntryPointSuccess)
         d.encode_tensor_map = encode;
+    cudaGetLastError();  // a driver without it is no error: the check of a later launch must not report it
     if (cudaError_t error = open_decode(d)) return error;
     if (cudaError_t error = open_prefill(d)) return error;
     if (cudaError_t error = open_mma(d)) return error;
