@@ -297,7 +297,9 @@ TEST_CASE("ops: rope, cache, attention") {
                 return attend(b, windowed,
                               {{.lengths = {1300, 10}},
                                {.lengths = {700, 5}, .past = {1300, 10}},
-                               {.lengths = {1, 1}, .past = {2000, 15}}});
+                               {.lengths = {1, 1}, .past = {2000, 15}},
+                               // a prompt whose last block is one token, behind more pages than go together
+                               {.lengths = {17, 17}, .past = {2001, 16}}});
             },
             {2, 2, 32}, 2);
 }

@@ -201,7 +201,7 @@ Status attention(const KernelCall& call) {
     auto units = [&](const Sequence& q) { return q.split ? q.parts() : (q.tokens + plan.block_tokens - 1) / plan.block_tokens; };
     int64_t items = 0;
     for (int32_t s = 0; s < run.size.sequences; s++) items += int64_t{units(sequence_at(run, attrs, s))} * plan.kv_heads;
-    worker.share(items, 1, [&](int64_t item) {
+    auto item_at = [&](int64_t item) {
         int32_t s = 0;
         Sequence q = sequence_at(run, attrs, s);
         for (; item >= int64_t{units(q)} * plan.kv_heads; q = sequence_at(run, attrs, ++s))
@@ -226,7 +226,21 @@ Status attention(const KernelCall& call) {
             work.first_page = first_page(attrs, task.positions[work.token]);
             work.last_page = task.positions[work.token + work.tokens - 1] / page_size + 1;
         }
-        worker.isa->attention(task, work, worker.own);
+        return work;
+    };
+    auto first_keys = [&](const AttentionItem& item) {
+        return task.cache + static_cast<size_t>(item.pages[item.first_page]) * task.page_stride +
+               static_cast<size_t>(item.kv_head) * task.head_stride;
+    };
+    // The beginning of this thread's stream of memory, asked for while it waits for the queries.
+    if (worker.team && items > 0) {
+        const uint16_t* keys = first_keys(item_at(std::min(worker.team->slice(worker.index, items), items - 1)));
+        for (int64_t at = 0; at < int64_t{page_size} * attrs.head_dim; at += 32) __builtin_prefetch(keys + at, 0, 2);
+    }
+    worker.share(items, 1, [&](int64_t i) {
+        AttentionItem item = item_at(i);
+        item.next = first_keys(i + 1 < items ? item_at(i + 1) : item);
+        worker.isa->attention(task, item, worker.own);
     });
     if (plan.max_parts == 1) return {};
     worker.share(run.size.tokens, 1, [&](int64_t token) {

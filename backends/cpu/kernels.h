@@ -58,6 +58,8 @@ struct LinearTask {
 // A page holds, for each layer and kv head, K transposed [head_dim][64] and then V [64][head_pad], all f16; head_pad is
 // head_dim rounded up to 16. Scores of 64 keys are then plain vector arithmetic without horizontal sums.
 inline constexpr int page_keys = 64;
+inline constexpr int attention_few_rows = 6;   // rows that go through pages as they lie, together
+inline constexpr int attention_run_pages = 8;  // pages they go through at a time
 
 struct AttentionTask {
     const float* q;
@@ -82,6 +84,7 @@ struct AttentionTask {
 // pages first_page .. last_page - 1.
 struct AttentionItem {
     const int32_t* pages;  // the sequence's row of the page table
+    const uint16_t* next;  // K of what is likely to be read next
     int64_t token;
     int32_t tokens, kv_head, first_page, last_page;
     // null: write finished outputs; else raw state of each row (token-major, then head): head_pad sums, maximum, denominator
@@ -132,9 +135,12 @@ struct Isa {
     uint64_t (*read)(const void* data, size_t bytes);
 };
 
-// Bytes of scratch that attention() needs for one item of `rows` = tokens * group_heads.
+// Bytes of scratch that attention() needs for one item of `rows` = tokens * group_heads: the rows, then scores of a run of
+// pages, or a page as floats and its scores.
 constexpr size_t attention_scratch(int64_t rows, int32_t head_dim, int32_t head_pad) {
-    return static_cast<size_t>(rows * (head_dim + head_pad + 3) + 64 * (head_dim + head_pad) + 8 * 64 + 64) * sizeof(float);
+    const int64_t run = attention_few_rows * attention_run_pages * page_keys,
+                  wide = page_keys * (head_dim + head_pad + attention_few_rows);
+    return static_cast<size_t>(rows * (head_dim + head_pad + 3) + (run > wide ? run : wide) + 64) * sizeof(float);
 }
 
 }  // namespace awq::cpu
