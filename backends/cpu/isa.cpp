@@ -1,4 +1,7 @@
 #include "backends/cpu/isa.h"
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace awq::cpu {
 
@@ -17,9 +20,12 @@ extern const Isa table;
 }
 
 // __builtin_cpu_supports also asks whether the operating system saves the registers.
+static bool has_f16c() {    // clang 14's builtin does not know the name
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
 static bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
-           __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") && has_f16c();
 }
 static bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
