@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <pty.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 #include <chrono>
 #include <csignal>
@@ -159,13 +160,18 @@ public:
         while (fill(0)) {
         }
         screen_.clear();
+        // libedit shows its prompt before it takes the terminal over: a Ctrl-D that comes in between is lost.
+        termios mode = {};
+        if (keys == "\x04")
+            for (double end = seconds() + 60; tcgetattr(fd_, &mode) == 0 && (mode.c_lflag & ICANON) && seconds() < end;) pause(0.001);
         REQUIRE(write(fd_, keys.data(), keys.size()) == static_cast<ssize_t>(keys.size()));
     }
     int status() {
         while (fill(60)) {
         }
         int status = 0;
-        waitpid(pid_, &status, 0);
+        for (double end = seconds() + 10; waitpid(pid_, &status, WNOHANG) == 0; pause(0.001))
+            if (seconds() > end) kill(pid_, SIGKILL);
         pid_ = -1;
         return exit_status(status);
     }
