@@ -114,11 +114,12 @@ deps:
 $(BUILD)/%.o: %.cpp | $(BUILD)/deps-found
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS_ALL) -MMD -MP -c $< -o $@
-# No weak symbol but their own (and pointers that exceptions need): the linker keeps one copy of each for all.
+# No weak symbol but their own (and pointers that exceptions need): the linker keeps one copy of each for all. Nor counters of
+# make coverage, which would be such.
 define isa_rule
 $(BUILD)/%.$(1).o: %.cpp | $(BUILD)/deps-found
 	@mkdir -p $$(@D)
-	$(CXX) $(CXXFLAGS_ALL) -O3 $(FLAGS_$(1)) -DAWQ_ISA=$(1) -DAWQ_ISA_$(1) -MMD -MP -c $$< -o $$@
+	$(CXX) $(filter-out -fprofile-% -fcoverage-%,$(CXXFLAGS_ALL)) -O3 $(FLAGS_$(1)) -DAWQ_ISA=$(1) -DAWQ_ISA_$(1) -MMD -MP -c $$< -o $$@
 	@if nm -C $$@ | grep -E ' [VWu] ' | grep -v -e ' awq::cpu::$(1)::' -e ' DW\.ref\.'; then \
 	    echo "$$@: the linker may pick these for code that runs on every machine"; rm -f $$@; exit 1; fi
 endef
@@ -231,7 +232,7 @@ fuzz: $(FUZZ_BUILD)/fuzz-$(TARGET)
 # Branch coverage of what reads files, by the tests and by what fuzzing has gathered.
 PARSERS := $(wildcard core/json.cpp core/image*.cpp core/config.cpp core/checkpoint/*.cpp core/checkpoint/formats/*.cpp core/text/*.cpp core/text/jinja/*.cpp)
 coverage:
-	$(MAKE) BUILD=build-coverage CXX=clang++ OPT=-O0 CXXFLAGS="-fprofile-instr-generate -fcoverage-mapping" LDFLAGS=-fprofile-instr-generate build-coverage/tests/run
+	$(MAKE) BUILD=build-coverage CXX=clang++ CUDA=0 OPT=-O1 CXXFLAGS="-fprofile-instr-generate -fcoverage-mapping" LDFLAGS=-fprofile-instr-generate build-coverage/tests/run
 	rm -f build-coverage/*.profraw
 	LLVM_PROFILE_FILE=build-coverage/tests.profraw AWQ_CORPUS=$(FUZZ_BUILD)/corpus build-coverage/tests/run \
 	    -tce='ops*,engine: every*,engine: all*,engine: fused*,cli*,api*,cuda*,every backend*,hostile: loading*,faults*'

@@ -37,7 +37,9 @@ TEST_CASE("image: pixels are CLIPImageProcessor's to within one grey level, of P
     REQUIRE(expected.ok());
     auto processor = read_image_processor(Json(), 16);
     REQUIRE(processor.ok());
-    for (const auto& [name, list] : expected->members()) {
+    for (const auto& member : expected->members()) {
+        const std::string& name = member.first;
+        const Json& list = member.second;
         std::string file = test::read_bytes("tests/data/images/" + name);
         auto picture = decode_picture(bytes(file));
         REQUIRE_MESSAGE(picture.ok(), picture.status().message());

@@ -126,8 +126,9 @@ TEST_CASE("rope: dynamic and longrope keep what depends on the length") {
 
     const std::string factors = R"("short_factor": [1.0, 1.5], "long_factor": [2.0, 8.0])";
     auto check = [&](const std::string& config, double stretch, int64_t original) {
-        auto [rope, status] = read(config, 4, 1, 128);
-        REQUIRE_MESSAGE(status.ok(), status.message());
+        const Read result = read(config, 4, 1, 128);
+        const RopeParams& rope = result.rope;
+        REQUIRE_MESSAGE(result.status.ok(), result.status.message());
         CHECK(rope.kind == RopeParams::Kind::longrope);
         CHECK(rope.original_length == original);
         close(rope.inv_freq, {1.0, 1 / (1.5 * 100)});

@@ -62,6 +62,7 @@ struct Expr {
     int line = 0;
     bool stores = false;     // a name that is assigned to
     bool parameter = false;  // a name that is bound as a parameter
+    bool folded = false;     // a slice within an output that is made of constants alone
     Place place;             // of names
     std::string name;        // of names, attributes, filters, tests
     std::string operators;

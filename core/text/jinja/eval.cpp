@@ -553,7 +553,14 @@ public:
             case Op::slice: {
                 Value parts[4];
                 for (size_t i = 0; i < 4; i++) parts[i] = e.children[i] ? child(i) : Value::none();
-                return get_slice(env_, parts[0], parts[1], parts[2], parts[3]);
+                // Jinja computes an output of constants when it compiles, and takes a slice there as any item: undefined
+                // where there can be none.
+                try {
+                    return get_slice(env_, parts[0], parts[1], parts[2], parts[3]);
+                } catch (const Error& error) {
+                    if (!e.folded || error.fault != Fault::type) throw;
+                    return new_undefined_of(parts[0], Value::none());
+                }
             }
             case Op::test: {
                 Call call;

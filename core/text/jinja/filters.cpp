@@ -131,7 +131,7 @@ Value file_size(Env& env, Call& call) {
     static const char letters[] = "kMGTPEZY";
     for (size_t i = 0;; i++) {
         unit *= base;
-        if (bytes >= unit && i < 7) continue;
+        if (!(bytes < unit) && i < 7) continue;  // NaN has the last unit
         char letter = binary && i == 0 ? 'K' : letters[i];
         return new_string(env, format_fixed(base * bytes / unit, 1) + " " + letter + (binary ? "iB" : "B"));
     }

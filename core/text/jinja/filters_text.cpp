@@ -80,7 +80,6 @@ Value indent(Env& env, Call& call) {
     std::string by;
     if (a[1].is_string()) {
         by = a[1].text();
-        if (markup && !a[1].string().markup) by = escape_html(by);
     } else {
         int64_t width = a[1].is_missing() ? 4 : to_index(a[1]);
         env.text(static_cast<size_t>(std::max<int64_t>(width, 0)));

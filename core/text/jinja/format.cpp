@@ -249,6 +249,23 @@ std::string format_spec(Env& env, const Value& value, const std::string& text) {
 
 namespace {
 
+// Escapes as ascii() has them.
+std::string ascii(std::string_view text) {
+    std::string out;
+    for (size_t i = 0; i < text.size();) {
+        char32_t c = next_code_point(text, i);
+        char buffer[16];
+        snprintf(buffer, sizeof buffer,
+                 c < 0x80      ? "%c"
+                 : c < 0x100   ? "\\x%02x"
+                 : c < 0x10000 ? "\\u%04x"
+                               : "\\U%08x",
+                 static_cast<unsigned>(c));
+        out += buffer;
+    }
+    return out;
+}
+
 class Braces {
 public:
     Braces(Env& env, const Value& format, Call& call, const Value* mapping)
@@ -323,22 +340,6 @@ private:
         if (!markup_) return format_spec(env_, value, spec);
         if (value.is_string() && value.string().markup && spec.empty()) return value.text();
         return escape_html(format_spec(env_, value, spec));
-    }
-
-    static std::string ascii(std::string_view text) {
-        std::string out;
-        for (size_t i = 0; i < text.size();) {
-            char32_t c = next_code_point(text, i);
-            char buffer[16];
-            snprintf(buffer, sizeof buffer,
-                     c < 0x80      ? "%c"
-                     : c < 0x100   ? "\\x%02x"
-                     : c < 0x10000 ? "\\u%04x"
-                                   : "\\U%08x",
-                     static_cast<unsigned>(c));
-            out += buffer;
-        }
-        return out;
     }
 
     Value lookup(const std::string& name) {
@@ -509,6 +510,7 @@ private:
 
     std::string shown(const Value& value, const Spec& spec) {
         std::string text = spec.type == 's' ? to_text(env_, value) : repr(env_, value);
+        if (spec.type == 'a') text = ascii(text);
         if (format_.string().markup && !(spec.type == 's' && value.is_string() && value.string().markup))
             text = escape_html(text);
         if (spec.precision >= 0) {

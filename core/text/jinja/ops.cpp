@@ -44,7 +44,7 @@ const char* symbol(char op) {
 // Exact where it can be, and always the nearest: a quotient of 64 bits and a sticky bit, rounded once.
 double divide_integers(const BigInt& a, const BigInt& b) {
     if (b.is_zero()) divided_by_zero("division by zero");
-    if (a.is_zero()) return 0;
+    if (a.is_zero()) return b.negative() ? -0.0 : 0.0;
     auto magnitude = [](const BigInt& x) { return x.negative() ? -x : x; };
     auto shifted = [](BigInt x, int64_t bits) {
         for (; bits >= 62; bits -= 62) x = x * BigInt(int64_t{1} << 62);
@@ -66,7 +66,7 @@ double divide_integers(const BigInt& a, const BigInt& b) {
 Value integer_power(Env& env, const Value& a, const Value& b) {
     if (b.is(Kind::big) || b.integer() < 0) {
         if (b.is(Kind::big) && !b.big().negative()) {
-            if (a.is(Kind::big) || std::abs(a.integer()) > 1)
+            if (a.is(Kind::big) || a.integer() < -1 || a.integer() > 1)
                 fail(Fault::limit, "an integer grows past " + std::to_string(max_bits) + " bits");
             return a;  // 0 and 1; -1 to so large a power is not worth a case
         }
@@ -89,7 +89,8 @@ Value integer_power(Env& env, const Value& a, const Value& b) {
 
 Value integer_arithmetic(Env& env, char op, const Value& a, const Value& b) {
     if (op == '/') {
-        auto exact = [](const Value& v) { return !v.is(Kind::big) && std::abs(v.integer()) <= int64_t{1} << 53; };
+        constexpr int64_t limit = int64_t{1} << 53;
+        auto exact = [](const Value& v) { return !v.is(Kind::big) && v.integer() >= -limit && v.integer() <= limit; };
         if (exact(a) && exact(b)) {
             if (b.integer() == 0) divided_by_zero("division by zero");
             return Value(static_cast<double>(a.integer()) / static_cast<double>(b.integer()));
@@ -160,8 +161,8 @@ Value real_arithmetic(char op, double x, double y) {
 }
 
 Value repeat(Env& env, const Value& sequence, const Value& times) {
-    int64_t count = std::max<int64_t>(times.is(Kind::big) ? (times.big().negative() ? 0 : INT64_MAX) : times.integer(), 0);
-    if (times.is(Kind::big) && count) fail(Fault::overflow, "cannot fit 'int' into an index-sized integer");
+    if (times.is(Kind::big)) fail(Fault::overflow, "cannot fit 'int' into an index-sized integer");
+    int64_t count = std::max<int64_t>(times.integer(), 0);
     size_t size = sequence.is_list_or_tuple() ? sequence.items().size() : sequence.text().size();
     if (size == 0) count = 0;
     if (count > 0 && size > (size_t{1} << 40) / static_cast<size_t>(count))

@@ -86,6 +86,24 @@ private:
         return token.is(Type::name) && std::find(names.begin(), names.end(), token.text) != names.end();
     }
 
+    static bool is_constant(const Expr& e) {
+        if (e.op == Op::name || e.op == Op::call) return false;
+        for (const ExprPtr& child : e.children)
+            if (child && !is_constant(*child)) return false;
+        if (!e.arguments) return true;
+        const Arguments& given = *e.arguments;
+        for (const ExprPtr& argument : given.positional)
+            if (!is_constant(*argument)) return false;
+        for (const auto& [key, argument] : given.keywords)
+            if (!is_constant(*argument)) return false;
+        return (!given.rest || is_constant(*given.rest)) && (!given.rest_keywords || is_constant(*given.rest_keywords));
+    }
+    static void mark_slices(Expr& e) {
+        e.folded = e.op == Op::slice;
+        for (const ExprPtr& child : e.children)
+            if (child) mark_slices(*child);
+    }
+
     // Up to a tag named in `ends`, which stays the current token, or to the end of the template.
     Body statements(const Names& ends) {
         Nesting nesting(*this);
@@ -104,7 +122,9 @@ private:
                 output(std::move(data));
             } else if (now().is(Type::variable_begin)) {
                 take();
-                output(tuple());
+                ExprPtr printed = tuple();
+                if (is_constant(*printed)) mark_slices(*printed);
+                output(std::move(printed));
                 expect(Type::variable_end, "end of print statement");
             } else {
                 take();
