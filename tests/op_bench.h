@@ -149,6 +149,26 @@ public:
     NodeId vector(int64_t size, uint32_t seed, float spread = 1) {
         return w({.members = {1}, .in = size, .dtype = DType::f32, .kind = WeightKind::vector, .spread = spread}, seed);
     }
+    // A vector of just these values: a random vector's weight, packed anew.
+    NodeId indices(const std::vector<float>& values) {
+        class Given : public WeightRows {
+        public:
+            explicit Given(const std::vector<float>& values) : values_(values) {
+                out = 1, in = static_cast<int64_t>(values.size()), dtype = DType::f32;
+            }
+            void read_quantized(int64_t, int64_t, uint8_t*, float*, float*) const override {}
+            void read_dense(int64_t, int64_t, float* rows) const override { std::copy(values_.begin(), values_.end(), rows); }
+
+        private:
+            const std::vector<float>& values_;
+        };
+        const Weight* given = weight(
+            {.members = {1}, .in = static_cast<int64_t>(values.size()), .dtype = DType::f32, .kind = WeightKind::vector}, 1);
+        Given source(values);
+        const WeightRows* sources[] = {&source};
+        REQUIRE(backend_.pack(*given, sources).ok());
+        return g().weight(given);
+    }
     // Random activations [tokens][cols], a view into something wider.
     NodeId x(int64_t cols, uint32_t seed, float spread = 1) {
         constexpr int64_t before = 16, behind = 24;

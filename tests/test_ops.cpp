@@ -110,6 +110,29 @@ TEST_CASE("ops: moe") {
                 },
                 {}, 2);
         }
+    // Many tokens and large experts. Logits that are copies of others tie, so that a few experts get most of the tokens
+    // and some none: `distinct` of them are different.
+    struct Case {
+        int experts, top_k, distinct, tokens;
+        int64_t in, size, group;
+    };
+    for (const Case& c : {Case{8, 2, 8, 300, 512, 320, 128}, {8, 2, 3, 450, 256, 384, 128}, {6, 1, 1, 420, 384, 128, 128},
+                          {64, 8, 64, 130, 256, 128, 128}, {64, 8, 20, 20, 256, 192, 64}, {8, 2, 8, 9, 1024, 256, 128}})
+        sweep(
+            "moe of " + std::to_string(c.experts) + " x " + std::to_string(c.size) + ", " + std::to_string(c.tokens) + " tokens",
+            [&](Bench& b) {
+                Attrs attrs;
+                attrs.top_k = c.top_k;
+                attrs.renormalize = c.tokens % 2;
+                attrs.activation = Activation::silu;
+                NodeId up = b.w({.members = {c.size, c.size}, .in = c.in, .group = c.group, .stack = Stack::gate_up, .experts = c.experts}, 2);
+                NodeId down = b.w({.members = {c.in}, .in = c.size, .group = c.group / 2, .experts = c.experts}, 400);
+                std::vector<float> order;
+                for (int e = 0; e < c.experts; e++) order.push_back(static_cast<float>(e % c.distinct));
+                NodeId logits = b.g().op(Op::gather_cols, "logits", {b.x(c.experts, 5), b.indices(order)});
+                return b.run(b.g().op(Op::moe, "y", {b.x(c.in, 1), logits, up, down}, attrs), {.lengths = {c.tokens}});
+            },
+            {}, 2);
 }
 
 TEST_CASE("ops: norms, activations, sums") {
@@ -199,20 +222,9 @@ TEST_CASE("ops: lookups and rows") {
                          {.lengths = {rows}});
         });
         sweep("gather_cols", [&](Bench& b) {
-            class Order : public WeightRows {
-            public:
-                Order() { out = 1, in = 40, dtype = DType::f32; }
-                void read_quantized(int64_t, int64_t, uint8_t*, float*, float*) const override {}
-                void read_dense(int64_t, int64_t, float* rows) const override {
-                    for (int i = 0; i < 40; i++) rows[i] = static_cast<float>(i * 7 % 40);
-                }
-            };
-            // The random vector's weight is packed anew with an order.
-            const Weight* order = b.weight({.members = {1}, .in = 40, .dtype = DType::f32, .kind = WeightKind::vector}, 1);
-            Order source;
-            const WeightRows* sources[] = {&source};
-            REQUIRE(b.backend().pack(*order, sources).ok());
-            return b.run(b.g().op(Op::gather_cols, "y", {b.x(40, 1), b.g().weight(order)}), {.lengths = {rows}});
+            std::vector<float> order;
+            for (int i = 0; i < 40; i++) order.push_back(static_cast<float>(i * 7 % 40));
+            return b.run(b.g().op(Op::gather_cols, "y", {b.x(40, 1), b.indices(order)}), {.lengths = {rows}});
         });
     }
 }

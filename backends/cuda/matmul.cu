@@ -75,6 +75,7 @@ cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
     cudaGetLastError();  // a driver without it is no error: the check of a later launch must not report it
     if (cudaError_t error = open_decode(d)) return error;
     if (cudaError_t error = open_prefill(d)) return error;
+    if (cudaError_t error = open_experts(d)) return error;
     if (cudaError_t error = open_mma(d)) return error;
     if (cudaError_t error = allow_shared(norm_rows_kernel, 0)) return error;
     *device = d;
@@ -115,7 +116,11 @@ cudaError_t matmul_dense(const MatmulContext& context, const DenseWeight& weight
 
 cudaError_t matmul_q4_experts(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args,
                               const ExpertRows& rows) {
-    return args.rows <= 0 ? cudaSuccess : mma_q4(context, weight, args, &rows);
+    if (args.rows <= 0) return cudaSuccess;
+    if (tuning.kernel != 3 && tuning.kernel != 4 && args.rows > 4 * weight.experts &&
+        experts_fit(context.device, weight, args, rows))
+        return experts_q4(context, weight, args, rows);
+    return mma_q4(context, weight, args, &rows);
 }
 cudaError_t matmul_dense_experts(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args,
                                  const ExpertRows& rows) {

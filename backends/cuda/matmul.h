@@ -8,6 +8,7 @@
 //   1..8, int4              ring of bulk copies + mma.sync, sm_90 on       matmul_decode.cu   (elsewhere to 16 rows)
 //   9.., int4               wgmma, weights dequantised in registers        matmul_prefill_sm90.cu   (sm_90a only)
 //   any, int4 or dense      mma.sync; also mixtures of experts             matmul_mma.cu            (sm_80 and later)
+//   many, int4, by experts  wgmma over rows sorted by expert               matmul_experts_sm90.cu   (sm_90a only)
 //   1..4, dense             plain 16-byte loads and FMA (output heads)     dense.cu
 //
 // Programmatic dependent launch: with context.pdl every kernel is launched with the attribute, triggers its dependents as

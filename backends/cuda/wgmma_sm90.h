@@ -33,6 +33,15 @@ struct Wgmma<64> {
     }
 };
 template <>
+struct Wgmma<96> {
+    static __device__ __forceinline__ void run(float (&d)[48], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(
+                         2) ", " AWQ_TEN(3) ", %40, %41, %42, %43, %44, %45, %46, %47}, {%48, %49, %50, %51}, %52, 1, 1, 1, 0;"
+                     : AWQ_D16(0), AWQ_D16(16), AWQ_D16(32)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <>
 struct Wgmma<128> {
     static __device__ __forceinline__ void run(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
         asm volatile(
@@ -40,6 +49,32 @@ struct Wgmma<128> {
                 3) ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
             : AWQ_D64(0)
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <>
+struct Wgmma<160> {
+    static __device__ __forceinline__ void run(float (&d)[80], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n160k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(
+                3) ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", " AWQ_TEN(6) ", " AWQ_TEN(7) "}, {%80, %81, %82, %83}, %84, 1, 1, 1, 0;"
+            : AWQ_D64(0), AWQ_D16(64)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <>
+struct Wgmma<192> {
+    static __device__ __forceinline__ void run(float (&d)[96], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(3) ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", " AWQ_TEN(6) ", " AWQ_TEN(7) ", " AWQ_TEN(8) ", %90, %91, %92, %93, %94, %95}, {%96, %97, %98, %99}, %100, 1, 1, 1, 0;"
+                     : AWQ_D64(0), AWQ_D16(64), AWQ_D16(80)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <>
+struct Wgmma<224> {
+    static __device__ __forceinline__ void run(float (&d)[112], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n224k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(3) ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", " AWQ_TEN(6) ", " AWQ_TEN(7) ", " AWQ_TEN(8) ", " AWQ_TEN(9) ", " AWQ_TEN(10) ", %110, %111}, {%112, %113, %114, %115}, %116, 1, 1, 1, 0;"
+                     : AWQ_D64(0), AWQ_D16(64), AWQ_D16(80), AWQ_D16(96)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
     }
 };
 template <>

@@ -37,7 +37,7 @@ double act(Activation a, double v) {
     }
 }
 
-constexpr int most_rows = 256;
+constexpr int most_rows = 512;
 
 struct Input {
     int64_t ldx;
@@ -327,9 +327,10 @@ void check_dense(int64_t out, int64_t in, DType dtype, bool gated, bool aligned,
         cudaFree(b.bias);
 }
 
-// experts: each matrix of its own; rows sorted by expert, gathered from `tokens` rows of x
-void check_experts(int64_t out, int64_t in, int64_t group, bool integers, bool gated, int experts, int tokens, int top_k,
-                   bool quantised) {
+// experts: each matrix of its own; rows sorted by expert, gathered from `tokens` rows of x. Tokens go to the first `used`
+// experts only, the most of them to the first ones.
+void check_experts(int64_t out, int64_t in, int64_t group, bool integers, bool gated, int experts, int used, int tokens,
+                   int top_k, bool quantised) {
     const Activation activation = gated ? Activation::silu : Activation::none;
     std::vector<uint8_t> bytes;
     std::vector<uint16_t> bits;
@@ -354,11 +355,10 @@ void check_experts(int64_t out, int64_t in, int64_t group, bool integers, bool g
         cudaFree(w);
     }
     std::vector<std::pair<int, int>> routed;  // expert, token
-    for (int t = 0; t < tokens; t++)
-        for (int k = 0; k < top_k; k++)
-            routed.push_back({static_cast<int>((lab::mix(33, static_cast<uint32_t>(t)) + static_cast<uint32_t>(k)) %
-                                               static_cast<uint32_t>(experts)),
-                              t});
+    for (int t = 0; t < tokens; t++) {
+        const double at = lab::mix(33, static_cast<uint32_t>(t)) % 1024 / 1024.0;
+        for (int k = 0; k < top_k; k++) routed.push_back({(static_cast<int>(at * at * used) + k) % used, t});
+    }
     std::sort(routed.begin(), routed.end());
     std::vector<int32_t> begin(static_cast<size_t>(experts) + 1), expert, source;
     for (auto [e, t] : routed) begin[static_cast<size_t>(e) + 1]++, expert.push_back(e), source.push_back(t);
@@ -415,7 +415,8 @@ int main(int argc, char** argv) {
         check_q4({144, 640, 128, true, false, true}, {1, 9, 33}, true);
         check_q4({96, 320, 32, false, true, true}, {3, 65}, false);
         check_dense(70, 200, DType::f16, false, true, {1, 9});
-        check_experts(48, 256, 64, true, true, 4, 5, 2, true);
+        check_experts(48, 256, 64, true, true, 4, 4, 5, 2, true);
+        check_experts(144, 256, 128, true, true, 4, 3, 40, 2, true);
     } else {
         check_q4({144, 640, 128, true, false, true}, row_counts, true);
         check_q4({48, 512, 128, true, false, true}, row_counts, false);
@@ -439,10 +440,16 @@ int main(int argc, char** argv) {
         }
         check_dense(33, 100, DType::bf16, false, false, row_counts);
         for (int tokens : {1, 3, 9, 40, 120}) {
-            check_experts(96, 512, 128, true, true, 8, tokens, 2, true);
-            check_experts(112, 320, 32, false, false, 8, tokens, 2, true);
-            check_experts(64, 128, 64, true, false, 40, tokens, 2, true);
-            check_experts(48, 200, 0, false, true, 8, tokens, 2, false);
+            check_experts(96, 512, 128, true, true, 8, 8, tokens, 2, true);
+            check_experts(112, 320, 32, false, false, 8, 7, tokens, 2, true);
+            check_experts(64, 128, 64, true, false, 40, 40, tokens, 2, true);
+            check_experts(48, 200, 0, false, true, 8, 8, tokens, 2, false);
+        }
+        for (int tokens : {60, 150, 256}) {
+            check_experts(1200, 768, 128, true, false, 8, 8, tokens, 2, true);
+            check_experts(272, 512, 128, true, true, 64, 50, tokens / 4, 8, true);
+            check_experts(130, 320, 128, true, false, 5, 1, tokens, 1, true);  // 130: not for wgmma
+            check_experts(132, 320, 128, true, false, 5, 1, tokens, 1, true);
         }
     }
     // counters must be zero again

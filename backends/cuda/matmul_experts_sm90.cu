@@ -1,0 +1,248 @@
+// The grouped product of a mixture of experts on Hopper: each expert's rows of x times its matrix, all in one launch. wgmma with
+// int4 weights dequantised in registers, as matmul_prefill_sm90.cu has it for a single matrix. sm_90a only.
+//
+// Rows are sorted by expert, so that an expert's are neighbours, as the tensor copy engine wants them; where x still has the
+// tokens' order, a first kernel gathers its rows into scratch. A tile of X may run into the next expert's rows: they become
+// columns of sums that nobody stores.
+//
+// How many rows an expert has is known on the device only. Every CTA makes the same list of work from `begin`: experts in the
+// order of their rows, the most first; for each its blocks of 128 rows of W, and next to each other a block's blocks of tokens, so that
+// they read the same weights at about the same time. A block has up to max_tokens tokens, an expert's are cut evenly, and
+// the wgmma of a block is as wide as its tokens ask for. CTAs are persistent and take the blocks in waves, every second one
+// in reverse: who had the largest block of one wave has the smallest of the next. Blocks are not cut along K.
+#include "backends/cuda/matmul_prefill_sm90.cuh"
+
+namespace awq::cuda {
+namespace {
+
+using namespace sm90;
+
+constexpr int max_experts = 256;
+constexpr int box_rows = 32;  // of X that one tensor copy brings
+// Most tokens of a block. Of both kernels because the compiler finds no registers for one with six widths.
+constexpr int wide_tokens = 192, narrow_tokens = 96;
+
+struct Params : Product {
+    const int32_t* begin;  // see ExpertRows
+    int64_t expert_bytes;
+    int expert_count;
+    int max_tokens;  // of a block, a multiple of box_rows
+};
+
+// In shared memory: which blocks there are.
+struct WorkList {
+    int size[max_experts];       // rows of expert e
+    int order[max_experts];      // experts, most rows first
+    int begin[max_experts];      // first row of the expert at that place of the order
+    int first[max_experts + 1];  // number of its first block
+};
+
+template <int N>
+struct Width {};
+
+__device__ __forceinline__ int token_blocks(int rows, int max_tokens) { return (rows + max_tokens - 1) / max_tokens; }
+
+// By all threads of the CTA.
+__device__ void make_list(WorkList& list, const Params& p) {
+    const int e = static_cast<int>(threadIdx.x);
+    int begin = 0, size = 0;
+    if (e < p.expert_count) {
+        begin = __ldcg(p.begin + e);
+        size = list.size[e] = __ldcg(p.begin + e + 1) - begin;
+    }
+    __syncthreads();
+    int place = 0;
+    if (e < p.expert_count) {
+        for (int i = 0; i < p.expert_count; i++) place += list.size[i] > size || (list.size[i] == size && i < e);
+        list.order[place] = e;
+        list.begin[place] = begin;
+    }
+    __syncthreads();
+    if (e < p.expert_count) {
+        int before = 0;
+        for (int i = 0; i < place; i++) before += token_blocks(list.size[list.order[i]], p.max_tokens);
+        list.first[place] = before * p.row_blocks;
+        if (place == p.expert_count - 1) list.first[place + 1] = (before + token_blocks(size, p.max_tokens)) * p.row_blocks;
+    }
+    __syncthreads();
+}
+
+// A CTA's way through the list.
+struct Cursor {
+    int wave = 0, at = 0;
+    int expert = 0, row_block = 0, token = 0, tokens = 0;  // the block: expert, block of W's rows, first row of X, rows of X
+    __device__ __forceinline__ bool next(const WorkList& list, const Params& p) {
+        const int ctas = static_cast<int>(gridDim.x), me = static_cast<int>(blockIdx.x);
+        const int total = list.first[p.expert_count];
+        int block;
+        do {
+            if (wave * ctas >= total) return false;
+            block = wave * ctas + (wave % 2 ? ctas - 1 - me : me);
+            wave++;
+        } while (block >= total);
+        while (list.first[at + 1] <= block) at++;
+        expert = list.order[at];
+        const int size = list.size[expert], blocks = token_blocks(size, p.max_tokens);
+        const int each = ((size + blocks - 1) / blocks + box_rows - 1) / box_rows * box_rows;
+        const int local = block - list.first[at], part = local % blocks;
+        row_block = local / blocks;
+        token = list.begin[at] + part * each;
+        tokens = min(each, size - part * each);
+        return true;
+    }
+};
+
+// Groups: 2 for 128 columns a group; 8 serves every size.
+template <int Groups, bool IntegerZeros, bool Wide>
+__global__ void __launch_bounds__(threads, 1)
+    experts_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ Params p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    extern __shared__ uint8_t raw[];
+    __shared__ __align__(16) uint64_t barriers[4 * max_slots];
+    __shared__ WorkList list;
+    const Rings rings(raw, barriers, p, p.max_tokens * 128);
+    const int warpgroup = static_cast<int>(threadIdx.x) >> 7, warp = static_cast<int>(threadIdx.x) >> 5 & 3;
+    const int lane = static_cast<int>(threadIdx.x) & 31;
+
+    pdl_trigger();
+    if (threadIdx.x == 0) rings.init(p);
+    pdl_wait();
+    make_list(list, p);
+    Cursor block;
+    if (warpgroup == 0) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (warp == 0) {
+            const uint64_t policy = stream_policy();
+            Ring ring(p.w_slots, 1);
+            while (block.next(list, p))
+                send_units(rings, ring, p, p.w + block.expert * p.expert_bytes, block.row_block * block_tiles, lane, 0, p.units,
+                           policy);
+        } else if (warp == 1) {
+            Ring ring(p.x_slots, 1);
+            while (block.next(list, p)) {
+                const int boxes = (block.tokens + box_rows - 1) / box_rows;
+                for (int span = 0; span < p.units * 4; span++) {
+                    barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
+                    if (lane == 0) barrier_expect(rings.x_full + 8 * ring.slot, boxes * box_rows * 128);
+                    __syncwarp();
+                    if (lane < boxes)
+                        load_tile(rings.x + ring.slot * rings.x_bytes + lane * box_rows * 128, &map, span * 64,
+                                  block.token + lane * box_rows, rings.x_full + 8 * ring.slot);
+                    ring.next();
+                }
+            }
+        }
+        return;
+    }
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    const int my_tile = (warpgroup - 1) * 4 + warp;
+    Ring wr(p.w_slots, 0), xr(p.x_slots, 0);
+    while (block.next(list, p)) {
+        auto multiply = [&]<int N>(Width<N>) {
+            float d[N / 2];
+#pragma unroll
+            for (float& sum : d) sum = 0.0f;
+            multiply_units<N, Groups, IntegerZeros>(d, rings, wr, xr, p, my_tile, lane, 0, p.units);
+            store_block<N>(p, block.row_block * block_tiles + my_tile, block.token, block.token + block.tokens, ~0u, d);
+        };
+        if constexpr (Wide) {
+            switch ((block.tokens + 31) / 32) {
+                default: multiply(Width<64>()); break;
+                case 3: multiply(Width<96>()); break;
+                case 4: multiply(Width<128>()); break;
+                case 5: multiply(Width<160>()); break;
+                case 6: multiply(Width<192>()); break;
+            }
+        } else {
+            switch ((block.tokens + 31) / 32) {
+                case 1: multiply(Width<32>()); break;
+                case 2: multiply(Width<64>()); break;
+                default: multiply(Width<96>()); break;
+            }
+        }
+    }
+#endif
+}
+
+// Row r of `to` is row source[r] of x; columns past `in` are zero. One CTA a row.
+__global__ void __launch_bounds__(256)
+    gather_kernel(const half* x, int64_t ldx, int in, const int32_t* source, half* to, int64_t pitch, bool wide) {
+    pdl_trigger();
+    pdl_wait();
+    const half* from = x + __ldcg(source + blockIdx.x) * ldx;
+    to += blockIdx.x * pitch;
+    if (wide) {
+        for (int i = static_cast<int>(threadIdx.x); i < in / 8; i += 256)
+            reinterpret_cast<uint4*>(to)[i] = __ldcg(reinterpret_cast<const uint4*>(from) + i);
+    } else {
+        for (int i = static_cast<int>(threadIdx.x); i < pitch; i += 256) to[i] = i < in ? load_activation(from + i) : half(0.0f);
+    }
+}
+
+using ExpertsKernel = void (*)(CUtensorMap, Params);
+struct Variant {
+    int groups;  // 8: any
+    bool integer_zeros, wide;
+    ExpertsKernel kernel;
+};
+const Variant variants[] = {
+    {2, true, false, experts_kernel<2, true, false>},
+    {2, true, true, experts_kernel<2, true, true>},
+    {8, true, true, experts_kernel<8, true, true>},
+    {8, false, true, experts_kernel<8, false, true>},
+};
+// Blocks wide enough for most experts' rows in one.
+const Variant& variant_of(const Q4Layout& layout, int rows, int experts) {
+    const int groups = layout.group == 128 && layout.integer_zeros ? 2 : 8;
+    const bool wide = groups == 8 || rows > 48 * experts;
+    for (const Variant& v : variants)
+        if (v.groups == groups && v.integer_zeros == layout.integer_zeros && v.wide == wide) return v;
+    return variants[0];
+}
+constexpr int dynamic_limit = shared_limit - static_cast<int>(sizeof(WorkList)) / 1024 * 1024 - 1024;
+
+}  // namespace
+
+cudaError_t open_experts(const MatmulDevice& device) {
+    if (device.arch != 90) return cudaSuccess;
+    for (const Variant& v : variants)
+        if (cudaError_t error = allow_shared(v.kernel, dynamic_limit)) return error;
+    return allow_shared(gather_kernel, 0);
+}
+
+bool experts_fit(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows) {
+    return wgmma_fits(device, weight.layout, args) && weight.experts <= max_experts && (rows.source || rows_aligned(args.x, args.ldx));
+}
+
+cudaError_t experts_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows) {
+    const Q4Layout& layout = weight.layout;
+    const half* x = args.x;
+    int64_t ldx = args.ldx;
+    if (rows.source) {
+        half* sorted = scratch_of(context).rows;
+        const int64_t pitch = dense_pitch(layout.in);
+        const bool wide = rows_aligned(x, ldx) && layout.in % 8 == 0;
+        if (cudaError_t error = launch(context, gather_kernel, dim3(static_cast<unsigned>(args.rows)), 256, 0, x, ldx,
+                                       static_cast<int>(layout.in), rows.source, sorted, pitch, wide))
+            return error;
+        x = sorted, ldx = pitch;
+    }
+    CUtensorMap map;
+    if (cudaError_t error = map_rows(context.device, x, layout.in, args.rows, ldx, box_rows, &map)) return error;
+    Params p;
+    static_cast<Product&>(p) = product_of(weight, args);
+    p.begin = rows.begin;
+    p.expert_bytes = layout.bytes(), p.expert_count = weight.experts;
+    const Variant& variant = variant_of(layout, args.rows, weight.experts);
+    p.max_tokens = variant.wide ? wide_tokens : narrow_tokens;
+    const int limit = dynamic_limit - 1024, w_bytes = block_tiles * p.unit_bytes, x_bytes = p.max_tokens * 128;
+    p.w_slots = variant.wide ? 4 : 6;  // narrow blocks wait for weights, wide ones for X
+    while (limit - p.w_slots * w_bytes < 4 * x_bytes) p.w_slots--;
+    p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / x_bytes);
+    const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * x_bytes;
+    const int64_t blocks = static_cast<int64_t>(p.row_blocks) * std::min(args.rows, weight.experts + args.rows / p.max_tokens);
+    const auto ctas = static_cast<unsigned>(std::min<int64_t>(context.device.sm_count, blocks));
+    return launch(context, variant.kernel, dim3(ctas), threads, shared_bytes, map, p);
+}
+
+}  // namespace awq::cuda

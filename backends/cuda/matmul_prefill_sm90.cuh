@@ -1,0 +1,249 @@
+// What the two wgmma kernels share (matmul_prefill_sm90.cu, matmul_experts_sm90.cu): rings, the product of one block of W with one
+// block of tokens, and the way of its sums to y. sm_90a only.
+//
+// A block is 128 rows of W times TN tokens. Its weights come as packed units through one ring of shared memory, tiles of X
+// (64 columns of all tokens) through a second one; two warpgroups of consumers take 64 rows each.
+#pragma once
+#include <cuda.h>
+#include <algorithm>
+#include "backends/cuda/matmul_internal.h"
+#include "backends/cuda/wgmma_sm90.h"
+
+namespace awq::cuda::sm90 {
+
+constexpr int block_tiles = 8;  // 128 rows of W
+constexpr int threads = 384;    // a warpgroup of producers, two of consumers
+constexpr int max_slots = 32;   // of either ring
+constexpr int shared_limit = 232448 - 1024;
+
+// The host picks these kernels on compute capability 9.0 without asking how they were compiled: empty ones must not be built.
+#if __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "compute capability 9.0 is to be compiled as 90a, for wgmma"
+#endif
+
+// What both kernels' parameters begin with.
+struct Product {
+    const uint8_t* w;
+    Output output;
+    float gate_linear, gate_cubic;  // act(v) = v / (1 + exp(-(linear v + cubic v^3))): silu, both fast gelus
+    int tiles;                      // of 16 rows
+    int row_blocks, units, unit_bytes, group;
+    int w_slots, x_slots;
+};
+
+__device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t bar) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+        "l"(map), "r"(column), "r"(row), "r"(bar)
+        : "memory");
+}
+
+struct Ring {
+    int slots, slot = 0;
+    uint32_t phase;
+    __device__ Ring(int slots, uint32_t phase) : slots(slots), phase(phase) {}
+    __device__ __forceinline__ void next() {
+        if (++slot == slots) slot = 0, phase ^= 1;
+    }
+};
+
+// Where the rings lie in shared memory, and their barriers: full and empty, one each a slot.
+struct Rings {
+    uint32_t x, w, w_full, w_empty, x_full, x_empty;
+    int w_bytes, x_bytes;  // of a slot
+    // `raw`: the dynamic shared memory; `barriers`: 4 * max_slots of 8 bytes.
+    __device__ __forceinline__ Rings(const void* raw, const void* barriers, const Product& p, int x_bytes)
+        : w_bytes(block_tiles * p.unit_bytes), x_bytes(x_bytes) {
+        x = (shared_address(raw) + 1023) & ~1023u;
+        w = x + p.x_slots * x_bytes;
+        w_full = shared_address(barriers), w_empty = w_full + 8 * max_slots;
+        x_full = w_empty + 8 * max_slots, x_empty = x_full + 8 * max_slots;
+    }
+    __device__ __forceinline__ void init(const Product& p) const {
+        for (int i = 0; i < p.w_slots; i++) {
+            barrier_init(w_full + 8 * i, 1);
+            barrier_init(w_empty + 8 * i, 8);
+        }
+        for (int i = 0; i < p.x_slots; i++) {
+            barrier_init(x_full + 8 * i, 1);
+            barrier_init(x_empty + 8 * i, 8);
+        }
+        barrier_init_done();
+    }
+};
+
+// The whole producer warp: `count` units, from `first` on, of the tiles from first_tile on; `w` is the matrix.
+__device__ __forceinline__ void send_units(const Rings& rings, Ring& ring, const Product& p, const uint8_t* w, int first_tile,
+                                           int lane, int first, int count, uint64_t policy) {
+    const int tiles = min(block_tiles, p.tiles - first_tile);
+    const uint8_t* from = w + (static_cast<int64_t>(first_tile + (lane & 7)) * p.units + first) * p.unit_bytes;
+    for (; count > 0; count--, from += p.unit_bytes) {
+        barrier_wait(rings.w_empty + 8 * ring.slot, ring.phase);
+        if (lane == 0) barrier_expect(rings.w_full + 8 * ring.slot, tiles * p.unit_bytes);
+        __syncwarp();
+        if (lane < tiles)
+            bulk_copy(rings.w + ring.slot * rings.w_bytes + lane * p.unit_bytes, from, p.unit_bytes, rings.w_full + 8 * ring.slot,
+                      policy);
+        ring.next();
+    }
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// A consumer warp's part of a block: d += its 16 slots of units first .. last - 1 times TN tokens. While the wgmmas of one
+// span of 64 columns run, the next span is dequantised. my_tile: of the block's eight.
+template <int TN, int Groups, bool IntegerZeros>
+__device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& rings, Ring& wr, Ring& xr, const Product& p,
+                                               int my_tile, int lane, int first, int last) {
+    const int g = lane >> 2;
+    const int groups = Groups == 2 ? 2 : unit_columns / p.group;
+    const int group_shift = p.group == 128 ? 2 : p.group == 64 ? 1 : 0;  // of 32-column pieces
+    int previous = -1;                                                   // X slot whose wgmmas may still run
+    for (int unit = first; unit < last; unit++) {
+        barrier_wait(rings.w_full + 8 * wr.slot, wr.phase);
+        const uint32_t at = rings.w + wr.slot * rings.w_bytes + my_tile * p.unit_bytes;
+        GroupMeta<IntegerZeros> m[2];
+        auto load_meta = [&](GroupMeta<IntegerZeros>& to, int group) {
+            uint32_t scales = load_shared4(at + 2048 + group * 32 + g * 4);
+            uint32_t zeros = IntegerZeros ? load_shared2(at + 2048 + groups * 32 + group * 16 + g * 2)
+                                          : load_shared4(at + 2048 + groups * 32 + group * 32 + g * 4);
+            to.set(scales, zeros);
+        };
+#pragma unroll
+        for (int span = 0; span < 4; span++) {
+            uint4 words = load_shared16(at + span * 512 + lane * 16);
+            if constexpr (Groups == 2) {
+                if (span % 2 == 0) load_meta(m[0], span / 2);
+            } else {
+                load_meta(m[0], (2 * span) >> group_shift);
+                load_meta(m[1], (2 * span + 1) >> group_shift);
+            }
+            if (span == 3) {  // all of the unit is in registers
+                __syncwarp();
+                if (lane == 0) barrier_arrive(rings.w_empty + 8 * wr.slot);
+            }
+            uint32_t a[4][4];
+            dequantize<IntegerZeros>(a[0], words.x, m[0]);
+            dequantize<IntegerZeros>(a[1], words.y, m[0]);
+            dequantize<IntegerZeros>(a[2], words.z, m[Groups == 2 ? 0 : 1]);
+            dequantize<IntegerZeros>(a[3], words.w, m[Groups == 2 ? 0 : 1]);
+            barrier_wait(rings.x_full + 8 * xr.slot, xr.phase);
+            const uint64_t b = wgmma_descriptor(rings.x + xr.slot * rings.x_bytes);
+            wgmma_fence();
+#pragma unroll
+            for (int j = 0; j < 4; j++) Wgmma<TN>::run(d, a[j], b + 2 * j);
+            wgmma_commit();
+            wgmma_wait<1>();
+            if (previous >= 0 && lane == 0) barrier_arrive(rings.x_empty + 8 * previous);
+            previous = xr.slot;
+            xr.next();
+        }
+        wr.next();
+    }
+    wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < TN / 2; i++) asm volatile("" : "+f"(d[i])::"memory");
+    if (previous >= 0 && lane == 0) barrier_arrive(rings.x_empty + 8 * previous);
+}
+#endif
+
+// A warp's sums of 16 slots x TN tokens, the first of them `token`, to y; `mine`: the octets of tokens to be stored. Only outputs that
+// can be stored in whole words come here (wgmma_fits), and the code is kept small: it is unrolled over the tokens, and one that
+// outgrows the instruction cache costs microseconds.
+template <int TN>
+__device__ __forceinline__ void store_block(const Product& p, int tile, int token, int rows, uint32_t mine,
+                                            const float (&d)[TN / 2]) {
+    const int lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2, t = lane & 3;
+    const Output& o = p.output;
+    token += g;
+    if (o.gated) {
+        const int channel = tile * 8 + 2 * t;
+        half* y = o.y + token * o.ldy + channel;
+        const bool there = channel < o.out / 2;
+        auto gate = [&](float v) { return __fdividef(v, 1.0f + __expf(-v * (p.gate_linear + p.gate_cubic * v * v))); };
+#pragma unroll
+        for (int j = 0; j < TN / 8; j++, token += 8, y += 8 * o.ldy) {
+            if (!(mine >> j & 1)) continue;
+            uint32_t v = transpose8x8(pack_half2(gate(d[4 * j]) * d[4 * j + 2], gate(d[4 * j + 1]) * d[4 * j + 3]));
+            if (there && token < rows) *reinterpret_cast<uint32_t*>(y) = v;
+        }
+        return;
+    }
+    const int row = tile * tile_rows + 4 * (g >> 1) + (g & 1), column = tile * tile_rows + 4 * t;
+    const float bias0 = o.bias && row < o.out ? __ldg(o.bias + row) : 0.0f,
+                bias1 = o.bias && row + 2 < o.out ? __ldg(o.bias + row + 2) : 0.0f;
+    half* y = o.y + token * o.ldy + column;
+    const half* residual = o.residual ? o.residual + token * o.ld_residual + column : nullptr;
+    const bool there = column < o.out;
+#pragma unroll
+    for (int j = 0; j < TN / 8; j++, token += 8, y += 8 * o.ldy) {
+        if (mine >> j & 1) {
+            uint32_t low = transpose8x8(pack_half2(d[4 * j] + bias0, d[4 * j + 1] + bias0));
+            uint32_t high = transpose8x8(pack_half2(d[4 * j + 2] + bias1, d[4 * j + 3] + bias1));
+            if (there && token < rows) {
+                if (residual) {
+                    uint2 r = __ldcg(reinterpret_cast<const uint2*>(residual));
+                    low = as_bits(__hadd2(as_half2(low), as_half2(r.x)));
+                    high = as_bits(__hadd2(as_half2(high), as_half2(r.y)));
+                }
+                *reinterpret_cast<uint2*>(y) = make_uint2(low, high);
+            }
+        }
+        if (residual) residual += 8 * o.ld_residual;
+    }
+}
+
+// ---- host
+
+// The gates that fit the kernels' formula.
+struct Gate {
+    bool known;
+    float linear, cubic;
+};
+inline Gate gate_of(Activation activation) {
+    switch (activation) {
+        case Activation::silu: return {true, 1.0f, 0.0f};
+        case Activation::quick_gelu: return {true, 1.702f, 0.0f};
+        case Activation::gelu_tanh: return {true, 1.5957691f, 0.0713548f};
+        default: return {false, 0, 0};
+    }
+}
+
+// The device has these kernels, and y can be stored by them.
+inline bool wgmma_fits(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args) {
+    if (device.arch != 90 || !device.encode_tensor_map) return false;
+    const Output o = output_of(args, layout.out, layout.gated);
+    return o.wide && layout.out % 4 == 0 && (!layout.gated || gate_of(o.activation).known);
+}
+
+inline Product product_of(const Q4Weight& weight, const MatmulArgs& args) {
+    const Q4Layout& layout = weight.layout;
+    const Gate gate = gate_of(args.gate_activation);
+    Product p;
+    p.w = static_cast<const uint8_t*>(weight.data);
+    p.output = output_of(args, layout.out, layout.gated);
+    p.tiles = static_cast<int>(layout.tiles());
+    p.row_blocks = (p.tiles + block_tiles - 1) / block_tiles;
+    p.units = static_cast<int>(layout.units()), p.unit_bytes = static_cast<int>(layout.unit_bytes()), p.group = layout.group;
+    p.w_slots = p.x_slots = 0;
+    p.gate_linear = gate.linear, p.gate_cubic = gate.cubic;
+    return p;
+}
+
+// X as the tensor copy engine reads it: boxes of 64 columns x `tokens` rows; what lies outside of [rows][in] reads as zero.
+inline cudaError_t map_rows(const MatmulDevice& device, const half* x, int64_t in, int rows, int64_t ldx, int tokens,
+                            CUtensorMap* map) {
+    cuuint64_t sizes[2] = {static_cast<cuuint64_t>(in), static_cast<cuuint64_t>(rows)};
+    cuuint64_t strides[1] = {static_cast<cuuint64_t>(ldx) * 2};
+    cuuint32_t box[2] = {64, static_cast<cuuint32_t>(tokens)}, steps[2] = {1, 1};
+    using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
+                                     const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                     CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+    auto encode = reinterpret_cast<EncodeTiled>(device.encode_tensor_map);
+    return encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<half*>(x), sizes, strides, box, steps,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS
+               ? cudaSuccess
+               : cudaErrorInvalidValue;
+}
+
+}  // namespace awq::cuda::sm90
