@@ -1,76 +1,238 @@
-// y = x W^T for up to 16 rows of x: int4 weights at the speed of memory, sm_90 and later.
+// y = x W^T for up to 8 rows of x: int4 weights at the speed of memory, sm_90 and later.
 //
-// One CTA an SM walks a contiguous run of 16-row tiles. A producer thread keeps a ring of bulk copies in flight (it starts
-// before the dependency wait: weights depend on nothing); eight consumer warps in two sets take its chunks in turn; a
-// finisher warp adds the eight partial sums of a tile, applies the epilogue and stores, so that consumers never wait for
-// one another between tiles. A CTA takes less than half an SM, and the grid is one CTA for each SM: the next product's CTA
-// moves in beside this one and fills its ring while this one works, which is what hides the gap between kernels.
+// One CTA an SM. A producer warp keeps a ring of chunks filled by bulk copies (it starts before the dependency wait: weights
+// depend on nothing); up to sixteen consumer warps take one unit of each chunk and so cut K among them. The partial sums of
+// a few tiles at a time are joined by all of them. A warp's columns of x are its own: it stages them itself, without a barrier
+// unless there is a norm, and keeps them as B fragments in registers.
+//
+// No more than `window` parts of chunks are on their way at once, however deep the ring is: a longer queue in front of memory
+// delays the x and the y of everybody, a shorter one starves. (34 KB an SM on an H100: docs/experiments.md.)
+//
+// The ring takes an SM's shared memory but for `spare` bytes. Two matrix CTAs on one SM and none on another is what a smaller one
+// comes to as soon as another kernel runs between two products, and a product is as slow as its slowest SM.
 //
 // Arithmetic: q - z exactly in half, tensor cores, a group's sum scaled in float. (With an offset in place of a zero point:
-// q * scale + offset rounded to half, as in prefill.)
-//
-// Where x does not fit in shared memory, K is cut into `slices`: partial sums go through scratch, and the last CTA to arrive
-// adds them in the order of slices.
+// q * scale + offset rounded to half, as in prefill.) The order of every sum depends on the weight's shape alone, never on the
+// number of rows: a row's result is the same bits whatever rows stand beside it.
 #include <algorithm>
 #include "backends/cuda/matmul_internal.h"
 
 namespace awq::cuda {
 namespace {
 
-constexpr int set_warps = 4;  // a chunk has up to 4 units, one for each warp of a set
-constexpr int max_slots = 24;
-constexpr int sum_slots = 2;  // tiles whose partial sums may wait for the finisher
-constexpr int max_rows = 16;
-
-// Consumer warps of a CTA: chunk i belongs to set i % sets.
-__host__ __device__ constexpr int consumers_of(int sets) { return sets * set_warps; }
-__host__ __device__ constexpr int threads_of(int sets) { return (consumers_of(sets) + 2) * 32; }
+constexpr int most_warps = 16, most_rows = 8, most_slots = 12;
+constexpr int x_pitch = unit_columns * 2 + 16;  // bytes of a row's columns of one unit: ldmatrix meets no bank twice
+constexpr int pass_tiles = 2;                   // tiles that a warp takes with the same columns of x, where K needs several steps
+constexpr int part_units = 8, parts = most_warps / part_units;  // a chunk arrives in parts
+constexpr int spare = 20 * 1024;                                // for attention's blocks beside a product's
 
 struct Params {
     const uint8_t* w;
     const half* x;
     const float* norm_weight;
-    float4* partials;
-    uint32_t* counters;
     Output output;
     int64_t ldx;
-    int rows, in, tiles, units, unit_bytes, slices, slots, window, slow;
-    int pitch;  // bytes of a row of x in shared memory: 16 more than a multiple of 128
+    int rows, in, tiles, units, unit_bytes;
+    int warps;   // units of a tile in one chunk, each a warp's
+    int groups;  // tiles in one chunk, each a group of warps'; 1 where there are several steps
+    int steps;   // chunks of a tile
+    int slots, window;
     float eps;
-    bool plus_one, x_aligned, norm_aligned;  // aligned: to 16 bytes
+    bool plus_one, x_aligned, norm_aligned;
 };
 
-// Bytes of dynamic shared memory, in order: ring, partial sums, x.
-struct SharedPlan {
-    int ring, sums, x, total;
+// Tiles (times groups) whose sums are joined at once. Each warp has room for two such rounds behind its x.
+template <int Columns>
+constexpr int round_tiles = Columns <= 1 ? 8 : Columns <= 4 ? 4 : 2;
+__host__ __device__ constexpr int region_bytes(int rows, int columns, int round) {
+    return rows * x_pitch + 2 * round * tile_rows * columns * static_cast<int>(sizeof(float));
+}
+
+__device__ __forceinline__ void consumer_sync(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
+
+__device__ __forceinline__ float squares_of(uint4 v) {
+    const float2 a = __half22float2(as_half2(v.x)), b = __half22float2(as_half2(v.y)), c = __half22float2(as_half2(v.z)),
+                 d = __half22float2(as_half2(v.w));
+    return (a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y) + (c.x * c.x + c.y * c.y + d.x * d.x + d.y * d.y);
+}
+
+// One unit's weights in a warp's registers.
+template <int Groups, bool IntegerZeros>
+struct Unit {
+    uint4 words[4];
+    uint32_t scales[Groups], zeros[Groups];
+
+    __device__ __forceinline__ void load(uint32_t at) {
+        const int lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2;
+#pragma unroll
+        for (int span = 0; span < 4; span++) words[span] = load_shared16(at + span * 512 + lane * 16);
+#pragma unroll
+        for (int group = 0; group < Groups; group++) {
+            scales[group] = load_shared4(at + 2048 + group * 32 + g * 4);
+            zeros[group] = IntegerZeros ? load_shared2(at + 2048 + Groups * 32 + group * 16 + g * 2)
+                                        : load_shared4(at + 2048 + Groups * 32 + group * 32 + g * 4);
+        }
+    }
 };
-__host__ __device__ inline SharedPlan shared_plan(int slots, int unit_bytes, int sets, int token_tiles, int rows, int pitch) {
-    SharedPlan s;
-    s.ring = 0;
-    s.sums = slots * set_warps * unit_bytes;
-    s.x = s.sums + sum_slots * consumers_of(sets) * token_tiles * 512;
-    s.total = s.x + rows * pitch;
-    return s;
+
+// sum += one unit (16 rows x 256 columns) times x, whose fragments of the 16 steps are b.
+template <int Groups, bool IntegerZeros>
+__device__ __forceinline__ void multiply_unit(float (&sum)[4], const Unit<Groups, IntegerZeros>& unit, const uint32_t (&b)[32]) {
+    constexpr int group_steps = 16 / Groups;
+    float d[2][4];  // two accumulators, to shorten the chain of dependent products
+    GroupMeta<IntegerZeros> meta;
+#pragma unroll
+    for (int step = 0; step < 16; step++) {
+        const int group = step / group_steps;
+        if (step % group_steps == 0) {
+            meta.set(unit.scales[group], unit.zeros[group]);
+#pragma unroll
+            for (int i = 0; i < 4; i++) d[0][i] = d[1][i] = 0.0f;
+        }
+        const uint4& span = unit.words[step / 4];
+        const uint32_t word = step % 4 == 0 ? span.x : step % 4 == 1 ? span.y : step % 4 == 2 ? span.z : span.w;
+        uint32_t a[4];
+        if constexpr (IntegerZeros)
+            subtract_zero(a, word, meta);
+        else
+            dequantize<false>(a, word, meta);
+        mma(d[step % 2], a, b[2 * step], b[2 * step + 1]);
+        if (step % group_steps == group_steps - 1) {
+            const float2 scale = IntegerZeros ? __half22float2(as_half2(unit.scales[group])) : make_float2(1.0f, 1.0f);
+#pragma unroll
+            for (int i = 0; i < 4; i++) sum[i] += (i < 2 ? scale.x : scale.y) * (d[0][i] + d[1][i]);
+        }
+    }
 }
 
-template <int Consumers>
-__device__ __forceinline__ void consumer_sync() {
-    asm volatile("bar.sync 1, %0;" ::"n"(Consumers * 32) : "memory");
+// The outputs of `tiles` tiles from `first_tile` on, each thread every `threads`-th: element e is token e % Columns of a row.
+// early: the residual of this thread's first element, where it has been fetched (`fetched`).
+template <int Columns>
+__device__ __forceinline__ void join_sums(const Params& p, const float* sums, int region_floats, int first_tile, int tiles,
+                                          int threads, bool fetched, float early) {
+    const Output& o = p.output;
+    const int rows = o.gated ? 8 : tile_rows;
+    for (int e = static_cast<int>(threadIdx.x); e < tiles * rows * Columns; e += threads) {
+        const int token = e % Columns, slot = e / Columns % rows, index = e / Columns / rows;
+        const float* from = sums + index % p.groups * p.warps * region_floats +
+                            (index / p.groups * tile_rows + slot) * Columns + token;
+        float v = 0, up = 0;
+#pragma unroll 8
+        for (int w = 0; w < p.warps; w++) {
+            v += from[w * region_floats];
+            if (o.gated) up += from[w * region_floats + 8 * Columns];
+        }
+        if (token >= o.rows) continue;
+        const int tile = first_tile + index;
+        half* y = o.y + token * o.ldy;
+        if (o.gated) {
+            const int channels = o.out / 2, channel = tile * 8 + slot;
+            if (channel >= channels) continue;
+            if (o.activation == Activation::none)
+                y[channel] = __float2half(v), y[channels + channel] = __float2half(up);
+            else
+                y[channel] = __float2half(activate(o.activation, v) * up);
+            continue;
+        }
+        const int row = tile * tile_rows + 4 * ((slot & 7) >> 1) + (slot & 1) + (slot < 8 ? 0 : 2);
+        if (row >= o.out) continue;
+        if (o.bias) v += __ldg(o.bias + row);
+        if (o.residual)
+            v += fetched && e == static_cast<int>(threadIdx.x) ? early
+                                                              : __half2float(load_activation(o.residual + token * o.ld_residual + row));
+        y[row] = __float2half(v);
+    }
 }
 
-// x of this slice to shared memory, normalised. A chunk: 8 columns of a row.
-template <int Consumers>
-__device__ __forceinline__ void stage_x(const Params& p, uint8_t* x_shared, float (*squares)[Consumers], float* row_scales,
-                                        int first_column, int chunks) {
-    constexpr int step = Consumers * 32, keep = 2;
-    const int tid = static_cast<int>(threadIdx.x), lane = tid & 31, warp = tid >> 5;
-    const uint32_t to = shared_address(x_shared);
-    auto load_norm = [&](int chunk, float(&w)[8]) {
-        const int column = first_column + chunk * 8;
+// The producer: this CTA's chunks in the order in which consumers take them.
+template <bool Steps>
+__device__ __forceinline__ void produce(const Params& p, uint32_t ring, uint32_t full, uint32_t empty, int first_tile,
+                                        int last_tile) {
+    const uint64_t policy = stream_policy();
+    const int slot_bytes = p.warps * p.groups * p.unit_bytes;
+    int slot = 0, phase = 1, chunk = 0;                                    // phase: of `empty`
+    int landed_slot = 0, landed_part = 0, landed_phase = 0, on_way = 0;  // the oldest part on its way
+    auto put = [&](int64_t first_unit, int units) {
+        if (chunk >= p.slots) barrier_wait(empty + 8 * slot, phase);
+        const uint8_t* from = p.w + first_unit * p.unit_bytes;
+        for (int part = 0; part < parts; part++) {
+            if (on_way == p.window) {
+                barrier_wait(full + 8 * (landed_slot * parts + landed_part), landed_phase);
+                on_way--;
+                if (++landed_part == parts) {
+                    landed_part = 0;
+                    if (++landed_slot == p.slots) landed_slot = 0, landed_phase ^= 1;
+                }
+            }
+            const int count = min(max(units - part * part_units, 0), part_units), bytes = count * p.unit_bytes;
+            const uint32_t bar = full + 8 * (slot * parts + part), to = ring + slot * slot_bytes + part * part_units * p.unit_bytes;
+            barrier_expect(bar, static_cast<uint32_t>(bytes));  // also of an empty part: its phase goes on
+            on_way++;
+            const int half_bytes = (count + 1) / 2 * p.unit_bytes;
+            if (count > 0) bulk_copy(to, from, static_cast<uint32_t>(half_bytes), bar, policy);
+            if (count > 1)
+                bulk_copy(to + half_bytes, from + half_bytes, static_cast<uint32_t>(bytes - half_bytes), bar, policy);
+            from += bytes;
+        }
+        chunk++;
+        if (++slot == p.slots) slot = 0, phase ^= 1;
+    };
+    if constexpr (Steps) {
+        for (int pass = first_tile; pass < last_tile; pass += pass_tiles)
+            for (int step = 0; step < p.steps; step++)
+                for (int tile = pass; tile < min(pass + pass_tiles, last_tile); tile++)
+                    put(static_cast<int64_t>(tile) * p.units + step * p.warps, min(p.warps, p.units - step * p.warps));
+    } else {
+        for (int tile = first_tile; tile < last_tile; tile += p.groups)
+            put(static_cast<int64_t>(tile) * p.units, min(p.groups, last_tile - tile) * p.units);
+    }
+}
+
+// Columns: 1, 4 or 8, at least the rows. Steps: K needs more than one chunk.
+template <int Columns, int Groups, bool IntegerZeros, bool Steps>
+__global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const __grid_constant__ Params p) {
+    constexpr int round = Steps ? pass_tiles : round_tiles<Columns>, tile_sums = tile_rows * Columns;
+    extern __shared__ __align__(128) uint8_t shared[];
+    __shared__ __align__(16) uint64_t barriers[most_slots * (parts + 1)];
+    __shared__ float squares[Columns][most_warps];
+    const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2, t = lane & 3;
+    const int consumers = p.warps * p.groups;
+    const uint32_t ring = shared_address(shared), full = shared_address(barriers), empty = full + 8 * most_slots * parts;
+    const int slot_bytes = consumers * p.unit_bytes;
+    const int chunk_tiles = (p.tiles + p.groups - 1) / p.groups;
+    const int first_tile = static_cast<int>(static_cast<int64_t>(chunk_tiles) * blockIdx.x / gridDim.x) * p.groups;
+    const int last_tile =
+        min(static_cast<int>(static_cast<int64_t>(chunk_tiles) * (blockIdx.x + 1) / gridDim.x) * p.groups, p.tiles);
+
+    if (warp == consumers) {
+        if (lane == 0) {
+            for (int i = 0; i < p.slots; i++) {
+                for (int part = 0; part < parts; part++) barrier_init(full + 8 * (i * parts + part), 1);
+                barrier_init(empty + 8 * i, static_cast<uint32_t>(consumers));
+            }
+            barrier_init_done();
+        }
+        __syncwarp();
+        asm volatile("bar.arrive 2, %0;" ::"r"(consumers * 32 + 32) : "memory");
+        pdl_trigger();
+        if (lane == 0) produce<Steps>(p, ring, full, empty, first_tile, last_tile);
+        return;
+    }
+    pdl_trigger();
+
+    const int group = warp / p.warps, place = warp - group * p.warps;
+    const int region = region_bytes(p.rows, Columns, round), region_floats = region / 4;
+    uint8_t* x_shared = shared + p.slots * slot_bytes + warp * region;
+    float* my_sums = reinterpret_cast<float*>(x_shared + p.rows * x_pitch);
+    const float* all_sums = reinterpret_cast<const float*>(shared + p.slots * slot_bytes + p.rows * x_pitch);
+
+    // ---- x
+    auto load_norm = [&](int unit, float(&w)[8]) {
+        const int column = unit * unit_columns + lane * 8;
         const float one = p.plus_one ? 1.0f : 0.0f;
         if (p.norm_aligned && column + 8 <= p.in) {
             const float4* from = reinterpret_cast<const float4*>(p.norm_weight + column);
-            float4 a = __ldg(from), b = __ldg(from + 1);
+            const float4 a = __ldg(from), b = __ldg(from + 1);
             w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w, w[4] = b.x, w[5] = b.y, w[6] = b.z, w[7] = b.w;
         } else {
 #pragma unroll
@@ -79,398 +241,220 @@ __device__ __forceinline__ void stage_x(const Params& p, uint8_t* x_shared, floa
 #pragma unroll
         for (int i = 0; i < 8; i++) w[i] += one;
     };
-    float ahead[keep][8];  // the norm's first weights, on their way while the kernel before finishes
-    if (p.norm_weight) {
+    // This lane's 8 columns of row m of a unit.
+    auto load_x = [&](int unit, int m) {
+        const int column = unit * unit_columns + lane * 8;
+        const half* from = p.x + m * p.ldx;
+        if (p.x_aligned && column + 8 <= p.in) return __ldcg(reinterpret_cast<const uint4*>(from + column));
+        auto at = [&](int c) { return c < p.in ? load_activation(from + c) : __float2half(0.0f); };
+        auto pair = [&](int c) { return as_bits(__halves2half2(at(c), at(c + 1))); };
+        return make_uint4(pair(column), pair(column + 2), pair(column + 4), pair(column + 6));
+    };
+    auto add_squares = [&](int m, float sum) {
 #pragma unroll
-        for (int i = 0; i < keep; i++)
-            if (tid + i * step < chunks) load_norm(tid + i * step, ahead[i]);
-    }
-    pdl_wait();
-    for (int chunk = tid; chunk < chunks; chunk += step) {
-        const int column = first_column + chunk * 8, left = min(max(p.in - column, 0), 8);
-        const half* from = p.x + (left ? column : 0);
-        for (int m = 0; m < p.rows; m++, from += p.ldx) {
-            if (p.x_aligned) {
-                copy16(to + m * p.pitch + chunk * 16, from, left * 2);
-            } else {
-                half* h = reinterpret_cast<half*>(x_shared + m * p.pitch) + chunk * 8;
-                for (int i = 0; i < 8; i++) h[i] = i < left ? load_activation(from + i) : __float2half(0.0f);
-            }
-        }
-    }
-    copy_commit();
-    copy_wait<0>();  // each thread goes on with the chunks it has copied itself
-    if (p.norm_weight) {
-        auto square = [](uint4 v) {
-            float2 a = __half22float2(as_half2(v.x)), b = __half22float2(as_half2(v.y)), c = __half22float2(as_half2(v.z)),
-                   d = __half22float2(as_half2(v.w));
-            return (a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y) + (c.x * c.x + c.y * c.y + d.x * d.x + d.y * d.y);
-        };
-#pragma unroll 4
-        for (int m = 0; m < p.rows; m++) {
-            float sum = 0;
-            for (int chunk = tid; chunk < chunks; chunk += step) sum += square(load_shared16(to + m * p.pitch + chunk * 16));
-            if (p.slices > 1) {  // the mean is over the whole row: the other slices' columns count too
-                const half* row = p.x + m * p.ldx;
-                for (int column = tid * 8; column < p.in; column += step * 8) {
-                    if (column >= first_column && column < first_column + chunks * 8) continue;
-                    if (p.x_aligned && column + 8 <= p.in) {
-                        sum += square(__ldcg(reinterpret_cast<const uint4*>(row + column)));
-                    } else {
-                        for (int i = column; i < min(column + 8, p.in); i++) {
-                            float f = __half2float(load_activation(row + i));
-                            sum += f * f;
-                        }
-                    }
-                }
-            }
-#pragma unroll
-            for (int d = 16; d; d >>= 1) sum += __shfl_xor_sync(~0u, sum, d);
-            if (lane == 0) squares[m][warp] = sum;
-        }
-        consumer_sync<Consumers>();
-        for (int m = warp; m < p.rows; m += Consumers) {
-            float sum = lane < Consumers ? squares[m][lane] : 0.0f;
-#pragma unroll
-            for (int d = 16; d; d >>= 1) sum += __shfl_xor_sync(~0u, sum, d);
-            if (lane == 0) row_scales[m] = rsqrtf(sum / static_cast<float>(p.in) + p.eps);
-        }
-        consumer_sync<Consumers>();
-        auto scale_chunk = [&](int chunk, const float(&w)[8]) {
-#pragma unroll 4
-            for (int m = 0; m < p.rows; m++) {
-                uint4* at = reinterpret_cast<uint4*>(x_shared + m * p.pitch) + chunk;
-                uint4 v = *at;
-                const float s = row_scales[m];
-                float2 a = __half22float2(as_half2(v.x)), b = __half22float2(as_half2(v.y)), c = __half22float2(as_half2(v.z)),
-                       d = __half22float2(as_half2(v.w));
-                *at = make_uint4(pack_half2(a.x * s * w[0], a.y * s * w[1]), pack_half2(b.x * s * w[2], b.y * s * w[3]),
-                                 pack_half2(c.x * s * w[4], c.y * s * w[5]), pack_half2(d.x * s * w[6], d.y * s * w[7]));
-            }
-        };
-#pragma unroll
-        for (int i = 0; i < keep; i++)
-            if (tid + i * step < chunks) scale_chunk(tid + i * step, ahead[i]);
-        for (int chunk = tid + keep * step; chunk < chunks; chunk += step) {
-            float w[8];
-            load_norm(chunk, w);
-            scale_chunk(chunk, w);
-        }
-    }
-    consumer_sync<Consumers>();
-}
-
-// One unit (16 rows x 256 columns) times the tokens in shared memory; x: this lane's ldmatrix rows, at the unit's columns.
-template <int TT, int Groups, bool IntegerZeros>
-__device__ __forceinline__ void multiply_unit(float (&sum)[TT][4], uint32_t unit, const uint32_t (&x)[TT]) {
-    constexpr int group_steps = 16 / Groups;
-    constexpr int chains = TT == 1 ? 2 : 1;  // independent accumulators, to shorten the chain of dependent products
-    const int lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2;
-    uint4 words[4];
-#pragma unroll
-    for (int span = 0; span < 4; span++) words[span] = load_shared16(unit + span * 512 + lane * 16);
-    uint32_t scales[Groups], zeros[Groups];
-#pragma unroll
-    for (int group = 0; group < Groups; group++) {
-        scales[group] = load_shared4(unit + 2048 + group * 32 + g * 4);
-        zeros[group] = IntegerZeros ? load_shared2(unit + 2048 + Groups * 32 + group * 16 + g * 2)
-                                    : load_shared4(unit + 2048 + Groups * 32 + group * 32 + g * 4);
-    }
-    float d[TT][chains][4];
-    uint32_t b[TT][8];
-    GroupMeta<IntegerZeros> meta;
-#pragma unroll
-    for (int step = 0; step < 16; step++) {
-        if (step % group_steps == 0) {
-            meta.set(scales[step / group_steps], zeros[step / group_steps]);
-#pragma unroll
-            for (int i = 0; i < TT * chains * 4; i++) (&d[0][0][0])[i] = 0.0f;
-        }
-        if (step % 4 == 0) {
-#pragma unroll
-            for (int m = 0; m < TT; m++) {
-                ldmatrix4(reinterpret_cast<uint32_t(&)[4]>(b[m][0]), x[m] + step * 32);
-                ldmatrix4(reinterpret_cast<uint32_t(&)[4]>(b[m][4]), x[m] + step * 32 + 64);
-            }
-        }
-        const uint4& span = words[step / 4];
-        const uint32_t word = step % 4 == 0 ? span.x : step % 4 == 1 ? span.y : step % 4 == 2 ? span.z : span.w;
-        uint32_t a[4];
-        if constexpr (IntegerZeros)
-            subtract_zero(a, word, meta);
-        else
-            dequantize<false>(a, word, meta);
-#pragma unroll
-        for (int m = 0; m < TT; m++) mma(d[m][step % chains], a, b[m][step % 4 * 2], b[m][step % 4 * 2 + 1]);
-        if (step % group_steps == group_steps - 1) {
-            float2 scale = IntegerZeros ? __half22float2(as_half2(scales[step / group_steps])) : make_float2(1.0f, 1.0f);
-#pragma unroll
-            for (int m = 0; m < TT; m++)
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    sum[m][i] += (i < 2 ? scale.x : scale.y) * (chains == 2 ? d[m][0][i] + d[m][chains - 1][i] : d[m][0][i]);
-        }
-    }
-}
-
-// A tile's finished sums (fragments of 8 tokens) to y, by way of shared memory, so that each lane has four
-// neighbouring outputs of one token as floats. `board`: 16 x TT * 8 floats of this warp's own.
-template <int TT>
-__device__ __forceinline__ void finish_tile(const Output& o, int tile, const float4 (&v)[TT], float* board) {
-    constexpr int columns = TT * 8 + 1;
-    const int lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2, t = lane & 3;
-    __syncwarp();
-#pragma unroll
-    for (int m = 0; m < TT; m++) {
-        float* at = board + g * columns + m * 8 + 2 * t;
-        at[0] = v[m].x, at[1] = v[m].y, at[8 * columns] = v[m].z, at[8 * columns + 1] = v[m].w;
-    }
-    __syncwarp();
-    for (int i = lane; i < o.rows * 4; i += 32) {
-        const int token = i >> 2, quad = i & 3;
-        auto sum = [&](int slot) { return board[slot * columns + token]; };
-        float s0 = sum(2 * quad), s1 = sum(2 * quad + 1), s8 = sum(8 + 2 * quad), s9 = sum(9 + 2 * quad);
-        if (o.gated) {
-            int channels = o.out / 2, channel = tile * 8 + 2 * quad;
-            if (o.activation == Activation::none)
-                store2(o, token, channel, channels, o.y + channels, __floats2half2_rn(s8, s9));
-            else
-                s0 = activate(o.activation, s0) * s8, s1 = activate(o.activation, s1) * s9;
-            store2(o, token, channel, channels, o.y, __floats2half2_rn(s0, s1));
-            continue;
-        }
-        int column = tile * 16 + 4 * quad;
-        if (o.bias) {
-            s0 += column < o.out ? __ldg(o.bias + column) : 0.0f;
-            s1 += column + 1 < o.out ? __ldg(o.bias + column + 1) : 0.0f;
-            s8 += column + 2 < o.out ? __ldg(o.bias + column + 2) : 0.0f;
-            s9 += column + 3 < o.out ? __ldg(o.bias + column + 3) : 0.0f;
-        }
-        store4(o, token, column, make_float4(s0, s1, s8, s9));
-    }
-}
-
-template <int TT, int Groups, bool IntegerZeros, int Sets, int PerSm>
-__global__ void __launch_bounds__(threads_of(Sets), PerSm) decode_kernel(const __grid_constant__ Params p) {
-    constexpr int consumers = consumers_of(Sets);
-    extern __shared__ __align__(128) uint8_t shared[];
-    __shared__ __align__(16) uint64_t barriers[2 * max_slots + 2 * sum_slots];
-    __shared__ float squares[max_rows][consumers], row_scales[max_rows];
-    __shared__ float board[tile_rows * (TT * 8 + 1)];
-    pdl_trigger();
-    const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31;
-    const uint32_t full = shared_address(barriers), empty = full + 8 * max_slots;
-    const uint32_t sums_full = empty + 8 * max_slots, sums_empty = sums_full + 8 * sum_slots;
-
-    const int slice = static_cast<int>(blockIdx.x) % p.slices, crew = static_cast<int>(blockIdx.x) / p.slices;
-    const int crews = static_cast<int>(gridDim.x) / p.slices;
-    const int first_tile = static_cast<int>(static_cast<int64_t>(p.tiles) * crew / crews);
-    const int last_tile = static_cast<int>(static_cast<int64_t>(p.tiles) * (crew + 1) / crews);
-    const int first_unit = p.units * slice / p.slices, units = p.units * (slice + 1) / p.slices - first_unit;
-    const int tile_chunks = (units + set_warps - 1) / set_warps;
-    const int slot_bytes = set_warps * p.unit_bytes;
-    // The first `longer` chunks of a tile have one unit more than the others.
-    const int chunk_units = units / tile_chunks, longer = units % tile_chunks;
-
-    const SharedPlan plan = shared_plan(p.slots, p.unit_bytes, Sets, TT, p.rows, p.pitch);
-    float4* sums = reinterpret_cast<float4*>(shared + plan.sums);
-
-    if (threadIdx.x == consumers * 32) {
-        for (int i = 0; i < p.slots; i++) {
-            barrier_init(full + 8 * i, 1);
-            barrier_init(empty + 8 * i, set_warps);
-        }
-        for (int i = 0; i < sum_slots; i++) {
-            barrier_init(sums_full + 8 * i, consumers);
-            barrier_init(sums_empty + 8 * i, 1);
-        }
-        barrier_init_done();
-    }
-    __syncthreads();
-
-    if (warp == consumers) {  // the producer
-        if (lane == 0) {
-            const uint64_t policy = stream_policy();
-            const uint32_t ring = shared_address(shared);
-            int slot = 0, phase = 1, landed = 0, landed_phase = 0, landed_count = 0;
-            int index = 0;
-            for (int tile = first_tile; tile < last_tile; tile++) {
-                const uint8_t* from = p.w + (static_cast<int64_t>(tile) * p.units + first_unit) * p.unit_bytes;
-                for (int c = 0; c < tile_chunks; c++, index++) {
-                    if (index >= p.slots) barrier_wait(empty + 8 * slot, phase);
-                    // A short queue, and a still shorter one for the first chunks: the kernel before is just loading its x then.
-                    if (index - landed_count >= (index < p.slow ? 1 : p.window)) {
-                        barrier_wait(full + 8 * landed, landed_phase);
-                        landed_count++;
-                        if (++landed == p.slots) landed = 0, landed_phase ^= 1;
-                    }
-                    uint32_t bytes = (chunk_units + (c < longer)) * p.unit_bytes;
-                    barrier_expect(full + 8 * slot, bytes);
-                    bulk_copy(ring + slot * slot_bytes, from, bytes, full + 8 * slot, policy);
-                    from += bytes;
-                    if (++slot == p.slots) slot = 0, phase ^= 1;
-                }
-            }
-        }
-    } else if (warp < consumers) {
-        stage_x<consumers>(p, shared + plan.x, squares, row_scales, first_unit * unit_columns, units * 32);
-        const int set = warp / set_warps, place = warp % set_warps;
-        uint32_t x[TT];  // where this lane's row of an ldmatrix begins: token lane % 8, 8 columns from 8 * (lane / 8)
-#pragma unroll
-        for (int m = 0; m < TT; m++)
-            x[m] = shared_address(shared + plan.x) + min(m * 8 + (lane & 7), p.rows - 1) * p.pitch + (lane >> 3) * 16;
-        const uint32_t ring = shared_address(shared) + place * p.unit_bytes;
-        int turn = 0, slot = 0, phase = 0, sum_slot = 0, sum_phase = 1;  // turn: the set whose chunk comes next
-        for (int tile = first_tile; tile < last_tile; tile++) {
-            float sum[TT][4] = {};
-            for (int c = 0; c < tile_chunks; c++) {
-                if (turn == set) {
-                    const int unit = c * chunk_units + min(c, longer) + place;
-                    barrier_wait(full + 8 * slot, phase);
-                    if (place < chunk_units + (c < longer)) {
-                        uint32_t at[TT];
-#pragma unroll
-                        for (int m = 0; m < TT; m++) at[m] = x[m] + unit * (unit_columns * 2);
-                        multiply_unit<TT, Groups, IntegerZeros>(sum, ring + slot * slot_bytes, at);
-                    }
-                    __syncwarp();
-                    if (lane == 0) barrier_arrive(empty + 8 * slot);
-                }
-                if (++turn == Sets) turn = 0;
-                if (++slot == p.slots) slot = 0, phase ^= 1;
-            }
-            barrier_wait(sums_empty + 8 * sum_slot, sum_phase);
-#pragma unroll
-            for (int m = 0; m < TT; m++)
-                sums[((sum_slot * consumers + warp) * TT + m) * 32 + lane] =
-                    make_float4(sum[m][0], sum[m][1], sum[m][2], sum[m][3]);
-            __syncwarp();
-            if (lane == 0) barrier_arrive(sums_full + 8 * sum_slot);
-            if (++sum_slot == sum_slots) sum_slot = 0, sum_phase ^= 1;
-        }
-    } else {  // the finisher
-        pdl_wait();
-        int slot = 0, phase = 0;
-        for (int tile = first_tile; tile < last_tile; tile++) {
-            barrier_wait(sums_full + 8 * slot, phase);
-            float4 v[TT];
-#pragma unroll
-            for (int m = 0; m < TT; m++) {
-                v[m] = make_float4(0, 0, 0, 0);
-#pragma unroll
-                for (int w = 0; w < consumers; w++) {
-                    float4 part = sums[((slot * consumers + w) * TT + m) * 32 + lane];
-                    v[m].x += part.x, v[m].y += part.y, v[m].z += part.z, v[m].w += part.w;
-                }
-            }
-            __syncwarp();
-            if (lane == 0) barrier_arrive(sums_empty + 8 * slot);
-            if (++slot == sum_slots) slot = 0, phase ^= 1;
-            if (p.slices > 1) {
-                float4* partial = p.partials + (static_cast<int64_t>(tile) * p.slices + slice) * TT * 32 + lane;
-#pragma unroll
-                for (int m = 0; m < TT; m++) __stcg(partial + m * 32, v[m]);
-                continue;
-            }
-            finish_tile<TT>(p.output, tile, v, board);
-        }
-        if (p.slices == 1) return;
-        // All tiles' partial sums are on their way; now one fence and one round of counting for 32 tiles at a time.
-        __threadfence();
+        for (int d = 16; d; d >>= 1) sum += __shfl_xor_sync(~0u, sum, d);
+        if (lane == 0 && group == 0) squares[m][place] = sum;
+    };
+    auto scaled = [&](uint4 v, int m, const float(&w)[8]) {
+        float total = 0;
+#pragma unroll 8
+        for (int i = 0; i < p.warps; i++) total += squares[m][i];
+        const float s = rsqrtf(total / static_cast<float>(p.in) + p.eps);
+        const float2 a = __half22float2(as_half2(v.x)), b = __half22float2(as_half2(v.y)), c = __half22float2(as_half2(v.z)),
+                     d = __half22float2(as_half2(v.w));
+        return make_uint4(pack_half2(a.x * s * w[0], a.y * s * w[1]), pack_half2(b.x * s * w[2], b.y * s * w[3]),
+                          pack_half2(c.x * s * w[4], c.y * s * w[5]), pack_half2(d.x * s * w[6], d.y * s * w[7]));
+    };
+    auto place_x = [&](int m, uint4 v) { *(reinterpret_cast<uint4*>(x_shared + m * x_pitch) + lane) = v; };
+    uint32_t b[32];
+    auto load_fragments = [&] {  // lane: row lane % 8 of an ldmatrix, 8 columns from 8 * (lane / 8)
+        const uint32_t at = shared_address(x_shared) + min(lane & 7, p.rows - 1) * x_pitch + (lane >> 3) * 16;
         __syncwarp();
-        for (int base = first_tile; base < last_tile; base += 32) {
-            bool last = false;
-            if (base + lane < last_tile) {
-                last = atomicAdd(p.counters + base + lane, 1u) == static_cast<uint32_t>(p.slices) - 1;
-                if (last) p.counters[base + lane] = 0;
-            }
-            __threadfence();
-            for (unsigned mine = __ballot_sync(~0u, last); mine; mine &= mine - 1) {
-                const int tile = base + __ffs(static_cast<int>(mine)) - 1;
-                const float4* partial = p.partials + static_cast<int64_t>(tile) * p.slices * TT * 32 + lane;
-                float4 v[TT];
 #pragma unroll
-                for (int m = 0; m < TT; m++) {
-                    v[m] = make_float4(0, 0, 0, 0);
-                    for (int s = 0; s < p.slices; s++) {
-                        float4 part = __ldcg(partial + (s * TT + m) * 32);
-                        v[m].x += part.x, v[m].y += part.y, v[m].z += part.z, v[m].w += part.w;
-                    }
-                }
-                finish_tile<TT>(p.output, tile, v, board);
+        for (int i = 0; i < 8; i++) ldmatrix4(reinterpret_cast<uint32_t(&)[4]>(b[4 * i]), at + i * 64);
+    };
+    float norm[8];  // on its way while the kernel before finishes
+    if (!Steps && p.norm_weight) load_norm(place, norm);
+    asm volatile("bar.sync 2, %0;" ::"r"(consumers * 32 + 32) : "memory");
+    pdl_wait();
+
+    // ---- the ring, as consumers see it
+    int slot = 0, phase = 0;
+    const int my_part = warp / part_units;
+    auto next_slot = [&] {
+        if (++slot == p.slots) slot = 0, phase ^= 1;
+    };
+    auto take = [&](Unit<Groups, IntegerZeros>& unit, bool there) {
+        barrier_wait(full + 8 * (slot * parts + my_part), phase);  // who has nothing to take, too: parity tells two phases apart
+        if (there) unit.load(ring + slot * slot_bytes + warp * p.unit_bytes);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(empty + 8 * slot);
+        next_slot();
+    };
+
+    // ---- sums: those of a round lie side by side, rounds take turns
+    int in_round = 0, turn = 0, round_first = first_tile;
+    float early = 0;
+    const int threads = consumers * 32;
+    {
+        const Output& o = p.output;
+        const int e = static_cast<int>(threadIdx.x), token = e % Columns, slot_of = e / Columns % tile_rows,
+                  row = (first_tile + e / Columns / tile_rows) * tile_rows + 4 * ((slot_of & 7) >> 1) + (slot_of & 1) +
+                        (slot_of < 8 ? 0 : 2);
+        if (o.residual && token < o.rows && row < o.out)
+            early = __half2float(load_activation(o.residual + token * o.ld_residual + row));
+    }
+    auto put = [&](const float(&sum)[4]) {
+        float* to = my_sums + (turn * round + in_round) * tile_sums;
+        if constexpr (Columns == 1) {
+            if (t == 0) to[g] = sum[0], to[g + 8] = sum[2];
+        } else if (2 * t < Columns) {
+            *reinterpret_cast<float2*>(to + g * Columns + 2 * t) = make_float2(sum[0], sum[1]);
+            *reinterpret_cast<float2*>(to + (g + 8) * Columns + 2 * t) = make_float2(sum[2], sum[3]);
+        }
+        in_round++;
+    };
+    auto join = [&](int end) {  // tiles round_first .. end - 1
+        consumer_sync(threads);
+        join_sums<Columns>(p, all_sums + turn * round * tile_sums, region_floats, round_first, end - round_first, threads,
+                           round_first == first_tile, early);
+        round_first = end, in_round = 0, turn ^= 1;
+    };
+
+    if constexpr (!Steps) {
+        uint4 v[Columns];
+#pragma unroll
+        for (int m = 0; m < Columns; m++) v[m] = m < p.rows ? load_x(place, m) : make_uint4(0, 0, 0, 0);
+        if (p.norm_weight) {
+#pragma unroll
+            for (int m = 0; m < Columns; m++)
+                if (m < p.rows) add_squares(m, squares_of(v[m]));
+            consumer_sync(threads);
+#pragma unroll
+            for (int m = 0; m < Columns; m++)
+                if (m < p.rows) v[m] = scaled(v[m], m, norm);
+        }
+#pragma unroll
+        for (int m = 0; m < Columns; m++)
+            if (m < p.rows) place_x(m, v[m]);
+        load_fragments();
+        for (int tile = first_tile; tile < last_tile; tile += p.groups) {
+            Unit<Groups, IntegerZeros> unit;
+            const bool there = tile + group < last_tile;
+            take(unit, there);
+            float sum[4] = {};
+            if (there) multiply_unit(sum, unit, b);
+            put(sum);
+            if (in_round == round || tile + p.groups >= last_tile) join(min(tile + p.groups, last_tile));
+        }
+    } else {
+        if (p.norm_weight) {
+            for (int m = 0; m < p.rows; m++) {
+                float sum = 0;
+                for (int unit = place; unit < p.units; unit += p.warps) sum += squares_of(load_x(unit, m));
+                add_squares(m, sum);
             }
+            consumer_sync(threads);
+        }
+        auto fetch = [&](int unit) {  // to this warp's place, where no lane needs the step before any more
+            __syncwarp();
+            const int column = unit * unit_columns + lane * 8, left = min(max(p.in - column, 0), 8);
+            for (int m = 0; m < p.rows && unit < p.units; m++) {
+                if (p.x_aligned)
+                    copy16(shared_address(x_shared) + m * x_pitch + lane * 16, p.x + m * p.ldx + (left ? column : 0), left * 2);
+                else
+                    place_x(m, load_x(unit, m));
+            }
+            copy_commit();
+        };
+        fetch(place);
+        for (int pass = first_tile; pass < last_tile; pass += pass_tiles) {
+            float sum[pass_tiles][4] = {};
+            for (int step = 0; step < p.steps; step++) {
+                const int unit_index = step * p.warps + place;
+                const bool there = unit_index < p.units;
+                copy_wait<0>();
+                if (p.norm_weight && there) {
+                    load_norm(unit_index, norm);
+                    for (int m = 0; m < p.rows; m++)  // what this lane has fetched itself
+                        place_x(m, scaled(*(reinterpret_cast<uint4*>(x_shared + m * x_pitch) + lane), m, norm));
+                }
+                load_fragments();
+                fetch(step + 1 < p.steps ? unit_index + p.warps : place);
+#pragma unroll
+                for (int i = 0; i < pass_tiles; i++) {
+                    if (pass + i >= last_tile) continue;
+                    Unit<Groups, IntegerZeros> unit;
+                    take(unit, there);
+                    if (there) multiply_unit(sum[i], unit, b);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < pass_tiles; i++)
+                if (pass + i < last_tile) put(sum[i]);
+            join(min(pass + pass_tiles, last_tile));
         }
     }
 }
 
 using DecodeKernel = void (*)(Params);
 struct Variant {
-    int token_tiles, groups;
-    bool integer_zeros;
-    int sets, per_sm;  // CTAs that share an SM
+    int columns, groups;
+    bool integer_zeros, steps;
     DecodeKernel kernel;
 };
-template <int TT, int Groups, bool IntegerZeros, int Sets, int PerSm>
+template <int Columns, int Groups, bool IntegerZeros, bool Steps>
 constexpr Variant variant() {
-    return {TT, Groups, IntegerZeros, Sets, PerSm, decode_kernel<TT, Groups, IntegerZeros, Sets, PerSm>};
+    return {Columns, Groups, IntegerZeros, Steps, decode_kernel<Columns, Groups, IntegerZeros, Steps>};
 }
-// The first that fits is taken.
+// The first with columns enough is taken.
 const Variant variants[] = {
-    variant<1, 2, true, 2, 2>(),  variant<1, 2, true, 3, 2>(),  variant<1, 2, true, 4, 1>(),  variant<2, 2, true, 2, 2>(),
-    variant<2, 2, true, 4, 1>(),  variant<1, 4, true, 2, 2>(),  variant<2, 4, true, 2, 2>(),  variant<1, 8, true, 2, 2>(),
-    variant<2, 8, true, 2, 2>(),  variant<1, 2, false, 2, 2>(), variant<2, 2, false, 2, 2>(), variant<1, 4, false, 2, 2>(),
-    variant<2, 4, false, 2, 2>(), variant<1, 8, false, 2, 2>(), variant<2, 8, false, 2, 2>(),
+    variant<1, 2, true, false>(),  variant<4, 2, true, false>(), variant<8, 2, true, false>(), variant<1, 2, true, true>(),
+    variant<4, 2, true, true>(),   variant<8, 2, true, true>(),  variant<1, 4, true, false>(), variant<8, 4, true, false>(),
+    variant<1, 4, true, true>(),   variant<8, 4, true, true>(),  variant<1, 8, true, false>(), variant<8, 8, true, false>(),
+    variant<1, 8, true, true>(),   variant<8, 8, true, true>(),  variant<8, 2, false, false>(), variant<8, 2, false, true>(),
+    variant<8, 4, false, false>(), variant<8, 4, false, true>(), variant<8, 8, false, false>(), variant<8, 8, false, true>(),
 };
 
-// How K is cut and how deep the ring is.
 struct DecodePlan {
-    int slices = 1, slots = 0, window = 0, pitch = 0, shared_bytes = 0;
+    const Variant* variant = nullptr;
+    int warps = 0, groups = 1, steps = 1, slots = 0, shared_bytes = 0;
 };
-// Dynamic shared memory of a CTA at one or two CTAs a SM; 3 KB of static memory and the 1 KB that the system takes beside it.
-int shared_limit(const MatmulDevice& device, int per_sm) {
-    return (per_sm == 1 ? device.shared_block - 3072 : std::min(device.shared_sm / 2 - 4096, device.shared_block - 3072)) / 128 *
-           128;
-}
 
-const Variant& variant_of(const Q4Layout& layout, int rows) {
-    const Variant* first = nullptr;
-    for (const Variant& v : variants) {
-        if (v.token_tiles != (rows + 7) / 8 || v.groups != layout.groups() || v.integer_zeros != layout.integer_zeros) continue;
-        if (!first) first = &v;
-        if (v.sets == tuning.sets) return v;
+// Which warps take what. Depends on the weight alone, see above.
+void divide(const MatmulDevice& device, const Q4Layout& layout, DecodePlan& plan) {
+    const int units = static_cast<int>(layout.units());
+    if (units <= most_warps) {
+        const int tiles_each = static_cast<int>((layout.tiles() + device.sm_count - 1) / device.sm_count);
+        plan.warps = units;
+        plan.groups = std::clamp(most_warps / units, 1, tiles_each);
+        return;
     }
-    return *first;
+    // As many warps as cut K most evenly; among equals the most.
+    double best = 0;
+    for (int warps = 8; warps <= most_warps; warps++) {
+        const int steps = (units + warps - 1) / warps;
+        const double used = static_cast<double>(units) / (steps * warps) * (warps >= 12 ? 1.0 : 0.9);
+        if (used >= best) best = used, plan.warps = warps, plan.steps = steps;
+    }
 }
 
 DecodePlan plan_decode(const MatmulDevice& device, const Q4Layout& layout, int rows) {
-    const Variant& variant = variant_of(layout, rows);
-    const int units = static_cast<int>(layout.units()), unit_bytes = static_cast<int>(layout.unit_bytes());
-    auto with = [&](int slices, int limit) {
-        DecodePlan plan;
-        plan.slices = slices;
-        const int slice_units = (units + slices - 1) / slices;
-        plan.pitch = slice_units * unit_columns * 2 + 16;
-        SharedPlan rest = shared_plan(0, 0, variant.sets, variant.token_tiles, rows, plan.pitch);
-        plan.slots = std::min((limit - rest.total) / (set_warps * unit_bytes), max_slots);
+    DecodePlan plan;
+    divide(device, layout, plan);
+    for (const Variant& v : variants) {
+        if (v.columns < rows || v.groups != layout.groups() || v.integer_zeros != layout.integer_zeros || v.steps != (plan.steps > 1))
+            continue;
+        const int round = v.steps ? pass_tiles : v.columns <= 1 ? round_tiles<1> : v.columns <= 4 ? round_tiles<4> : round_tiles<8>;
+        const int consumers = plan.warps * plan.groups, slot_bytes = consumers * static_cast<int>(layout.unit_bytes());
+        const int rest = consumers * region_bytes(rows, v.columns, round);
+        plan.slots = std::min((device.shared_sm - spare - 4096 - rest) / slot_bytes, most_slots);
         if (tuning.slots) plan.slots = std::min(plan.slots, tuning.slots);
-        // A multiple of the sets, so that a slot is always the same set's. Copies may land out of order, and a barrier's parity
-        // cannot tell a phase from the one after the next: only who has seen a slot's last filling may wait for the next.
-        plan.slots = plan.slots / variant.sets * variant.sets;
-        plan.window = std::min(plan.slots, tuning.window ? tuning.window : 4);
-        plan.shared_bytes = shared_plan(plan.slots, unit_bytes, variant.sets, variant.token_tiles, rows, plan.pitch).total;
-        return plan;
-    };
-    const int most = shared_limit(device, 1), limit = shared_limit(device, variant.per_sm);
-    if (tuning.slices) {
-        DecodePlan plan = with(std::min(tuning.slices, units), limit);
-        return plan.slots >= 2 * variant.sets ? plan : with(std::min(tuning.slices, units), most);
+        plan.shared_bytes = plan.slots * slot_bytes + rest;
+        if (plan.slots >= 2) plan.variant = &v;
+        break;
     }
-    const bool may_slice = layout.tiles() <= counter_count && layout.tiles() * 8 * variant.token_tiles * 512 <= partial_bytes;
-    for (int slices = 1; slices <= (may_slice ? 8 : 1) && slices <= units; slices *= 2) {
-        DecodePlan plan = with(slices, limit);
-        if (plan.slots >= 4 && plan.slots >= 2 * variant.sets) return plan;
-    }
-    return with(may_slice ? std::min(8, units) : 1, most);
+    return plan;
 }
 
 }  // namespace
@@ -478,33 +462,32 @@ DecodePlan plan_decode(const MatmulDevice& device, const Q4Layout& layout, int r
 cudaError_t open_decode(const MatmulDevice& device) {
     if (device.arch < 90) return cudaSuccess;
     for (const Variant& v : variants)
-        if (cudaError_t error = allow_shared(v.kernel, shared_limit(device, 1))) return error;
+        if (cudaError_t error = allow_shared(v.kernel, device.shared_block - 3072)) return error;
     return cudaSuccess;
 }
 
 bool decode_fits(const MatmulDevice& device, const Q4Layout& layout, int rows) {
-    return device.arch >= 90 && rows <= max_rows && plan_decode(device, layout, rows).slots >= variant_of(layout, rows).sets;
+    return device.arch >= 90 && rows <= most_rows && plan_decode(device, layout, rows).variant != nullptr;
 }
 
 cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
     const Q4Layout& layout = weight.layout;
-    DecodePlan plan = plan_decode(context.device, layout, args.rows);
-    Scratch scratch = scratch_of(context);
+    const DecodePlan plan = plan_decode(context.device, layout, args.rows);
+    if (!plan.variant) return cudaErrorInvalidConfiguration;
     Params p;
     p.w = static_cast<const uint8_t*>(weight.data);
     p.x = args.x, p.ldx = args.ldx, p.rows = args.rows, p.in = static_cast<int>(layout.in);
     p.x_aligned = rows_aligned(args.x, args.ldx);
     p.norm_aligned = reinterpret_cast<uintptr_t>(args.norm_weight) % 16 == 0;
     p.norm_weight = args.norm_weight, p.eps = args.norm_eps, p.plus_one = args.norm_plus_one;
-    p.partials = scratch.partials, p.counters = scratch.counters;
     p.output = output_of(args, layout.out, layout.gated);
     p.tiles = static_cast<int>(layout.tiles()), p.units = static_cast<int>(layout.units());
     p.unit_bytes = static_cast<int>(layout.unit_bytes());
-    p.slices = plan.slices, p.slots = plan.slots, p.window = plan.window, p.slow = tuning.slow >= 0 ? tuning.slow : 0,
-    p.pitch = plan.pitch;
-    int grid = context.device.sm_count / plan.slices * plan.slices;
-    const Variant& variant = variant_of(layout, args.rows);
-    return launch(context, variant.kernel, dim3(static_cast<unsigned>(grid)), threads_of(variant.sets), plan.shared_bytes, p);
+    p.warps = plan.warps, p.groups = plan.groups, p.steps = plan.steps, p.slots = plan.slots;
+    p.window = tuning.window ? tuning.window : 2;
+    const int chunk_tiles = (p.tiles + p.groups - 1) / p.groups, grid = std::min(context.device.sm_count, chunk_tiles);
+    return launch(context, plan.variant->kernel, dim3(static_cast<unsigned>(grid)), (plan.warps * plan.groups + 1) * 32,
+                  plan.shared_bytes, p);
 }
 
 }  // namespace awq::cuda

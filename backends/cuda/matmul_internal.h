@@ -23,7 +23,7 @@ inline Scratch scratch_of(const MatmulContext& context) {
 // For the lab: forced choices; zero (or -1) means that the library decides.
 struct MatmulTuning {
     int kernel = 0;                                              // 1: decode, 2: prefill (wgmma), 3: mma large, 4: mma small
-    int slices = 0, slots = 0, window = 0, sets = 0, slow = -1;  // decode
+    int slots = 0, window = 0;                                    // decode: of the ring; parts on their way
     int tokens = 0, per_sm = 0;                                  // prefill: tokens of a CTA, CTAs that share an SM
     int schedule = -1;                                           // prefill: see plan_schedule
     // An attempt of the lab that takes the place of the decode kernel, up to 16 rows.

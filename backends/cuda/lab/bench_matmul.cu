@@ -278,28 +278,24 @@ void table() {
 }
 
 void decode_sweep() {
-    for (int rows : {1, 2, 3, 4, 8, 16}) {
+    for (int rows : {1, 2, 3, 4, 8}) {
         reset_activations(rows);
         double best = 1e9;
-        for (int sets : {2, 3, 4})
-            for (int slices : {0, 1, 2, 4})
-                for (int slow : {0, 2, 4, 8})
-                    for (int window : {2, 3, 4, 6}) {
-                        if (slices && (window != 3 || slow != 2)) continue;
-                        tuning = lab::base;
-                        tuning.sets = sets, tuning.slices = slices, tuning.window = window, tuning.slow = slow;
-                        bool fits = true;
-                        for (auto& w : weights) fits = fits && decode_fits(context.device, w[0].layout, rows);
-                        if (!fits) continue;
-                        at = "rows " + std::to_string(rows) + " sets " + std::to_string(sets) + " slices " +
-                             std::to_string(slices) + " slow " + std::to_string(slow) + " window " + std::to_string(window);
-                        Graph g([&] {
-                            for (int i = 0; i < layers; i++) layer(i, rows);
-                        });
-                        double t = sustained(g, 11) / layers;
-                        std::printf("%s: %.2f\n", at.c_str(), t);
-                        best = std::min(best, t);
-                    }
+        for (int slots : {0, 2, 3})
+            for (int window : {1, 2, 3, 4}) {
+                tuning = lab::base;
+                tuning.slots = slots, tuning.window = window;
+                bool fits = true;
+                for (auto& w : weights) fits = fits && decode_fits(context.device, w[0].layout, rows);
+                if (!fits) continue;
+                at = "rows " + std::to_string(rows) + " slots " + std::to_string(slots) + " window " + std::to_string(window);
+                Graph g([&] {
+                    for (int i = 0; i < layers; i++) layer(i, rows);
+                });
+                double t = sustained(g, 11) / layers;
+                std::printf("%s: %.2f\n", at.c_str(), t);
+                best = std::min(best, t);
+            }
         tuning = lab::base;
         Graph g([&] {
             for (int i = 0; i < layers; i++) layer(i, rows);

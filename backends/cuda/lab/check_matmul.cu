@@ -243,17 +243,10 @@ void check_q4(const Shape& s, const std::vector<int>& counts, bool all_schedules
                 if (kernel == 2 && !prefill_fits(context.device, packed.layout, plain_args)) continue;
                 run(name, want);
                 if (kernel == 1)
-                    for (int sets : {4}) {
-                        tuning.sets = sets;
-                        if (decode_fits(context.device, packed.layout, rows)) run(name + " sets " + std::to_string(sets), want);
-                        tuning.sets = 0;
-                    }
-                if (kernel == 1 && variant == 1)
-                    for (int slices : {2, 3, 8}) {
-                        tuning.slices = slices;
-                        if (decode_fits(context.device, packed.layout, rows))
-                            run(name + " slices " + std::to_string(slices), want);
-                        tuning.slices = 0;
+                    for (int slots : {2, 3}) {
+                        tuning.slots = slots, tuning.window = slots - 1;
+                        run(name + " slots " + std::to_string(slots), want);
+                        tuning.slots = tuning.window = 0;
                     }
                 if (kernel == 2 && variant < 2 && all_schedules)
                     for (int tokens : {32, 64, 128, 256})
