@@ -107,6 +107,7 @@ public:
     virtual Status unpack(const Weight& weight, float* rows) = 0;
 
     virtual size_t kv_page_bytes(const KvShape& shape) const = 0;    // of one page, all layers
+    virtual int32_t run_tokens() const { return 512; }               // most tokens of one run: longer prompts are several
 
     // Memory that the backend takes for itself, to load weights and to run this graph up to this size with sequences of so
     // many positions.

@@ -77,11 +77,12 @@ public:
             if (r >= 0) rates.push_back(static_cast<double>(tokens) / (seconds() - begin));
         }
         int64_t bytes = 0;
-        for (int64_t at = 0; at < tokens; at += chunk_tokens) {
+        const int64_t chunk = engine_.capacity().tokens;
+        for (int64_t at = 0; at < tokens; at += chunk) {
             BatchSize size;
-            size.tokens = static_cast<int32_t>(std::min<int64_t>(chunk_tokens, tokens - at));
+            size.tokens = static_cast<int32_t>(std::min<int64_t>(chunk, tokens - at));
             size.sequences = 1;
-            size.outputs = at + chunk_tokens >= tokens ? 1 : 0;
+            size.outputs = at + chunk >= tokens ? 1 : 0;
             bytes += graph_bytes(engine_, size, depth + at + size.tokens);
         }
         report("pp" + std::to_string(tokens) + suffix(depth), rates, static_cast<double>(bytes) / static_cast<double>(tokens));
@@ -224,7 +225,7 @@ Result<Json> bench(EngineOptions options, const Json& request) {
     const int64_t most = 1 << 20;
     AWQ_ASSIGN(auto prompts, read_list(request, "prompt", {512}, 0, most));
     AWQ_ASSIGN(auto generates, read_list(request, "generate", {128}, 0, most));
-    AWQ_ASSIGN(auto batches, read_list(request, "batch", {1}, 1, chunk_tokens));
+    AWQ_ASSIGN(auto batches, read_list(request, "batch", {1}, 1, 512));
     AWQ_ASSIGN(auto depths, read_list(request, "depth", {0}, 0, most));
     int64_t repeat = 5;
     if (const Json* value = request.find("repeat"); value && !value->is_null()) {
@@ -269,7 +270,7 @@ Result<Json> bench(EngineOptions options, const Json& request) {
         for (int64_t depth : depths) {
             for (int64_t b : batches) AWQ_TRY(add(1, b, depth));
             for (int64_t n : prompts)    // a longer prompt is runs of so many tokens
-                if (n > 1) AWQ_TRY(add(std::min<int64_t>(n, chunk_tokens), 1, depth));
+                if (n > 1) AWQ_TRY(add(std::min<int64_t>(n, engine->capacity().tokens), 1, depth));
         }
         answer.set("kernels", std::move(lists));
         return answer;

@@ -51,9 +51,6 @@ Status Session::reserve(int64_t length) {
 
 // ---- loading
 
-// The largest run.
-static constexpr BatchSize capacity = {.tokens = chunk_tokens, .sequences = chunk_tokens, .outputs = chunk_outputs};
-
 int64_t context_by_default(const ModelConfig& config) {
     const bool stretches = config.rope.kind == RopeParams::Kind::dynamic;    // beyond max_positions by design
     return stretches ? default_context : std::min(config.max_positions, default_context);
@@ -95,14 +92,14 @@ Status Engine::build(const EngineOptions& options) {
     if (options.shape_config.empty()) AWQ_TRY(weights_->load(*checkpoint_, plan_, *backend_, options.progress));
     else AWQ_TRY(weights_->load_random(plan_, *backend_, options.progress));
     for (PlanRow& row : plan_.rows) row.opened.reset();
-    return backend_->prepare(graph_, capacity, context_);
+    return backend_->prepare(graph_, capacity(), context_);
 }
 
 MemoryNeeds Engine::memory_needs() const {
     MemoryNeeds needs;
     needs.weights = weights_->bytes();
-    size_t own = backend_->scratch_bytes(graph_, capacity, context_);
-    if (has_vision()) own = std::max(own, backend_->scratch_bytes(vision_graph_, capacity, context_));
+    size_t own = backend_->scratch_bytes(graph_, capacity(), context_);
+    if (has_vision()) own = std::max(own, backend_->scratch_bytes(vision_graph_, capacity(), context_));
     needs.scratch = std::max(memory_plan_.peak, vision_plan_.peak) + own;
     needs.page_bytes = backend_->kv_page_bytes(kv_);
     return needs;
@@ -153,13 +150,13 @@ Status Engine::build_graphs(bool fuse) {
         model_.model->graph(model_.config, builder);
         AWQ_TRY(graph.status());
     }
-    memory_plan_ = plan_memory(graph_, capacity);
+    memory_plan_ = plan_memory(graph_, capacity());
     if (has_vision()) {
         GraphBuilder graph(vision_graph_, *backend_, fuse);
         ModelBuilder builder(graph, *weights_, model_.config);
         model_.model->vision(model_.config, builder);
         AWQ_TRY(graph.status());
-        vision_plan_ = plan_memory(vision_graph_, capacity);
+        vision_plan_ = plan_memory(vision_graph_, capacity());
     }
     return {};
 }
@@ -251,7 +248,7 @@ Status Engine::run(std::span<Feed> feeds, const std::atomic<bool>* cancel) {
         int32_t tokens = 0, outputs = 0;
         for (Pending& p : all) {
             const size_t left = p.feed.tokens.size() - p.done, room = static_cast<size_t>(chunk_outputs - outputs);
-            p.count = std::min<size_t>(left, static_cast<size_t>(chunk_tokens - tokens));
+            p.count = std::min<size_t>(left, static_cast<size_t>(capacity().tokens - tokens));
             if (p.feed.want == Feed::Logits::all) p.count = std::min(p.count, room + (p.repeated > p.done ? p.repeated - p.done : 0));
             if (p.count == left && p.count > 0 && p.feed.want == Feed::Logits::last && room == 0) p.count = 0;
             p.rows = 0;

@@ -39,7 +39,6 @@ struct EngineOptions {
 inline constexpr int64_t default_context = 8192;
 // The positions of one session where nobody says how many.
 int64_t context_by_default(const ModelConfig& config);
-inline constexpr int32_t chunk_tokens = 512;     // most tokens of one run
 inline constexpr int32_t chunk_outputs = 64;     // most rows of logits of one run
 
 // The cache's pages and who has them. Thread-safe.
@@ -78,6 +77,7 @@ public:
     const Model& model() const { return *model_.model; }
     const Plan& plan() const { return plan_; }
     const Backend& backend() const { return *backend_; }
+    BatchSize capacity() const { return {.tokens = backend_->run_tokens(), .sequences = backend_->run_tokens(), .outputs = chunk_outputs}; }    // of one run
     const Checkpoint* checkpoint() const { return checkpoint_.get(); }    // null for random weights
     const GenerationDefaults& generation_defaults() const { return generation_defaults_; }
     const Graph& graph() const { return graph_; }

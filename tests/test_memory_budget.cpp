@@ -69,9 +69,8 @@ TEST_CASE("memory budget: an engine keeps to it or is refused, whatever the back
         CHECK(used <= options.memory);
         // Exactly what one context takes is enough; a byte less is not.
         const size_t page = (*engine)->backend().kv_page_bytes({(*engine)->config().layers, (*engine)->config().kv_heads, (*engine)->config().head_dim});
-        const BatchSize largest{chunk_tokens, chunk_tokens, chunk_outputs};
         options.memory = (*engine)->weight_bytes() + (*engine)->activation_bytes() +
-                         (*engine)->backend().scratch_bytes((*engine)->graph(), largest, 256) + 4 * page;
+                         (*engine)->backend().scratch_bytes((*engine)->graph(), (*engine)->capacity(), 256) + 4 * page;
         engine = Engine::load(options);
         REQUIRE_MESSAGE(engine.ok(), engine.status().message());
         CHECK((*engine)->cache_bytes() == 4 * page);

@@ -7,27 +7,84 @@ MatmulTuning tuning;
 
 namespace {
 
-// rows of x, normalised, to `to` [rows][pitch]; columns past `in` zero. One CTA a row.
-__global__ void __launch_bounds__(256)
-    norm_rows_kernel(const half* x, int64_t ldx, int in, const float* weight, float eps, bool plus_one, half* to, int64_t pitch) {
-    __shared__ float squares[8];
+// rows of x, normalised, to `to` [rows][pitch]; columns past `in` zero. One CTA a row; a thread takes 8 columns at a time and keeps
+// the first `keep` pieces in registers.
+constexpr int norm_threads = 256, keep = 4;
+__global__ void __launch_bounds__(norm_threads)
+    norm_rows_kernel(const half* x, int64_t ldx, int in, const float* weight, float eps, bool plus_one, bool aligned, half* to,
+                     int64_t pitch) {
+    __shared__ float squares[norm_threads / 32];
     pdl_trigger();
-    pdl_wait();
     const half* row = x + blockIdx.x * ldx;
+    const float one = plus_one ? 1.0f : 0.0f;
+    auto load_weight = [&](int column, float(&w)[8]) {
+        if (aligned && column + 8 <= in) {
+            const float4 a = __ldg(reinterpret_cast<const float4*>(weight + column)),
+                         b = __ldg(reinterpret_cast<const float4*>(weight + column) + 1);
+            w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w, w[4] = b.x, w[5] = b.y, w[6] = b.z, w[7] = b.w;
+        } else {
+            for (int i = 0; i < 8; i++) w[i] = column + i < in ? __ldg(weight + column + i) : 0.0f;
+        }
+    };
+    auto load_row = [&](int column, half2(&v)[4]) {
+        if (aligned && column + 8 <= in) {
+            const uint4 bits = __ldcg(reinterpret_cast<const uint4*>(row + column));
+            v[0] = as_half2(bits.x), v[1] = as_half2(bits.y), v[2] = as_half2(bits.z), v[3] = as_half2(bits.w);
+        } else {
+            auto at = [&](int c) { return c < in ? load_activation(row + c) : __float2half(0.0f); };
+            for (int i = 0; i < 4; i++) v[i] = __halves2half2(at(column + 2 * i), at(column + 2 * i + 1));
+        }
+    };
+    auto put = [&](int column, const half2(&v)[4], const float(&w)[8], float scale) {
+        uint32_t bits[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float2 f = __half22float2(v[i]);
+            bits[i] = pack_half2(f.x * scale * (w[2 * i] + one), f.y * scale * (w[2 * i + 1] + one));
+        }
+        *reinterpret_cast<uint4*>(to + blockIdx.x * pitch + column) = make_uint4(bits[0], bits[1], bits[2], bits[3]);
+    };
+    const int first = static_cast<int>(threadIdx.x) * 8, step = norm_threads * 8;
+    float weights[keep][8];  // on their way while the kernel before finishes
+#pragma unroll
+    for (int i = 0; i < keep; i++)
+        if (first + i * step < pitch) load_weight(first + i * step, weights[i]);
+    pdl_wait();
+    half2 kept[keep][4];
     float sum = 0;
-    for (int k = static_cast<int>(threadIdx.x); k < in; k += 256) {
-        float v = __half2float(load_activation(row + k));
-        sum += v * v;
+    auto add = [&](const half2(&v)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float2 f = __half22float2(v[i]);
+            sum += f.x * f.x + f.y * f.y;
+        }
+    };
+#pragma unroll
+    for (int i = 0; i < keep; i++)
+        if (first + i * step < pitch) load_row(first + i * step, kept[i]);
+#pragma unroll
+    for (int i = 0; i < keep; i++)
+        if (first + i * step < pitch) add(kept[i]);
+    for (int column = first + keep * step; column < pitch; column += step) {
+        half2 v[4];
+        load_row(column, v);
+        add(v);
     }
     for (int d = 16; d; d >>= 1) sum += __shfl_xor_sync(~0u, sum, d);
     if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = sum;
     __syncthreads();
     sum = 0;
     for (float s : squares) sum += s;
-    float scale = rsqrtf(sum / static_cast<float>(in) + eps), one = plus_one ? 1.0f : 0.0f;
-    for (int k = static_cast<int>(threadIdx.x); k < pitch; k += 256) {
-        float v = k < in ? __half2float(load_activation(row + k)) * scale * (__ldg(weight + k) + one) : 0.0f;
-        to[blockIdx.x * pitch + k] = __float2half(v);
+    const float scale = rsqrtf(sum / static_cast<float>(in) + eps);
+#pragma unroll
+    for (int i = 0; i < keep; i++)
+        if (first + i * step < pitch) put(first + i * step, kept[i], weights[i], scale);
+    for (int column = first + keep * step; column < pitch; column += step) {
+        half2 v[4];
+        float w[8];
+        load_row(column, v);
+        load_weight(column, w);
+        put(column, v, w, scale);
     }
 }
 
@@ -36,8 +93,9 @@ cudaError_t apply_norm(const MatmulContext& context, int64_t in, MatmulArgs& arg
     if (!args.norm_weight) return cudaSuccess;
     half* rows = scratch_of(context).rows;
     int64_t pitch = dense_pitch(in);
-    cudaError_t error = launch(context, norm_rows_kernel, dim3(static_cast<unsigned>(args.rows)), 256, 0, args.x, args.ldx,
-                               static_cast<int>(in), args.norm_weight, args.norm_eps, args.norm_plus_one, rows, pitch);
+    const bool aligned = rows_aligned(args.x, args.ldx) && reinterpret_cast<uintptr_t>(args.norm_weight) % 16 == 0;
+    cudaError_t error = launch(context, norm_rows_kernel, dim3(static_cast<unsigned>(args.rows)), norm_threads, 0, args.x, args.ldx,
+                               static_cast<int>(in), args.norm_weight, args.norm_eps, args.norm_plus_one, aligned, rows, pitch);
     args.x = rows, args.ldx = pitch, args.norm_weight = nullptr;
     return error;
 }

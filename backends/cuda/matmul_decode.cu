@@ -11,8 +11,8 @@
 // The ring takes an SM's shared memory but for `spare` bytes. Two matrix CTAs on one SM and none on another is what a smaller one
 // comes to as soon as another kernel runs between two products, and a product is as slow as its slowest SM.
 //
-// Arithmetic: q - z exactly in half, tensor cores, a group's sum scaled in float. (With an offset in place of a zero point:
-// q * scale + offset rounded to half, as in prefill.) The order of every sum depends on the weight's shape alone, never on the
+// Arithmetic: q times x on tensor cores, exact products, a group's sum and its zero point's share scaled in float. (With an offset
+// in place of a zero point: q * scale + offset rounded to half, as in prefill.) The order of every sum depends on the weight's shape alone, never on the
 // number of rows: a row's result is the same bits whatever rows stand beside it.
 #include <algorithm>
 #include "backends/cuda/matmul_internal.h"
@@ -26,19 +26,25 @@ constexpr int pass_tiles = 2;                   // tiles that a warp takes with 
 constexpr int part_units = 8, parts = most_warps / part_units;  // a chunk arrives in parts
 constexpr int spare = 20 * 1024;                                // for attention's blocks beside a product's
 
+// In the order of use, and small: a line of parameters is fetched when it is first touched.
 struct Params {
     const uint8_t* w;
     const half* x;
     const float* norm_weight;
-    Output output;
     int64_t ldx;
-    int rows, in, tiles, units, unit_bytes;
-    int warps;   // units of a tile in one chunk, each a warp's
-    int groups;  // tiles in one chunk, each a group of warps'; 1 where there are several steps
-    int steps;   // chunks of a tile
-    int slots, window;
+    int32_t tiles, in;
+    int16_t each, longer;  // chunks' worth of tiles that a CTA takes; the first `longer` CTAs take one more
+    int16_t units, unit_bytes;
+    uint8_t rows;
+    uint8_t warps;   // units of a tile in one chunk, each a warp's
+    uint8_t groups;  // tiles in one chunk, each a group of warps'; 1 where there are several steps
+    uint8_t slots;
+    uint8_t window, first_window;  // parts on their way: at most, and until x is there
+    bool x_aligned, norm_aligned;
+    int16_t steps;  // chunks of a tile
+    bool plus_one;
     float eps;
-    bool plus_one, x_aligned, norm_aligned;
+    Output output;
 };
 
 // Tiles (times groups) whose sums are joined at once. Each warp has room for two such rounds behind its x.
@@ -46,6 +52,11 @@ template <int Columns>
 constexpr int round_tiles = Columns <= 1 ? 8 : Columns <= 4 ? 4 : 2;
 __host__ __device__ constexpr int region_bytes(int rows, int columns, int round) {
     return rows * x_pitch + 2 * round * tile_rows * columns * static_cast<int>(sizeof(float));
+}
+
+// The row of y in a slot of a tile that is not gated (pack_q4.h).
+__device__ __forceinline__ int slot_of(int tile, int slot) {
+    return tile * tile_rows + 4 * ((slot & 7) >> 1) + (slot & 1) + (slot < 8 ? 0 : 2);
 }
 
 __device__ __forceinline__ void consumer_sync(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
@@ -75,54 +86,94 @@ struct Unit {
     }
 };
 
-// sum += one unit (16 rows x 256 columns) times x, whose fragments of the 16 steps are b.
+// sum += one unit (16 rows x 256 columns) times x, whose fragments of the 16 steps are b and whose sums over a group's columns
+// are x_sums (this lane's tokens 2 t and 2 t + 1).
+//
+// Integer zeros: the nibbles themselves go into the product, masked and no more. As a half's bits they are q * 2^-24 (in the low
+// nibble of a byte) or q * 2^-20 (in the high one), subnormal and exact; powers of two come back with the scale, and the zero point
+// leaves with the group's sum of x. That is six instructions a step where q - z in half takes ten. (Groups of 32 would need too many
+// registers for their sums.)
 template <int Groups, bool IntegerZeros>
-__device__ __forceinline__ void multiply_unit(float (&sum)[4], const Unit<Groups, IntegerZeros>& unit, const uint32_t (&b)[32]) {
+__device__ __forceinline__ void multiply_unit(float (&sum)[4], const Unit<Groups, IntegerZeros>& unit, const uint32_t (&b)[32],
+                                              const float (&x_sums)[Groups][2]) {
     constexpr int group_steps = 16 / Groups;
     float d[2][4];  // two accumulators, to shorten the chain of dependent products
-    GroupMeta<IntegerZeros> meta;
 #pragma unroll
     for (int step = 0; step < 16; step++) {
         const int group = step / group_steps;
         if (step % group_steps == 0) {
-            meta.set(unit.scales[group], unit.zeros[group]);
 #pragma unroll
             for (int i = 0; i < 4; i++) d[0][i] = d[1][i] = 0.0f;
         }
         const uint4& span = unit.words[step / 4];
         const uint32_t word = step % 4 == 0 ? span.x : step % 4 == 1 ? span.y : step % 4 == 2 ? span.z : span.w;
         uint32_t a[4];
-        if constexpr (IntegerZeros)
-            subtract_zero(a, word, meta);
-        else
-            dequantize<false>(a, word, meta);
+        if constexpr (IntegerZeros && Groups <= 4) {
+            a[0] = word & 0x000f000f, a[1] = word & 0x00f000f0, a[2] = word >> 8 & 0x000f000f, a[3] = word >> 8 & 0x00f000f0;
+        } else {
+            GroupMeta<IntegerZeros> meta;
+            meta.set(unit.scales[group], unit.zeros[group]);
+            if constexpr (IntegerZeros)
+                subtract_zero(a, word, meta);
+            else
+                dequantize<false>(a, word, meta);
+        }
         mma(d[step % 2], a, b[2 * step], b[2 * step + 1]);
         if (step % group_steps == group_steps - 1) {
             const float2 scale = IntegerZeros ? __half22float2(as_half2(unit.scales[group])) : make_float2(1.0f, 1.0f);
+            if constexpr (IntegerZeros && Groups <= 4) {
+                const float zero0 = __uint_as_float(0x4b000000u | (unit.zeros[group] & 0xff)) - 8388608.0f,
+                            zero1 = __uint_as_float(0x4b000000u | unit.zeros[group] >> 8) - 8388608.0f;
 #pragma unroll
-            for (int i = 0; i < 4; i++) sum[i] += (i < 2 ? scale.x : scale.y) * (d[0][i] + d[1][i]);
+                for (int i = 0; i < 4; i++)
+                    sum[i] += (i < 2 ? scale.x : scale.y) * ((d[0][i] + d[1][i]) * (i < 2 ? 16777216.0f : 1048576.0f) -
+                                                             (i < 2 ? zero0 : zero1) * x_sums[group][i & 1]);
+            } else {
+#pragma unroll
+                for (int i = 0; i < 4; i++) sum[i] += (i < 2 ? scale.x : scale.y) * (d[0][i] + d[1][i]);
+            }
         }
     }
 }
+// Sums of x over each group's columns: a product with ones.
+template <int Groups>
+__device__ __forceinline__ void sum_groups(float (&x_sums)[Groups][2], const uint32_t (&b)[32]) {
+    const uint32_t ones[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
+    float d[Groups][4] = {};
+#pragma unroll
+    for (int step = 0; step < 16; step++) mma(d[step / (16 / Groups)], ones, b[2 * step], b[2 * step + 1]);
+#pragma unroll
+    for (int group = 0; group < Groups; group++) x_sums[group][0] = d[group][0], x_sums[group][1] = d[group][1];
+}
 
-// The outputs of `tiles` tiles from `first_tile` on, each thread every `threads`-th: element e is token e % Columns of a row.
+// Lanes that add up one output: many threads for the few outputs of one row, one for each of those of many rows.
+template <int Columns>
+constexpr int join_lanes = Columns == 1 ? 4 : 1;
+
+// The outputs of `tiles` tiles from `first_tile` on. Element e is token e % Columns of a row; of its lanes the first stores.
 // early: the residual of this thread's first element, where it has been fetched (`fetched`).
 template <int Columns>
 __device__ __forceinline__ void join_sums(const Params& p, const float* sums, int region_floats, int first_tile, int tiles,
-                                          int threads, bool fetched, float early) {
+                                          int threads, bool fetched, half early) {
+    constexpr int lanes = join_lanes<Columns>, warp_elements = 32 / lanes;
     const Output& o = p.output;
-    const int rows = o.gated ? 8 : tile_rows;
-    for (int e = static_cast<int>(threadIdx.x); e < tiles * rows * Columns; e += threads) {
-        const int token = e % Columns, slot = e / Columns % rows, index = e / Columns / rows;
-        const float* from = sums + index % p.groups * p.warps * region_floats +
-                            (index / p.groups * tile_rows + slot) * Columns + token;
-        float v = 0, up = 0;
-#pragma unroll 8
-        for (int w = 0; w < p.warps; w++) {
-            v += from[w * region_floats];
-            if (o.gated) up += from[w * region_floats + 8 * Columns];
-        }
-        if (token >= o.rows) continue;
+    const int rows = o.gated ? 8 : tile_rows, rows_shift = o.gated ? 3 : 4, part = static_cast<int>(threadIdx.x) % lanes;
+    const int first = static_cast<int>(threadIdx.x) / lanes, step = threads / lanes, elements = tiles * rows * Columns;
+    for (int e = first; e / warp_elements * warp_elements < elements; e += step) {  // whole warps, for the shuffles
+        const int token = e % Columns, slot = e / Columns & (rows - 1), index = min(e / Columns >> rows_shift, tiles - 1);
+        int group = 0, place = index;
+        if (p.groups > 1) place = index / p.groups, group = index - place * p.groups;
+        const float* from = sums + (group * p.warps + part) * region_floats + (place * tile_rows + slot) * Columns + token;
+        auto add_up = [&](const float* at) {
+            float v = 0;
+#pragma unroll
+            for (int i = 0; i < most_warps; i += lanes) v += part + i < p.warps ? at[i * region_floats] : 0.0f;
+#pragma unroll
+            for (int d = 1; d < lanes; d *= 2) v += __shfl_xor_sync(~0u, v, d);
+            return v;
+        };
+        float v = add_up(from), up = o.gated ? add_up(from + 8 * Columns) : 0.0f;
+        if (part != 0 || e >= elements || token >= o.rows) continue;
         const int tile = first_tile + index;
         half* y = o.y + token * o.ldy;
         if (o.gated) {
@@ -134,29 +185,30 @@ __device__ __forceinline__ void join_sums(const Params& p, const float* sums, in
                 y[channel] = __float2half(activate(o.activation, v) * up);
             continue;
         }
-        const int row = tile * tile_rows + 4 * ((slot & 7) >> 1) + (slot & 1) + (slot < 8 ? 0 : 2);
+        const int row = slot_of(tile, slot);
         if (row >= o.out) continue;
         if (o.bias) v += __ldg(o.bias + row);
         if (o.residual)
-            v += fetched && e == static_cast<int>(threadIdx.x) ? early
-                                                              : __half2float(load_activation(o.residual + token * o.ld_residual + row));
+            v += __half2float(fetched && e == first ? early : load_activation(o.residual + token * o.ld_residual + row));
         y[row] = __float2half(v);
     }
 }
 
 // The producer: this CTA's chunks in the order in which consumers take them.
 template <bool Steps>
-__device__ __forceinline__ void produce(const Params& p, uint32_t ring, uint32_t full, uint32_t empty, int first_tile,
-                                        int last_tile) {
+__device__ __forceinline__ void produce(const Params& p, uint32_t ring, uint32_t full, uint32_t empty, uint32_t x_there,
+                                        int first_tile, int last_tile) {
     const uint64_t policy = stream_policy();
     const int slot_bytes = p.warps * p.groups * p.unit_bytes;
     int slot = 0, phase = 1, chunk = 0;                                    // phase: of `empty`
+    int window = p.first_window;
     int landed_slot = 0, landed_part = 0, landed_phase = 0, on_way = 0;  // the oldest part on its way
     auto put = [&](int64_t first_unit, int units) {
         if (chunk >= p.slots) barrier_wait(empty + 8 * slot, phase);
         const uint8_t* from = p.w + first_unit * p.unit_bytes;
         for (int part = 0; part < parts; part++) {
-            if (on_way == p.window) {
+            if (window != p.window && barrier_passed(x_there, 0)) window = p.window;
+            while (on_way >= window) {
                 barrier_wait(full + 8 * (landed_slot * parts + landed_part), landed_phase);
                 on_way--;
                 if (++landed_part == parts) {
@@ -193,29 +245,28 @@ template <int Columns, int Groups, bool IntegerZeros, bool Steps>
 __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const __grid_constant__ Params p) {
     constexpr int round = Steps ? pass_tiles : round_tiles<Columns>, tile_sums = tile_rows * Columns;
     extern __shared__ __align__(128) uint8_t shared[];
-    __shared__ __align__(16) uint64_t barriers[most_slots * (parts + 1)];
+    __shared__ __align__(16) uint64_t barriers[most_slots * (parts + 1) + 1];
     __shared__ float squares[Columns][most_warps];
     const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2, t = lane & 3;
     const int consumers = p.warps * p.groups;
-    const uint32_t ring = shared_address(shared), full = shared_address(barriers), empty = full + 8 * most_slots * parts;
+    const uint32_t ring = shared_address(shared), full = shared_address(barriers), empty = full + 8 * most_slots * parts,
+                   x_there = empty + 8 * most_slots;
     const int slot_bytes = consumers * p.unit_bytes;
-    const int chunk_tiles = (p.tiles + p.groups - 1) / p.groups;
-    const int first_tile = static_cast<int>(static_cast<int64_t>(chunk_tiles) * blockIdx.x / gridDim.x) * p.groups;
-    const int last_tile =
-        min(static_cast<int>(static_cast<int64_t>(chunk_tiles) * (blockIdx.x + 1) / gridDim.x) * p.groups, p.tiles);
+    const int block = static_cast<int>(blockIdx.x);
+    const int first_tile = (block * p.each + min(block, p.longer)) * p.groups;
+    const int last_tile = min(first_tile + (p.each + (block < p.longer)) * p.groups, p.tiles);
 
     if (warp == consumers) {
-        if (lane == 0) {
-            for (int i = 0; i < p.slots; i++) {
-                for (int part = 0; part < parts; part++) barrier_init(full + 8 * (i * parts + part), 1);
-                barrier_init(empty + 8 * i, static_cast<uint32_t>(consumers));
-            }
-            barrier_init_done();
+        for (int i = lane; i < p.slots * (parts + 1); i += 32) {
+            const bool is_full = i < p.slots * parts;
+            barrier_init(is_full ? full + 8 * i : empty + 8 * (i - p.slots * parts), is_full ? 1 : static_cast<uint32_t>(consumers));
         }
+        if (lane == 0) barrier_init(x_there, static_cast<uint32_t>(consumers));
+        barrier_init_done();
         __syncwarp();
         asm volatile("bar.arrive 2, %0;" ::"r"(consumers * 32 + 32) : "memory");
         pdl_trigger();
-        if (lane == 0) produce<Steps>(p, ring, full, empty, first_tile, last_tile);
+        if (lane == 0) produce<Steps>(p, ring, full, empty, x_there, first_tile, last_tile);
         return;
     }
     pdl_trigger();
@@ -229,7 +280,6 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
     // ---- x
     auto load_norm = [&](int unit, float(&w)[8]) {
         const int column = unit * unit_columns + lane * 8;
-        const float one = p.plus_one ? 1.0f : 0.0f;
         if (p.norm_aligned && column + 8 <= p.in) {
             const float4* from = reinterpret_cast<const float4*>(p.norm_weight + column);
             const float4 a = __ldg(from), b = __ldg(from + 1);
@@ -238,8 +288,6 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
 #pragma unroll
             for (int i = 0; i < 8; i++) w[i] = column + i < p.in ? __ldg(p.norm_weight + column + i) : 0.0f;
         }
-#pragma unroll
-        for (int i = 0; i < 8; i++) w[i] += one;
     };
     // This lane's 8 columns of row m of a unit.
     auto load_x = [&](int unit, int m) {
@@ -257,21 +305,26 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
     };
     auto scaled = [&](uint4 v, int m, const float(&w)[8]) {
         float total = 0;
-#pragma unroll 8
-        for (int i = 0; i < p.warps; i++) total += squares[m][i];
-        const float s = rsqrtf(total / static_cast<float>(p.in) + p.eps);
+#pragma unroll
+        for (int i = 0; i < most_warps; i++) total += i < p.warps ? squares[m][i] : 0.0f;
+        const float s = rsqrtf(total / static_cast<float>(p.in) + p.eps), one = p.plus_one ? s : 0.0f;
         const float2 a = __half22float2(as_half2(v.x)), b = __half22float2(as_half2(v.y)), c = __half22float2(as_half2(v.z)),
                      d = __half22float2(as_half2(v.w));
-        return make_uint4(pack_half2(a.x * s * w[0], a.y * s * w[1]), pack_half2(b.x * s * w[2], b.y * s * w[3]),
-                          pack_half2(c.x * s * w[4], c.y * s * w[5]), pack_half2(d.x * s * w[6], d.y * s * w[7]));
+        float f[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) f[i] = s * w[i] + one;
+        return make_uint4(pack_half2(a.x * f[0], a.y * f[1]), pack_half2(b.x * f[2], b.y * f[3]),
+                          pack_half2(c.x * f[4], c.y * f[5]), pack_half2(d.x * f[6], d.y * f[7]));
     };
     auto place_x = [&](int m, uint4 v) { *(reinterpret_cast<uint4*>(x_shared + m * x_pitch) + lane) = v; };
     uint32_t b[32];
+    float x_sums[Groups][2];
     auto load_fragments = [&] {  // lane: row lane % 8 of an ldmatrix, 8 columns from 8 * (lane / 8)
         const uint32_t at = shared_address(x_shared) + min(lane & 7, p.rows - 1) * x_pitch + (lane >> 3) * 16;
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < 8; i++) ldmatrix4(reinterpret_cast<uint32_t(&)[4]>(b[4 * i]), at + i * 64);
+        if constexpr (IntegerZeros && Groups <= 4) sum_groups<Groups>(x_sums, b);
     };
     float norm[8];  // on its way while the kernel before finishes
     if (!Steps && p.norm_weight) load_norm(place, norm);
@@ -294,16 +347,14 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
 
     // ---- sums: those of a round lie side by side, rounds take turns
     int in_round = 0, turn = 0, round_first = first_tile;
-    float early = 0;
     const int threads = consumers * 32;
-    {
+    half early = __ushort_as_half(0);
+    auto fetch_residual = [&] {
         const Output& o = p.output;
-        const int e = static_cast<int>(threadIdx.x), token = e % Columns, slot_of = e / Columns % tile_rows,
-                  row = (first_tile + e / Columns / tile_rows) * tile_rows + 4 * ((slot_of & 7) >> 1) + (slot_of & 1) +
-                        (slot_of < 8 ? 0 : 2);
-        if (o.residual && token < o.rows && row < o.out)
-            early = __half2float(load_activation(o.residual + token * o.ld_residual + row));
-    }
+        const int e = static_cast<int>(threadIdx.x) / join_lanes<Columns>, token = e % Columns,
+                  row = slot_of(first_tile + e / Columns / tile_rows, e / Columns % tile_rows);
+        if (o.residual && token < o.rows && row < o.out) early = load_activation(o.residual + token * o.ld_residual + row);
+    };
     auto put = [&](const float(&sum)[4]) {
         float* to = my_sums + (turn * round + in_round) * tile_sums;
         if constexpr (Columns == 1) {
@@ -325,6 +376,7 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
         uint4 v[Columns];
 #pragma unroll
         for (int m = 0; m < Columns; m++) v[m] = m < p.rows ? load_x(place, m) : make_uint4(0, 0, 0, 0);
+        fetch_residual();
         if (p.norm_weight) {
 #pragma unroll
             for (int m = 0; m < Columns; m++)
@@ -338,12 +390,13 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
         for (int m = 0; m < Columns; m++)
             if (m < p.rows) place_x(m, v[m]);
         load_fragments();
+        if (lane == 0) barrier_arrive(x_there);
         for (int tile = first_tile; tile < last_tile; tile += p.groups) {
             Unit<Groups, IntegerZeros> unit;
             const bool there = tile + group < last_tile;
             take(unit, there);
             float sum[4] = {};
-            if (there) multiply_unit(sum, unit, b);
+            if (there) multiply_unit(sum, unit, b, x_sums);
             put(sum);
             if (in_round == round || tile + p.groups >= last_tile) join(min(tile + p.groups, last_tile));
         }
@@ -368,6 +421,7 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
             copy_commit();
         };
         fetch(place);
+        fetch_residual();
         for (int pass = first_tile; pass < last_tile; pass += pass_tiles) {
             float sum[pass_tiles][4] = {};
             for (int step = 0; step < p.steps; step++) {
@@ -380,13 +434,14 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
                         place_x(m, scaled(*(reinterpret_cast<uint4*>(x_shared + m * x_pitch) + lane), m, norm));
                 }
                 load_fragments();
+                if (lane == 0 && step == 0 && pass == first_tile) barrier_arrive(x_there);
                 fetch(step + 1 < p.steps ? unit_index + p.warps : place);
 #pragma unroll
                 for (int i = 0; i < pass_tiles; i++) {
                     if (pass + i >= last_tile) continue;
                     Unit<Groups, IntegerZeros> unit;
                     take(unit, there);
-                    if (there) multiply_unit(sum[i], unit, b);
+                    if (there) multiply_unit(sum[i], unit, b, x_sums);
                 }
             }
 #pragma unroll
@@ -467,7 +522,7 @@ cudaError_t open_decode(const MatmulDevice& device) {
 }
 
 bool decode_fits(const MatmulDevice& device, const Q4Layout& layout, int rows) {
-    return device.arch >= 90 && rows <= most_rows && plan_decode(device, layout, rows).variant != nullptr;
+    return device.arch >= 90 && rows <= most_rows && layout.units() <= INT16_MAX && layout.tiles() <= INT16_MAX && plan_decode(device, layout, rows).variant != nullptr;
 }
 
 cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
@@ -475,17 +530,22 @@ cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, cons
     const DecodePlan plan = plan_decode(context.device, layout, args.rows);
     if (!plan.variant) return cudaErrorInvalidConfiguration;
     Params p;
+    const int tiles = static_cast<int>(layout.tiles()), chunk_tiles = (tiles + plan.groups - 1) / plan.groups,
+              grid = std::min(context.device.sm_count, chunk_tiles);
     p.w = static_cast<const uint8_t*>(weight.data);
-    p.x = args.x, p.ldx = args.ldx, p.rows = args.rows, p.in = static_cast<int>(layout.in);
+    p.x = args.x, p.ldx = args.ldx;
+    p.norm_weight = args.norm_weight, p.eps = args.norm_eps, p.plus_one = args.norm_plus_one;
+    p.tiles = tiles, p.in = static_cast<int>(layout.in);
+    p.each = static_cast<int16_t>(chunk_tiles / grid), p.longer = static_cast<int16_t>(chunk_tiles % grid);
+    p.units = static_cast<int16_t>(layout.units()), p.unit_bytes = static_cast<int16_t>(layout.unit_bytes());
+    p.rows = static_cast<uint8_t>(args.rows);
+    p.warps = static_cast<uint8_t>(plan.warps), p.groups = static_cast<uint8_t>(plan.groups);
+    p.slots = static_cast<uint8_t>(plan.slots), p.steps = static_cast<int16_t>(plan.steps);
+    p.window = static_cast<uint8_t>(tuning.window ? tuning.window : 2);
+    p.first_window = static_cast<uint8_t>(tuning.first_window ? tuning.first_window : p.window);
     p.x_aligned = rows_aligned(args.x, args.ldx);
     p.norm_aligned = reinterpret_cast<uintptr_t>(args.norm_weight) % 16 == 0;
-    p.norm_weight = args.norm_weight, p.eps = args.norm_eps, p.plus_one = args.norm_plus_one;
     p.output = output_of(args, layout.out, layout.gated);
-    p.tiles = static_cast<int>(layout.tiles()), p.units = static_cast<int>(layout.units());
-    p.unit_bytes = static_cast<int>(layout.unit_bytes());
-    p.warps = plan.warps, p.groups = plan.groups, p.steps = plan.steps, p.slots = plan.slots;
-    p.window = tuning.window ? tuning.window : 2;
-    const int chunk_tiles = (p.tiles + p.groups - 1) / p.groups, grid = std::min(context.device.sm_count, chunk_tiles);
     return launch(context, plan.variant->kernel, dim3(static_cast<unsigned>(grid)), (plan.warps * plan.groups + 1) * 32,
                   plan.shared_bytes, p);
 }

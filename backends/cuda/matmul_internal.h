@@ -23,8 +23,8 @@ inline Scratch scratch_of(const MatmulContext& context) {
 // For the lab: forced choices; zero (or -1) means that the library decides.
 struct MatmulTuning {
     int kernel = 0;                                              // 1: decode, 2: prefill (wgmma), 3: mma large, 4: mma small
-    int slots = 0, window = 0;                                    // decode: of the ring; parts on their way
-    int tokens = 0, per_sm = 0;                                  // prefill: tokens of a CTA, CTAs that share an SM
+    int slots = 0, window = 0, first_window = 0;  // decode: of the ring; parts on their way, and until x is there
+    int tokens = 0;                                              // prefill: tokens of a CTA
     int schedule = -1;                                           // prefill: see plan_schedule
     // An attempt of the lab that takes the place of the decode kernel, up to 16 rows.
     cudaError_t (*decode)(const MatmulContext&, const Q4Weight&, const MatmulArgs&) = nullptr;

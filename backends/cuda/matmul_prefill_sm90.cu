@@ -71,8 +71,8 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
 }
 
 // Groups: 2 for 128 columns a group; 8 serves every size.
-template <int TN, int Groups, bool IntegerZeros, int PerSm>
-__global__ void __launch_bounds__(threads, PerSm)
+template <int TN, int Groups, bool IntegerZeros>
+__global__ void __launch_bounds__(threads, 1)
     prefill_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int x_bytes = TN * 128, octets = TN / 8;
@@ -85,17 +85,10 @@ __global__ void __launch_bounds__(threads, PerSm)
     pdl_trigger();
     if (threadIdx.x == 0) rings.init(p);
     __syncthreads();
-    if (static_cast<int>(blockIdx.x) >= p.workers) {  // holds its place, see prefill_q4
-        pdl_wait();
-        return;
-    }
     Schedule schedule(p, static_cast<int>(blockIdx.x), p.workers);
 
     if (warpgroup == 0) {
-        if constexpr (PerSm == 2)
-            asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        else
-            asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (warp == 0) {  // W: does not depend on the kernel before
             const uint64_t policy = stream_policy();
             Ring ring(p.w_slots, 1);
@@ -118,10 +111,7 @@ __global__ void __launch_bounds__(threads, PerSm)
         }
         return;
     }
-    if constexpr (PerSm == 2)
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
-    else
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int group_index = warpgroup - 1, my_tile = group_index * 4 + warp;
     Ring wr(p.w_slots, 0), xr(p.x_slots, 0);
     bool waited = false;
@@ -200,16 +190,15 @@ __global__ void __launch_bounds__(threads, PerSm)
 
 using PrefillKernel = void (*)(CUtensorMap, Params);
 struct Variant {
-    int tokens, per_sm, groups;  // groups 8: any
+    int tokens, groups;  // groups 8: any
     bool integer_zeros;
     PrefillKernel kernel;
 };
 const Variant variants[] = {
-    {32, 2, 2, true, prefill_kernel<32, 2, true, 2>},     {64, 2, 2, true, prefill_kernel<64, 2, true, 2>},
-    {64, 1, 2, true, prefill_kernel<64, 2, true, 1>},     {128, 1, 2, true, prefill_kernel<128, 2, true, 1>},
-    {256, 1, 2, true, prefill_kernel<256, 2, true, 1>},   {64, 1, 8, true, prefill_kernel<64, 8, true, 1>},
-    {128, 1, 8, true, prefill_kernel<128, 8, true, 1>},   {64, 1, 8, false, prefill_kernel<64, 8, false, 1>},
-    {128, 1, 8, false, prefill_kernel<128, 8, false, 1>},
+    {32, 2, true, prefill_kernel<32, 2, true>},   {64, 2, true, prefill_kernel<64, 2, true>},
+    {128, 2, true, prefill_kernel<128, 2, true>}, {256, 2, true, prefill_kernel<256, 2, true>},
+    {64, 8, true, prefill_kernel<64, 8, true>},   {128, 8, true, prefill_kernel<128, 8, true>},
+    {64, 8, false, prefill_kernel<64, 8, false>}, {128, 8, false, prefill_kernel<128, 8, false>},
 };
 
 // How blocks are given to CTAs. 0: whole blocks only; 1: all blocks cut into equal shares; 2: whole waves, the rest in
@@ -263,7 +252,6 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
     for (const Variant& v : variants) {
         if (v.integer_zeros != layout.integer_zeros || v.groups != groups) continue;
         if (tuning.tokens && v.tokens != tuning.tokens) continue;
-        if (tuning.per_sm ? v.per_sm != tuning.per_sm : v.per_sm == 2 && rows > 64) continue;
         const int token_blocks = (rows + v.tokens - 1) / v.tokens, blocks = row_blocks * token_blocks;
         for (int kind = 0; kind < 5; kind++) {
             if (tuning.schedule >= 0 && kind != tuning.schedule) continue;
@@ -309,16 +297,13 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     p.workers = plan.schedule.workers;
     p.full_waves = plan.schedule.waves, p.parts = plan.schedule.parts;
     // Shared memory: 1024 bytes for alignment, then the rings.
-    const int limit = (plan.variant->per_sm == 2 ? 114176 : shared_limit) - 1024, w_bytes = block_tiles * p.unit_bytes,
+    const int limit = shared_limit - 1024, w_bytes = block_tiles * p.unit_bytes,
               x_bytes = tokens * 128;
-    p.w_slots = tokens == 32 ? 4 : tokens == 64 ? (plan.variant->per_sm == 2 ? 3 : 6) : tokens == 128 ? 4 : 3;
+    p.w_slots = tokens == 32 ? 8 : tokens == 64 ? 6 : tokens == 128 ? 4 : 3;
     while (limit - p.w_slots * w_bytes < 4 * x_bytes) p.w_slots--;
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / x_bytes);
     const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * x_bytes;
-    // Two CTAs an SM means one of this product and one of the next: without a CTA on every SM the next product's would
-    // come to lie two on some and none on others.
-    const int grid = plan.variant->per_sm == 2 ? std::max(p.workers, context.device.sm_count) : p.workers;
-    return launch(context, plan.variant->kernel, dim3(static_cast<unsigned>(grid)), threads, shared_bytes, map, p);
+    return launch(context, plan.variant->kernel, dim3(static_cast<unsigned>(p.workers)), threads, shared_bytes, map, p);
 }
 
 }  // namespace awq::cuda

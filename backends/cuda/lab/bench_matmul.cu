@@ -282,13 +282,14 @@ void decode_sweep() {
         reset_activations(rows);
         double best = 1e9;
         for (int slots : {0, 2, 3})
-            for (int window : {1, 2, 3, 4}) {
+            for (auto [first_window, window] : {std::pair{1, 2}, {1, 3}, {1, 4}, {2, 2}, {2, 3}, {2, 4}}) {
                 tuning = lab::base;
-                tuning.slots = slots, tuning.window = window;
+                tuning.slots = slots, tuning.window = window, tuning.first_window = first_window;
                 bool fits = true;
                 for (auto& w : weights) fits = fits && decode_fits(context.device, w[0].layout, rows);
                 if (!fits) continue;
-                at = "rows " + std::to_string(rows) + " slots " + std::to_string(slots) + " window " + std::to_string(window);
+                at = "rows " + std::to_string(rows) + " slots " + std::to_string(slots) + " window " + std::to_string(first_window) + " " +
+                     std::to_string(window);
                 Graph g([&] {
                     for (int i = 0; i < layers; i++) layer(i, rows);
                 });
@@ -325,18 +326,17 @@ void prefill_sweep(const std::vector<int>& counts) {
         double sum = 0;
         for (int l = 0; l < 4; l++) {
             double best = 1e9;
-            for (int per_sm : {1, 2})
-                for (int tokens : {32, 64, 128, 256})
+                    for (int tokens : {32, 64, 128, 256})
                     for (int schedule = 0; schedule < 5; schedule++) {
                         tuning = lab::base;
-                        tuning.kernel = 2, tuning.per_sm = per_sm, tuning.tokens = tokens, tuning.schedule = schedule;
+                        tuning.kernel = 2, tuning.tokens = tokens, tuning.schedule = schedule;
                         if (tokens > rows * 2 || tokens * 8 < rows || (rows >= 512 && tokens < 128)) continue;
                         if (!prefill_fits(context.device, weights[l][0].layout, args_of(l, rows))) continue;
                         Graph g([&] {
                             for (int i = 0; i < n; i++) layer(i, rows, 1 << l);
                         });
                         double t = sustained(g, rows >= 512 ? 3 : 7) / n;
-                        std::printf("rows %4d %-8s tokens %3d/%d schedule %d: %.2f\n", rows, linears[l].name, tokens, per_sm,
+                        std::printf("rows %4d %-8s tokens %3d schedule %d: %.2f\n", rows, linears[l].name, tokens,
                                     schedule, t);
                         if (t < best) best = t, chosen[l] = tuning;
                     }
@@ -344,8 +344,8 @@ void prefill_sweep(const std::vector<int>& counts) {
             Graph g([&] {
                 for (int i = 0; i < n; i++) layer(i, rows, 1 << l);
             });
-            std::printf("rows %4d %-8s best %.2f: tokens %d/%d schedule %d; default %.2f\n", rows, linears[l].name, best,
-                        chosen[l].tokens, chosen[l].per_sm, chosen[l].schedule, sustained(g, 7) / n);
+            std::printf("rows %4d %-8s best %.2f: tokens %d schedule %d; default %.2f\n", rows, linears[l].name, best,
+                        chosen[l].tokens, chosen[l].schedule, sustained(g, 7) / n);
             sum += best;
         }
         tuning = lab::base;
