@@ -201,7 +201,7 @@ std::string format_integer(Env& env, const Value& value, Spec spec) {
         if (code < 0 || code > 0x10ffff) fail(Fault::overflow, "%c arg not in range(0x110000)");
         std::string text;
         append_code_point(text, static_cast<char32_t>(code));
-        return aligned(env, text, spec, '<');
+        return aligned(env, text, spec, '>');
     }
     if (spec.grouping == ',' && std::string_view("boxX").find(kind) != std::string_view::npos)
         fail(Fault::value, std::string("Cannot specify ',' with '") + kind + "'.");

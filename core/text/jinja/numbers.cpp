@@ -30,8 +30,9 @@ bool plain_digits(std::string_view text, std::string& out) {
         char32_t c = next_code_point(text, i);
         if (c >= 0x80) {
             if (!is_decimal(c)) return false;
-            char32_t zero = c;  // decimal digits stand in runs of ten
+            char32_t zero = c;  // decimal digits stand in runs of ten, the mathematical ones in five runs that touch
             while (is_decimal(zero - 1) && c - zero < 9) zero--;
+            if (c >= 0x1d7ce && c <= 0x1d7ff) zero = c - (c - 0x1d7ce) % 10;
             c = '0' + (c - zero);
         }
         out += static_cast<char>(c);
