@@ -54,7 +54,14 @@ AWQ_INLINE void store_int(void* p, I a) { _mm512_storeu_si512(p, a); }
 AWQ_INLINE I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
 AWQ_INLINE I and_int(I a, I b) { return _mm512_and_si512(a, b); }
 AWQ_INLINE I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
-AWQ_INLINE int32_t sum_int(I a) { return _mm512_reduce_add_epi32(a); }
+// Not _mm512_reduce_add_epi32: its last addition is one of plain ints, which must not overflow, and NaN quantizes to INT_MIN.
+AWQ_INLINE int32_t sum_int(I a) {
+    __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1));
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+    return _mm_cvtsi128_si32(sum);
+}
 AWQ_INLINE int32_t highest_int(I a) { return _mm512_reduce_max_epi32(a); }
 template <int n>
 AWQ_INLINE I shift_left(I a) {
