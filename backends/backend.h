@@ -93,7 +93,6 @@ public:
     // Bytes a second that a plain read of memory reaches, measured on the first call (which takes a moment); 0: not known.
     virtual double bandwidth() const { return 0; }
     virtual DType activation_type() const = 0;      // of every node but those marked f32
-    virtual bool has_eight_bits() const { return true; }    // kernels for linears and tables of 8-bit values (WeightSpec::bits)
 
     virtual Result<std::unique_ptr<Buffer>> allocate(size_t bytes) = 0;    // zero-filled
     virtual Status upload(const Buffer& buffer, size_t offset, const void* from, size_t bytes) = 0;

@@ -60,7 +60,7 @@ typedef struct awq_options {
     int64_t context;         /* positions of one session; 0: the model's, at most 8192 */
     int64_t cache_tokens;    /* positions of all sessions together; 0: as memory allows */
     int64_t memory;          /* bytes of weights, KV cache and scratch at most; 0: what the GPU has free, on a CPU no limit */
-    int head_bits;           /* 16 (default): the output head as it is; 8: packed to 8 bits at load (cpu, reference) */
+    int head_bits;           /* 16 (default): the output head as it is; 8: packed to 8 bits at load */
     int skip_rule;           /* how modules_to_not_convert is read: 4 (transformers 4.57, default) or 5 (5.23) */
     bool no_fuse;            /* every module runs by itself */
     bool check_finite;       /* look for NaN and infinity after every op (slow) */

@@ -182,9 +182,6 @@ private:
 
     // --head-bits 8. A tied head is the table of embeddings: there is one matrix, and it is packed.
     Status pack_head() {
-        if (backend_ && !backend_->has_eight_bits())
-            return Status(Code::unsupported, std::string("--head-bits 8: the ") + backend_->name() +
-                                                 " backend has no kernels for it; expected 16, or --backend cpu");
         PlanRow* head = work_.row(work_.tree.head);
         if (!head) return {};
         PlanRow& holder = head->module.tied_to.empty() ? *head : row(head->module.tied_to);

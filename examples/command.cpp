@@ -82,7 +82,7 @@ void ModelOptions::add(CLI::App& app, bool model_required) {
     app.add_option("-c,--context", context, "positions the context holds (default: the model's, at most 8192)")->option_text("N")->check(at_least(0));
     app.add_option("--memory", memory, "weights, KV cache and scratch at most (default: what the GPU has free; on a CPU no limit)")
         ->option_text("GIB")->check(between(0.001, 1 << 20));
-    app.add_option("--head-bits", head_bits, "8: the output head packed to 8 bits at load, half the memory (cpu, reference)")
+    app.add_option("--head-bits", head_bits, "8: the output head packed to 8 bits at load, half the memory")
         ->option_text("N")->check(CLI::IsMember({8, 16}))->capture_default_str();
     app.add_flag("--check-finite", check_finite, "stop at the first op whose output is not finite, and name it (slow)");
     const char* awq = "AWQ options (override the checkpoint's quantization_config)";

@@ -121,7 +121,6 @@ public:
         spec.in = c.in;
         spec.group_size = c.group;
         spec.bits = c.bits;
-        eight_bits_ = eight_bits_ || c.bits == 8;
         spec.integer_zeros = c.zeros;
         spec.dtype = c.dtype;
         spec.stack = c.stack;
@@ -277,7 +276,6 @@ public:
     std::vector<std::pair<Input, std::vector<float>>> extra_floats;
     int32_t feature_rows = 0;
     BatchSize last_size;
-    bool has_eight_bits() const { return eight_bits_; }    // any weight
 
 private:
     struct Owned {
@@ -292,7 +290,6 @@ private:
     std::vector<std::unique_ptr<Owned>> weights_;
     std::unique_ptr<Buffer> cache_;
     int32_t kv_pages_ = 0;
-    bool eight_bits_ = false;
 };
 
 // ---- the backends held against the reference
@@ -354,7 +351,6 @@ inline void sweep(const std::string& name, const Body& body, KvShape kv = {}, do
     const std::vector<float> want = body(expected);
     std::vector<float> one_thread;
     for (Candidate& candidate : candidates()) {
-        if (expected.has_eight_bits() && !candidate.backend->has_eight_bits()) continue;
         Bench bench(*candidate.backend, kv);
         const std::vector<float> got = body(bench);
         const double off = difference(got, want);

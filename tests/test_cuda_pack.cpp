@@ -2,7 +2,9 @@
 #include <doctest/doctest.h>
 #include <memory>
 #include <vector>
+#include <array>
 #include "backends/cuda/pack_q4.h"
+#include "core/eight_bit_rows.h"
 #include "core/tensor.h"
 
 namespace {
@@ -89,5 +91,23 @@ TEST_CASE("cuda q4 layout: unpack is the inverse of pack") {
         round_trip({8}, 288, 96, integers, Stack::single, 32);
         round_trip({16}, 64, 16, integers, Stack::single, 0);
         round_trip({12, 20}, 64, 32, integers, Stack::gate_up, 0);
+    }
+}
+
+TEST_CASE("cuda q4 layout: values of 8 bits are two columns of 4") {
+    for (auto [rows, in, group] : {std::array<int64_t, 3>{40, 256, 128}, {17, 576, 192}, {5, 96, 32}}) {
+        auto source = awq::eight_bit_rows(std::make_shared<RandomRows>(rows, in, group, false, 5), group);
+        awq::WeightSpec spec;
+        spec.out = rows, spec.in = in, spec.group_size = group, spec.bits = 8, spec.integer_zeros = true, spec.member_rows = {rows};
+        const awq::cuda::Q4Layout layout = awq::cuda::q4_layout(spec);
+        REQUIRE(layout.valid());
+        CHECK(layout.in == 2 * in);
+        std::vector<uint8_t> packed(static_cast<size_t>(layout.bytes()), 0xee);
+        const awq::WeightRows* members[] = {source.get()};
+        awq::cuda::q4_pack(layout, members, 0, layout.tiles(), packed.data());
+        std::vector<float> got(static_cast<size_t>(rows * in)), want(got.size());
+        awq::cuda::q4_unpack(layout, packed.data(), got.data());
+        source->read_dense(0, rows, want.data());
+        CHECK(got == want);
     }
 }

@@ -1,6 +1,6 @@
 // The same input gives the same bits, run after run and engine after engine; a batch gives each of its sequences the tokens
 // it gets alone. On every backend there is. On a GPU other row counts are other kernels, whose half precision rounds otherwise: there
-// a token may differ where its logit and the other's are closer than that.
+// a token may differ where its logit and the other's are closer than what that makes of them: some thousandths of the largest.
 #include <doctest/doctest.h>
 #include <algorithm>
 #include <cmath>
@@ -91,7 +91,7 @@ TEST_CASE("determinism: a batch generates for each prompt what it gets alone") {
                 REQUIRE(std::string(entry.name) == "cuda");
                 std::vector<int32_t> until = prompts[i];
                 until.insert(until.end(), one.begin(), one.begin() + static_cast<std::ptrdiff_t>(same));
-                CHECK(distance(*engine, until, one[same], beside[same]) < 1e-3f);
+                CHECK(distance(*engine, until, one[same], beside[same]) < 5e-3f);
             }
         }
     }

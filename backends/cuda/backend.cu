@@ -97,7 +97,6 @@ public:
         return bandwidth_;
     }
     DType activation_type() const override { return DType::f16; }
-    bool has_eight_bits() const override { return false; }
 
     Result<std::unique_ptr<Buffer>> allocate(size_t bytes) override {
         AWQ_CUDA(cudaSetDevice(device_));
@@ -129,7 +128,8 @@ public:
         size_t experts = static_cast<size_t>(weight.spec.experts);
         switch (layout.kind) {
             case LayoutKind::q4:
-                weight.layout = layout.q4.gated ? "int4 units of 16 x 256, gate and up rows in turn" : "int4 units of 16 x 256";
+                weight.layout = layout.q4.eight   ? "int8 as two int4 columns, units of 16 x 256"
+                                : layout.q4.gated ? "int4 units of 16 x 256, gate and up rows in turn" : "int4 units of 16 x 256";
                 weight.bytes = experts * static_cast<size_t>(layout.q4.bytes());
                 break;
             case LayoutKind::dense:

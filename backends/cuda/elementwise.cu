@@ -158,26 +158,58 @@ Status copy_rows(const KernelCall& call, bool wide, float scale, F rows) {
                   rows);
 }
 
-// A table or vector weight: float16 rows or float32 ones (layout.h).
+// A table or vector weight: float16 rows, float32 ones or units of 8-bit values (layout.h).
 struct WeightTable {
     const void* data;
     int64_t pitch;
     bool half;
+    bool eight;
+    bool integer_zeros;
+    int in, units, unit_bytes, group, groups;  // of 8-bit values: columns of the source, the rest as pack_q4.h has it
+
+    // Column c of row r where values have 8 bits: the low and the high nibble, each with its scale.
+    __device__ float read_eight(int64_t r, int c) const {
+        const int rest = static_cast<int>(r % tile_rows), slot = rest / 4 * 2 + (rest & 1) + (rest & 2 ? 8 : 0), g = slot & 7;
+        float value = 0;
+        for (int column : {c, in + c}) {
+            const uint8_t* unit = static_cast<const uint8_t*>(data) + (r / tile_rows * units + column / unit_columns) * unit_bytes;
+            const int k = column % unit_columns, bit = 16 * (k & 1) + (k & 8) + 4 * (slot >> 3), place = 2 * g + (slot >> 3);
+            const uint8_t byte = unit[k / 64 * 512 + (4 * g + k % 8 / 2) * 16 + k % 64 / 16 * 4 + bit / 8];
+            const float q = static_cast<float>(byte >> bit % 8 & 15);
+            const uint8_t *scales = unit + 2048 + k / group * 32, *zeros = unit + 2048 + groups * 32;
+            const float scale = __half2float(reinterpret_cast<const __half*>(scales)[place]);
+            value += integer_zeros ? (q - static_cast<float>(zeros[k / group * 16 + place])) * scale
+                                   : q * scale + __half2float(reinterpret_cast<const __half*>(zeros)[k / group * 16 + place]);
+        }
+        return value;
+    }
     template <int wide>
     __device__ void read_row(int64_t r, int c, float (&x)[wide]) const {
-        if (half)
+        if (eight)
+            for (int i = 0; i < wide; i++) x[i] = read_eight(r, c + i);
+        else if (half)
             load(static_cast<const __half*>(data) + r * pitch + c, x);
         else
             load(static_cast<const float*>(data) + r * pitch + c, x);
     }
 };
 WeightTable weight_table(const Weight* weight) {
-    bool half = weight_layout(weight->spec).kind == LayoutKind::dense;
-    return {weight->data, half ? dense_pitch(weight->spec.in) : weight->spec.in, half};
+    const WeightLayout layout = weight_layout(weight->spec);
+    const bool half = layout.kind == LayoutKind::dense;
+    WeightTable table = {weight->data, half ? dense_pitch(weight->spec.in) : weight->spec.in, half};
+    if (layout.kind == LayoutKind::q4) {
+        table.eight = true;
+        table.integer_zeros = layout.q4.integer_zeros;
+        table.in = static_cast<int>(layout.q4.source_in());
+        table.units = static_cast<int>(layout.q4.units()), table.unit_bytes = static_cast<int>(layout.q4.unit_bytes());
+        table.group = layout.q4.group, table.groups = layout.q4.groups();
+    }
+    return table;
 }
 bool can_look_up(const Graph& graph, const Node& node) {
     WeightLayout layout = weight_layout(graph.nodes[node.in[1]].weight->spec);
-    return layout.kind == LayoutKind::vector || (layout.kind == LayoutKind::dense && !layout.dense.gated);
+    return layout.kind == LayoutKind::vector || (layout.kind == LayoutKind::dense && !layout.dense.gated) ||
+           (layout.kind == LayoutKind::q4 && layout.q4.eight && !layout.q4.gated);
 }
 
 struct Embed {

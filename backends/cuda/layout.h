@@ -3,7 +3,8 @@
 //   kind      what                                    layout
 //   linear    int4, group size a multiple of 32       units of 16 x 256 (pack_q4.h)
 //   linear    everything else                         float16 rows, padded to 8 columns (DenseWeight in matmul.h)
-//   table     embeddings, position tables             the same: a tied output head reads the table in place
+//   linear    8 bits (an output head packed at load)  the same units, twice the columns (pack_q4.h); also a table of them
+//   table     embeddings, position tables             float16 rows: a tied output head reads the table in place
 //   vector    norms, biases, permutations             float32
 #pragma once
 #include "backends/cuda/matmul.h"

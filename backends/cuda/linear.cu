@@ -70,11 +70,12 @@ Status product(const KernelCall& call, size_t weight_at, size_t bias_at, MatmulA
         return launch(ctx, add_bias_kernel, ceil_div(count, 256), 256, 0, args.y, args.ldy, static_cast<const float*>(bias->data),
                       call.out.cols, count);
     }
-    if (weight_layout(weight.spec).kind == LayoutKind::dense) {
+    const WeightLayout layout = weight_layout(weight.spec);
+    if (layout.kind == LayoutKind::dense || matmul_q4_floats(ctx.matmul.device, q4_weight(weight, layout), args.rows)) {
         args.y32 = static_cast<float*>(call.out.data);
         return multiply(ctx, weight, args);
     }
-    // Logits of an int4 output head: the kernels write halves, which are widened.
+    // Logits of a quantised output head in larger batches: the kernels write halves, which are widened.
     args.y = reinterpret_cast<half*>(ctx.scratch);
     args.ldy = call.out.cols;
     AWQ_TRY(multiply(ctx, weight, args));
@@ -136,9 +137,10 @@ void linear_needs(const Graph& graph, const Node& node, const BatchSize& size, i
     const bool normed = node.op == Op::norm_linear || node.op == Op::norm_gate_up;
     if (!normed && node.op != Op::linear && node.op != Op::linear_add) return;
     const Weight* weight = weight_of(graph, node, normed ? 2 : 1);
+    const WeightLayout layout = weight_layout(weight->spec);
     rows = std::max(rows, node_rows(node, size));
-    in = std::max(in, weight->spec.in);
-    if (node.dtype == DType::f32 && weight_layout(weight->spec).kind == LayoutKind::q4)
+    in = std::max(in, layout.kind == LayoutKind::q4 ? layout.q4.in : weight->spec.in);
+    if (node.dtype == DType::f32 && layout.kind == LayoutKind::q4)
         scratch = std::max(scratch, static_cast<size_t>(node_rows(node, size) * node.cols) * sizeof(half));
 }
 

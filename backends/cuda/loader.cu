@@ -11,7 +11,7 @@ namespace awq::cuda {
 WeightLayout weight_layout(const WeightSpec& spec) {
     WeightLayout layout;
     if (spec.kind == WeightKind::vector) return layout;
-    if (spec.kind == WeightKind::linear) layout.q4 = q4_layout(spec);
+    if (spec.kind == WeightKind::linear || spec.bits == 8) layout.q4 = q4_layout(spec);
     layout.kind = layout.q4.valid() ? LayoutKind::q4 : LayoutKind::dense;
     layout.dense.out = spec.out;
     layout.dense.in = spec.in;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(128) pack_q4_kernel(const __grid_constant__ Pa
     const int unit = blockIdx.x, tile = blockIdx.y, lane = threadIdx.x % 32, span = threadIdx.x / 32;
     const int g = lane / 4, t = lane % 4;
     uint8_t* to = job.packed + tile * job.tile_bytes + unit * job.unit_bytes;
-    const int64_t in = layout.in;
+    const int64_t in = layout.eight ? layout.in / 2 : layout.in;
     uint32_t words[4] = {};
 #pragma unroll
     for (int side = 0; side < 2; side++) {
@@ -133,7 +133,9 @@ __global__ void __launch_bounds__(128) pack_q4_kernel(const __grid_constant__ Pa
 #pragma unroll
             for (int j = 0; j < 4; j++) {  // columns 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of the step
                 int64_t column = unit * unit_columns + span * 64 + step * 16 + 2 * t + (j & 1) + 8 * (j >> 1);
-                if (column < in) words[step] |= static_cast<uint32_t>(q[column] & 15) << (16 * (j & 1) + 8 * (j >> 1) + 4 * side);
+                if (column >= layout.in) continue;
+                const uint32_t value = column < in ? q[column] & 15 : q[column - in] >> 4;
+                words[step] |= value << (16 * (j & 1) + 8 * (j >> 1) + 4 * side);
             }
     }
     reinterpret_cast<uint4*>(to)[span * 32 + lane] = make_uint4(words[0], words[1], words[2], words[3]);
@@ -145,14 +147,19 @@ __global__ void __launch_bounds__(128) pack_q4_kernel(const __grid_constant__ Pa
         int group = e / tile_rows, place = e % tile_rows, slot = place / 2 + (place & 1) * 8;  // {0, 8, 1, 9, ...}
         int row = staged_row(job, tile, slot);
         int64_t column = unit * unit_columns + group * layout.group;
+        const bool high = column >= in;  // of 8 bits
         float scale = 0, offset = 0;
-        if (row >= 0 && column < in) {
-            scale = job.scale[row * source_groups + column / layout.source_group];
-            offset = job.offset[row * source_groups + column / layout.source_group];
+        if (row >= 0 && column < layout.in) {
+            const int64_t source = (high ? column - in : column) / layout.source_group;
+            scale = job.scale[row * source_groups + source];
+            offset = job.offset[row * source_groups + source];
         }
+        float zero = scale != 0 ? roundf(-offset / scale) : 0.0f;
+        if (layout.eight) zero = high ? zero / 16 : 0.0f;
+        if (high) scale *= 16, offset = 0;
         reinterpret_cast<__half*>(scales)[e] = __float2half_rn(scale);
         if (layout.integer_zeros)
-            zeros[e] = scale != 0 ? static_cast<uint8_t>(fminf(fmaxf(roundf(-offset / scale), 0.0f), 16.0f)) : 0;
+            zeros[e] = static_cast<uint8_t>(fminf(fmaxf(zero, 0.0f), 16.0f));
         else
             reinterpret_cast<__half*>(zeros)[e] = __float2half_rn(offset);
     }

@@ -7,18 +7,21 @@ MatmulTuning tuning;
 
 namespace {
 
-// rows of x, normalised, to `to` [rows][pitch]; columns past `in` zero. One CTA a row; a thread takes 8 columns at a time and keeps
-// the first `keep` pieces in registers.
+// rows of x, normalised (weight null: as they are), to `to` [rows][pitch]; columns past `in` zero. One CTA a row; a thread takes 8 columns
+// at a time and keeps the first `keep` pieces in registers. twice: `in`, a multiple of 8, columns once more behind the first.
 constexpr int norm_threads = 256, keep = 4;
 __global__ void __launch_bounds__(norm_threads)
-    norm_rows_kernel(const half* x, int64_t ldx, int in, const float* weight, float eps, bool plus_one, bool aligned, half* to,
-                     int64_t pitch) {
+    norm_rows_kernel(const half* x, int64_t ldx, int in, const float* weight, float eps, bool plus_one, bool aligned, bool twice,
+                     half* to, int64_t pitch) {
     __shared__ float squares[norm_threads / 32];
     pdl_trigger();
     const half* row = x + blockIdx.x * ldx;
-    const float one = plus_one ? 1.0f : 0.0f;
+    const float one = plus_one || !weight ? 1.0f : 0.0f;
+    const int columns = twice ? in : static_cast<int>(pitch);
     auto load_weight = [&](int column, float(&w)[8]) {
-        if (aligned && column + 8 <= in) {
+        if (!weight) {
+            for (int i = 0; i < 8; i++) w[i] = 0;
+        } else if (aligned && column + 8 <= in) {
             const float4 a = __ldg(reinterpret_cast<const float4*>(weight + column)),
                          b = __ldg(reinterpret_cast<const float4*>(weight + column) + 1);
             w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w, w[4] = b.x, w[5] = b.y, w[6] = b.z, w[7] = b.w;
@@ -42,13 +45,15 @@ __global__ void __launch_bounds__(norm_threads)
             const float2 f = __half22float2(v[i]);
             bits[i] = pack_half2(f.x * scale * (w[2 * i] + one), f.y * scale * (w[2 * i + 1] + one));
         }
-        *reinterpret_cast<uint4*>(to + blockIdx.x * pitch + column) = make_uint4(bits[0], bits[1], bits[2], bits[3]);
+        half* at = to + blockIdx.x * pitch + column;
+        *reinterpret_cast<uint4*>(at) = make_uint4(bits[0], bits[1], bits[2], bits[3]);
+        if (twice) *reinterpret_cast<uint4*>(at + in) = make_uint4(bits[0], bits[1], bits[2], bits[3]);
     };
     const int first = static_cast<int>(threadIdx.x) * 8, step = norm_threads * 8;
     float weights[keep][8];  // on their way while the kernel before finishes
 #pragma unroll
     for (int i = 0; i < keep; i++)
-        if (first + i * step < pitch) load_weight(first + i * step, weights[i]);
+        if (first + i * step < columns) load_weight(first + i * step, weights[i]);
     pdl_wait();
     half2 kept[keep][4];
     float sum = 0;
@@ -61,11 +66,11 @@ __global__ void __launch_bounds__(norm_threads)
     };
 #pragma unroll
     for (int i = 0; i < keep; i++)
-        if (first + i * step < pitch) load_row(first + i * step, kept[i]);
+        if (first + i * step < columns) load_row(first + i * step, kept[i]);
 #pragma unroll
     for (int i = 0; i < keep; i++)
-        if (first + i * step < pitch) add(kept[i]);
-    for (int column = first + keep * step; column < pitch; column += step) {
+        if (first + i * step < columns) add(kept[i]);
+    for (int column = first + keep * step; column < columns; column += step) {
         half2 v[4];
         load_row(column, v);
         add(v);
@@ -75,11 +80,11 @@ __global__ void __launch_bounds__(norm_threads)
     __syncthreads();
     sum = 0;
     for (float s : squares) sum += s;
-    const float scale = rsqrtf(sum / static_cast<float>(in) + eps);
+    const float scale = weight ? rsqrtf(sum / static_cast<float>(in) + eps) : 1.0f;
 #pragma unroll
     for (int i = 0; i < keep; i++)
-        if (first + i * step < pitch) put(first + i * step, kept[i], weights[i], scale);
-    for (int column = first + keep * step; column < pitch; column += step) {
+        if (first + i * step < columns) put(first + i * step, kept[i], weights[i], scale);
+    for (int column = first + keep * step; column < columns; column += step) {
         half2 v[4];
         float w[8];
         load_row(column, v);
@@ -88,14 +93,15 @@ __global__ void __launch_bounds__(norm_threads)
     }
 }
 
-// x without a norm: normalised rows in scratch take its place.
-cudaError_t apply_norm(const MatmulContext& context, int64_t in, MatmulArgs& args) {
-    if (!args.norm_weight) return cudaSuccess;
+// Rows in scratch take the place of x: normalised where there is a norm, and for values of 8 bits twice beside themselves.
+cudaError_t prepare_rows(const MatmulContext& context, int64_t in, bool twice, MatmulArgs& args) {
+    if (!args.norm_weight && !twice) return cudaSuccess;
     half* rows = scratch_of(context).rows;
-    int64_t pitch = dense_pitch(in);
+    const int64_t pitch = dense_pitch(twice ? 2 * in : in);
     const bool aligned = rows_aligned(args.x, args.ldx) && reinterpret_cast<uintptr_t>(args.norm_weight) % 16 == 0;
-    cudaError_t error = launch(context, norm_rows_kernel, dim3(static_cast<unsigned>(args.rows)), norm_threads, 0, args.x, args.ldx,
-                               static_cast<int>(in), args.norm_weight, args.norm_eps, args.norm_plus_one, aligned, rows, pitch);
+    cudaError_t error =
+        launch(context, norm_rows_kernel, dim3(static_cast<unsigned>(args.rows)), norm_threads, 0, args.x, args.ldx,
+               static_cast<int>(in), args.norm_weight, args.norm_eps, args.norm_plus_one, aligned, twice, rows, pitch);
     args.x = rows, args.ldx = pitch, args.norm_weight = nullptr;
     return error;
 }
@@ -145,11 +151,20 @@ size_t matmul_scratch_bytes(int64_t max_rows, int64_t max_in) {
 cudaError_t matmul_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
     if (args.rows <= 0) return cudaSuccess;
     MatmulArgs plain = args;
-    Choice choice = choose(context.device, weight.layout, args);
-    if (choice == Choice::decode) return (tuning.decode ? tuning.decode : decode_q4)(context, weight, args);
-    if (cudaError_t error = apply_norm(context, weight.layout.in, plain)) return error;
+    const Q4Layout& layout = weight.layout;
+    if (layout.eight)
+        if (cudaError_t error = prepare_rows(context, layout.source_in(), true, plain)) return error;
+    const Choice choice = choose(context.device, layout, plain);
+    if (choice == Choice::decode) return (tuning.decode ? tuning.decode : decode_q4)(context, weight, plain);
+    if (cudaError_t error = prepare_rows(context, layout.in, false, plain)) return error;
     if (choice == Choice::prefill) return prefill_q4(context, weight, plain);
     return mma_q4(context, weight, plain, nullptr);
+}
+
+bool matmul_q4_floats(const MatmulDevice& device, const Q4Weight& weight, int rows) {
+    MatmulArgs args;
+    args.rows = rows;
+    return !weight.layout.gated && choose(device, weight.layout, args) == Choice::decode;
 }
 
 const char* matmul_q4_name(const MatmulDevice& device, const Q4Weight& weight, int rows) {
@@ -166,7 +181,7 @@ const char* matmul_q4_name(const MatmulDevice& device, const Q4Weight& weight, i
 cudaError_t matmul_dense(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args) {
     if (args.rows <= 0) return cudaSuccess;
     MatmulArgs plain = args;
-    if (cudaError_t error = apply_norm(context, weight.in, plain)) return error;
+    if (cudaError_t error = prepare_rows(context, weight.in, false, plain)) return error;
     return gemv_fits(weight, plain) ? gemv_dense(context, weight, plain) : mma_dense(context, weight, plain, nullptr);
 }
 

@@ -69,7 +69,7 @@ struct MatmulArgs {
     const half* x = nullptr;  // [rows][in], row r at x + r * ldx
     int64_t ldx = 0;
     half* y = nullptr;     // [rows][columns], row r at y + r * ldy; or y32
-    float* y32 = nullptr;  // the same as float (logits); exactly one of y, y32. Dense weights only
+    float* y32 = nullptr;  // the same as float (logits); exactly one of y, y32. Dense weights, and where matmul_q4_floats says so
     int64_t ldy = 0;
     // rms_norm of x before the product: x * rsqrt(mean(x^2) + eps) * weight, rounded to half. Null: none.
     const float* norm_weight = nullptr;  // [in]
@@ -98,6 +98,8 @@ cudaError_t matmul_q4_experts(const MatmulContext& context, const Q4Weight& weig
 cudaError_t matmul_dense_experts(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args,
                                  const ExpertRows& rows);
 
+// matmul_q4 can write y32 at these rows.
+bool matmul_q4_floats(const MatmulDevice& device, const Q4Weight& weight, int rows);
 // The name of the kernel matmul_q4 would choose, for `awq inspect`.
 const char* matmul_q4_name(const MatmulDevice& device, const Q4Weight& weight, int rows);
 

@@ -175,7 +175,7 @@ __device__ __forceinline__ void join_sums(const Params& p, const float* sums, in
         float v = add_up(from), up = o.gated ? add_up(from + 8 * Columns) : 0.0f;
         if (part != 0 || e >= elements || token >= o.rows) continue;
         const int tile = first_tile + index;
-        half* y = o.y + token * o.ldy;
+        half* y = o.y32 ? nullptr : o.y + token * o.ldy;
         if (o.gated) {
             const int channels = o.out / 2, channel = tile * 8 + slot;
             if (channel >= channels) continue;
@@ -190,7 +190,10 @@ __device__ __forceinline__ void join_sums(const Params& p, const float* sums, in
         if (o.bias) v += __ldg(o.bias + row);
         if (o.residual)
             v += __half2float(fetched && e == first ? early : load_activation(o.residual + token * o.ld_residual + row));
-        y[row] = __float2half(v);
+        if (o.y32)
+            o.y32[token * o.ldy + row] = v;
+        else
+            y[row] = __float2half(v);
     }
 }
 

@@ -12,6 +12,9 @@
 //     then for each of its 256 / group groups: 16 scales (half), slot g and slot g + 8 side by side: {0, 8, 1, 9, ...}
 //     then for each group: 16 zeros in the same order: bytes where zero points are integers, halves (the offset) elsewhere.
 //
+// A matrix of 8-bit values (an output head packed at load) is one of 4-bit values and twice the columns: first the low nibbles of
+// all columns, then the high ones with 16 times the scale, and x is laid twice beside itself. So every kernel serves it.
+//
 // decode reads it as mma.sync fragments, prefill as wgmma A fragments (four tiles make the 64 rows of one wgmma).
 // Slots are rows of the tile in an order that lets a thread store four neighbouring outputs (slot_row below). Rows and
 // columns past the matrix are padding: nibbles, scales and offsets zero, and no kernel lets them reach an output.
@@ -27,12 +30,14 @@ inline constexpr int tile_rows = 16;
 inline constexpr int unit_columns = 256;
 
 struct Q4Layout {
-    int64_t out = 0, in = 0;     // of one matrix (one expert)
+    int64_t out = 0, in = 0;     // of one matrix (one expert); in: twice the source's where `eight`
     int group = 0;               // columns that share a scale, as the kernels see it: 32, 64 or 128
     int64_t source_group = 0;    // as the checkpoint has it: a multiple of `group`
     bool integer_zeros = false;  // w = (q - zero) * scale, zero 0..16 a byte; else w = q * scale + offset, offset a half
+    bool eight = false;          // the source's values have 8 bits
     bool gated = false;          // gate | up stacked: tile i holds gate rows 8i..8i+7 and up rows 8i..8i+7
 
+    int64_t source_in() const { return eight ? in / 2 : in; }
     // A group size that is no multiple of 32 has no layout here: such a weight is kept as dense halves.
     bool valid() const { return group != 0; }
     int64_t tiles() const { return gated ? (out / 2 + 7) / 8 : (out + tile_rows - 1) / tile_rows; }
@@ -60,7 +65,7 @@ Q4Layout q4_layout(const WeightSpec& spec);
 // Packs tiles first .. first + count - 1 of one matrix; `packed` receives count * tile_bytes() bytes. `members` are the
 // matrix's sources, one behind the other in its rows. Scales and offsets are rounded to half.
 void q4_pack(const Q4Layout& layout, std::span<const WeightRows* const> members, int64_t first, int64_t count, uint8_t* packed);
-// The inverse: rows as the kernels see them, [out][in] floats, of a whole packed matrix.
+// The inverse: rows as the kernels see them, [out][source_in] floats, of a whole packed matrix.
 void q4_unpack(const Q4Layout& layout, const uint8_t* packed, float* rows);
 
 }  // namespace awq::cuda
