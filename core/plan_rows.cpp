@@ -199,11 +199,7 @@ private:
     static std::string shape_text(const Module& module) { return std::to_string(module.out) + " x " + std::to_string(module.in); }
 
     Status missing(const std::string& name, const Module& module) const {
-        const auto& shards = work_.checkpoint.shards();
-        std::string where = shards.size() == 1
-                                ? shards[0].path()
-                                : "the " + std::to_string(shards.size()) + " files of " + work_.checkpoint.directory();
-        return Status(Code::not_found, where + ": " + name + " is missing; expected a tensor for " + shape_text(module));
+        return Status(Code::not_found, work_.checkpoint.table_path() + ": " + name + " is missing; expected a tensor for " + shape_text(module));
     }
 
     Status by_configuration(PlanRow& row, LinearFacts& facts) {

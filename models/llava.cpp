@@ -45,7 +45,10 @@ void configure(ConfigReader& reader, ModelConfig& config) {
     std::string type = text.string("model_type", "llama");
     const Model* model = find_model(type);
     if (!model || model->vision || type == "llava" || type == "gemma3") {
-        text.fail("model_type", "\"" + quote(type) + "\" is not a text model known here", Code::unsupported);
+        std::string known;
+        for (const Model* m : model_table())
+            if (!m->vision) known += std::string(known.empty() ? "" : ", ") + m->model_type + (std::string_view(m->model_type) == "gemma3" ? "_text" : "");
+        text.fail("model_type", "\"" + quote(type) + "\" is not a text model known here; expected one of " + known, Code::unsupported);
     } else {
         config.text = model;
         model->configure(text, config);

@@ -258,3 +258,41 @@ TEST_CASE("awq config: the neighbours, and files of their own") {
     CHECK_FALSE(none->quantized());
     CHECK(none->to_json().is_null());
 }
+
+TEST_CASE("awq config: what a program overrides") {
+    auto overrides = [](const char* text) { return read_awq_overrides(*parse_json(text)); };
+    auto all = overrides(R"({"version": "gemv", "backend": "autoawq", "do_fuse": true, "fuse_max_seq_len": 5, "group_size": 64,
+        "modules_to_not_convert": ["a", "b"], "modules_to_fuse": {"mlp": []}, "exllama_config": {"version": 2, "max_input_len": 7, "max_batch_size": 8}})");
+    REQUIRE_MESSAGE(all.ok(), all.status().message());
+    CHECK(*all->version == "gemv");
+    CHECK(*all->backend == "autoawq");
+    CHECK(*all->do_fuse);
+    CHECK(*all->fuse_max_seq_len == 5);
+    CHECK(*all->group_size == 64);
+    CHECK(*all->modules_to_not_convert == std::vector<std::string>{"a", "b"});
+    CHECK(all->modules_to_fuse.has("mlp"));
+    CHECK(*all->exllama_version == 2);
+    CHECK(*all->max_input_len == 7);
+    CHECK(*all->max_batch_size == 8);
+    auto none = overrides(R"({"exllama_config": {}})");
+    REQUIRE(none.ok());
+    CHECK_FALSE(none->exllama_version.has_value());
+    CHECK_FALSE(none->version.has_value());
+    const std::pair<const char*, const char*> bad[] = {
+        {"[]", "awq_config: an array found; an object expected"},
+        {R"({"bits": 4})", "awq_config: \"bits\" is no option of AwqConfig that can be overridden"},
+        {R"({"version": 5})", "awq_config: version: "},
+        {R"({"do_fuse": 5})", "awq_config: do_fuse: "},
+        {R"({"fuse_max_seq_len": 0})", "awq_config: fuse_max_seq_len: "},
+        {R"({"group_size": -2})", "awq_config: group_size: "},
+        {R"({"modules_to_not_convert": "a"})", "awq_config: modules_to_not_convert: "},
+        {R"({"modules_to_not_convert": ["a", 5, "b"]})", "awq_config: modules_to_not_convert: "},
+        {R"({"modules_to_fuse": 5})", "awq_config: modules_to_fuse: "},
+        {R"({"exllama_config": 5})", "awq_config: exllama_config: "},
+        {R"({"exllama_config": {"version": 3}})", "awq_config: exllama_config.version: "},
+    };
+    for (const auto& one : bad) {
+        const std::string message = overrides(one.first).status().message();
+        CHECK_MESSAGE(message.find(one.second) == 0, message);
+    }
+}

@@ -309,6 +309,29 @@ TEST_CASE("chat template: a request that is not what it should be") {
                 " \"template\": \"{{ messages[0].content[0].text|trim }}!\"}") == "text: x");
     CHECK(error("{\"messages\": [{\"role\": \"a\"}], \"continue_final_message\": true, \"template\": \"content\"}")
               .find("has no \"content\"") != std::string::npos);
+    auto last = [&](const std::string& content, const std::string& text) {
+        return error(("{\"messages\": [{\"role\": \"a\", \"content\": " + content + "}], \"continue_final_message\": true, \"template\": \"" + text + "\"}").c_str());
+    };
+    CHECK(last("\"x\"", "none of it").find("the template reads no \"content\"") != std::string::npos);
+    CHECK(last("5", "{{ messages[0].content }}").find("is neither a text nor a list of parts") != std::string::npos);
+    CHECK(last("[{\"text\": 5}]", "{{ messages[0].content }}").find("the final message's last text is no string") != std::string::npos);
+    CHECK(last("[{\"type\": \"image\"}]", "{{ messages[0].content }}").find("continue_final_message") != std::string::npos);
+    CHECK(last("[{\"text\": \"x\"}, {\"type\": \"image\"}]", "{{ messages[0].content[0].text }}!") == "text: x");
+    CHECK(last("\"x\"", "{% if 0 %}{{ content }}{% endif %}y").find("continue_final_message") != std::string::npos);
+    CHECK(last("\"x\"", "{{ messages[0].content|replace('x', 'y') }}").find("continue_final_message") != std::string::npos);
+    CHECK(error("{\"messages\": [{\"role\": \"a\", \"thinking\": null, \"reasoning\": \"t\"}], \"template\": \"{{ messages[0].thinking }}\"}") == "text: t");
+    CHECK(error("{\"messages\": [{}], \"tools\": 5, \"template\": \"x\"}") == "tools: is an integer; expected a list of objects or null");
+    CHECK(error("{\"messages\": [{}], \"documents\": null, \"extra\": null, \"vars\": null, \"now\": null, \"add_generation_prompt\": null, \"template\": \"x\"}") == "text: x");
+    CHECK(error("{\"messages\": [{}], \"add_generation_prompt\": true, \"template\": \"{{ add_generation_prompt }}\"}") == "text: True");
+    CHECK(error("{\"messages\": [{}], \"extra\": 5, \"template\": \"x\"}") == "extra: is an integer; expected an object of variables");
+    CHECK(error("{\"vars\": 5, \"template\": \"x\"}") == "vars: is an integer; expected an object of variables");
+    CHECK(error("{\"vars\": {}, \"template\": 5}") == "template: is an integer; expected a text");
+    CHECK(error("{\"vars\": {}, \"template\": null}").find("no chat template") != std::string::npos);
+    for (const char* now : {"5", "\"\"", "\"2026-03-05T14:07\"", "\"2026-03-05T14:07:0x\"", "\"2026-03-05 14:07:09\"", "\"2026-03-05T14:07:9x\"", "\"2026-03-32T14:07:09\"",
+                            "\"2026-13-05T14:07:09\"", "\"2026-03-05T24:07:09\"", "\"2026-03-05T14:60:09\"", "\"2026-03-05T14:07:60\""})
+        CHECK_MESSAGE(error(("{\"vars\": {}, \"template\": \"x\", \"now\": " + std::string(now) + "}").c_str()).find("now: is ") == 0, std::string(now));
+    CHECK(error("{\"vars\": {}, \"template\": \"{{ '\\\\ud800' }}\"}").find("the text holds a lone surrogate") != std::string::npos);
+    CHECK(error("{\"vars\": {}, \"template\": \"{{ raise_exception('a\\\\tb\\\\x7fc\\\\x85d') }}\"}").find("a\tb") != std::string::npos);
 }
 
 TEST_CASE("chat template: a model's directory") {
@@ -345,10 +368,33 @@ TEST_CASE("chat template: a model's directory") {
     CHECK(rendered(false).find("has the chat templates \"rag\"; expected one named \"default\"") != std::string::npos);
     test::write_bytes(dir.file("tokenizer_config.json"), "{\"chat_template\": 1}");
     CHECK(rendered(false) == "tokenizer_config.json: chat_template: is an integer; expected a text or a list of named templates");
+    for (const char* list : {"[5]", "[{}]", "[{\"name\": \"default\"}]", "[{\"name\": 5, \"template\": \"x\"}]", "[{\"name\": \"default\", \"template\": 5}]", "{\"default\": 5}"}) {
+        test::write_bytes(dir.file("tokenizer_config.json"), "{\"chat_template\": " + std::string(list) + "}");
+        CHECK_MESSAGE(rendered(false).find("tokenizer_config.json: chat_template") == 0, rendered(false));
+    }
+    test::write_bytes(dir.file("tokenizer_config.json"), "{\"chat_template\": {\"default\": \"of an object\", \"rag\": \"x\"}}");
+    CHECK(rendered(false) == "of an object");
+    test::write_bytes(dir.file("tokenizer_config.json"), "{\"chat_template\": [{\"name\": \"a\", \"template\": \"x\"}, {\"name\": \"b\", \"template\": \"x\"}]}");
+    CHECK(rendered(false).find("has the chat templates \"a\", \"b\"; expected one named \"default\"") != std::string::npos);
+    test::write_bytes(dir.file("tokenizer_config.json"), "{\"chat_template\": null, \"bos_token\": null, \"extra_special_tokens\": {\"boi_token\": \"<boi>\"}}");
+    test::write_bytes(dir.file("chat_template.json"), "{\"chat_template\": \"{{ boi_token }}\"}");
+    CHECK(rendered(false) == "<boi>");
+    test::write_bytes(dir.file("chat_template.json"), "{\"chat_template\": null}");
+    CHECK(rendered(false).find("no chat template") != std::string::npos);
+    test::write_bytes(dir.file("chat_template.json"), "[]");
+    CHECK(rendered(false) == "chat_template.json: is an array; expected an object");
+    test::write_bytes(dir.file("chat_template.json"), "{}");
+    for (const char* token : {"5", "{}", "[]", "{\"content\": 5}"}) {
+        test::write_bytes(dir.file("tokenizer_config.json"), "{\"bos_token\": " + std::string(token) + "}");
+        CHECK_MESSAGE(rendered(false).find("tokenizer_config.json: bos_token: ") == 0, rendered(false));
+    }
+    test::write_bytes(dir.file("tokenizer_config.json"), "{}");
     test::write_bytes(dir.file("chat_template.jinja"), "jinja {{ messages[0].content }}\n");
     CHECK(rendered(true) == "jinja hi");
     std::filesystem::create_directory(dir.file("additional_chat_templates"));
     test::write_bytes(dir.file("additional_chat_templates/tool_use.jinja"), "more tools");
+    test::write_bytes(dir.file("additional_chat_templates/README.md"), "{{ (");
+    std::filesystem::create_directory(dir.file("additional_chat_templates/a directory.jinja"));
     CHECK(rendered(true) == "more tools");
     CHECK(rendered(false) == "jinja hi");
     test::write_bytes(dir.file("chat_template.jinja"), "a\n{{ b c }}");

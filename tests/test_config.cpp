@@ -134,7 +134,8 @@ TEST_CASE("config: llava") {
           "model.vision_tower.vision_model.encoder.layers.0.mlp.fc1");
 
     CHECK(error(R"({"model_type": "llava", "text_config": {"model_type": "llava"}})") ==
-          "config.json: text_config.model_type: \"llava\" is not a text model known here");
+          "config.json: text_config.model_type: \"llava\" is not a text model known here; expected one of bloom, cohere, falcon, gemma2, "
+          "gemma3_text, gpt_bigcode, gpt_neox, gptj, llama, mistral, mixtral, mpt, opt, phi3, qwen2, qwen3, qwen3_moe, starcoder2");
     CHECK(error(R"({"model_type": "llava", "text_config": {"num_attention_heads": 0}})") ==
           "config.json: text_config.num_attention_heads: 0; expected an integer from 1 to 1048576");
     CHECK(error(R"({"model_type": "llava", "vision_config": {"model_type": "siglip_vision_model"}})") ==

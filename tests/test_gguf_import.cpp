@@ -429,6 +429,44 @@ TEST_CASE("gguf import: shards") {
     check_module(imported, w, "blk.0.attn_k", "model.layers.0.self_attn.k_proj", 16);
 }
 
+TEST_CASE("gguf import: integers of every width, sampling, ids and flags that are there or not") {
+    TemporaryDirectory at;
+    GgufWriter w = tiny_model({}, all_q4_1);
+    w.set("llama.block_count", GgufKind::u8, raw<uint8_t>(2));
+    w.set("llama.attention.head_count", GgufKind::i16, raw<int16_t>(4));
+    w.set("llama.context_length", GgufKind::i64, raw<int64_t>(77));
+    w.set("llama.attention.layer_norm_rms_epsilon", GgufKind::f64, raw(1e-6));
+    w.boolean("llama.attention.causal", true);
+    w.text("llama.rope.scaling.type", "linear");
+    w.f32("llama.rope.scaling.factor", 1);
+    w.f32("general.sampling.temp", 0.7f);
+    w.u32("general.sampling.top_k", 40);
+    w.f32("general.sampling.top_p", 0.9f);
+    w.f32("general.sampling.min_p", 0.1f);
+    w.f32("general.sampling.penalty_repeat", 1.1f);
+    w.u32("tokenizer.ggml.padding_token_id", 3);
+    w.u32("tokenizer.ggml.eot_token_id", 5);
+    w.boolean("tokenizer.ggml.add_eos_token", true);
+    w.tensors.push_back({"blk.0.attn_rot_embd", {8}, 0, std::string(32, '\0'), -1});
+    Status status = import_bytes(at, w.bytes());
+    REQUIRE_MESSAGE(status.ok(), status.message());
+    Json config = read_json(at / "out/config.json");
+    CHECK(config.find("max_position_embeddings")->integer() == 77);
+    CHECK(config.find("rms_norm_eps")->real() == 1e-6);
+    CHECK(config.find("pad_token_id")->integer() == 3);
+    CHECK(config.find("rope_scaling")->is_null());
+    Json generation = read_json(at / "out/generation_config.json");
+    CHECK(dump_json(*generation.find("eos_token_id")) == "[1, 5]");
+    CHECK(generation.find("pad_token_id")->integer() == 3);
+    CHECK(read_json(at / "out/tokenizer.json").find("post_processor")->find("single")->items().size() == 3);    // an eos behind
+    TemporaryDirectory without;
+    w = tiny_model({}, all_q4_1);
+    for (const char* key : {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.add_bos_token", "tokenizer.chat_template"}) w.erase(key);
+    status = import_bytes(without, w.bytes());
+    REQUIRE_MESSAGE(status.ok(), status.message());
+    CHECK_FALSE(read_json(without / "out/tokenizer_config.json").find("bos_token")->is_string());
+}
+
 TEST_CASE("gguf import: keys nobody knows are no reason to refuse a file") {
     TemporaryDirectory at;
     GgufWriter w = tiny_model({}, all_q4_1);
@@ -580,6 +618,29 @@ TEST_CASE("gguf import: damaged and foreign files are refused in a line that nam
         {"merge 0 \"ab\": two tokens with a space between them expected",
          [](GgufWriter& w) { w.texts("tokenizer.ggml.merges", {"ab"}); }},
         {"key \"tokenizer.ggml.merges\": is missing", [](GgufWriter& w) { w.erase("tokenizer.ggml.merges"); }},
+        {"has a name of 70000 bytes", [](GgufWriter& w) { w.keys[0].name = std::string(70000, 'x'); }},
+        {"a name of 0 bytes", [](GgufWriter& w) { w.tensors[0].name = ""; }},
+        {"a name of 70000 bytes", [](GgufWriter& w) { w.tensors[0].name = std::string(70000, 'x'); }},
+        {"key \"llama.attention.head_count_kv\": is an empty array; an integer expected", [](GgufWriter& w) { w.numbers<uint32_t>("llama.attention.head_count_kv", GgufKind::u32, {}); }},
+        {"key \"llama.block_count\": is -1; an integer from 1 to 4096 expected", [](GgufWriter& w) { w.set("llama.block_count", GgufKind::i32, raw<int32_t>(-1)); }},
+        {"key \"llama.block_count\": is -1; an integer from 1 to 4096 expected", [](GgufWriter& w) { w.set("llama.block_count", GgufKind::i8, raw<int8_t>(-1)); }},
+        {"key \"llama.block_count\": is 5000; an integer from 1 to 4096 expected", [](GgufWriter& w) { w.set("llama.block_count", GgufKind::u16, raw<uint16_t>(5000)); }},
+        {"key \"llama.block_count\": is 9223372036854775807", [](GgufWriter& w) { w.set("llama.block_count", GgufKind::u64, raw<uint64_t>(~0ull)); }},
+        {"key \"llama.attention.head_count_kv\": is -1", [](GgufWriter& w) { w.numbers<int32_t>("llama.attention.head_count_kv", GgufKind::i32, {-1, -1}); }},
+        {"key \"llama.attention.causal\": is false; a causal model", [](GgufWriter& w) { w.boolean("llama.attention.causal", false); }},
+        {"key \"llama.attention.causal\": is of kind u32; bool expected", [](GgufWriter& w) { w.u32("llama.attention.causal", 0); }},
+        {"key \"llama.attention.value_length\": is 8", [](GgufWriter& w) { w.u32("llama.attention.value_length", 8); }},
+        {"key \"llama.rope.freq_base\": is ", [](GgufWriter& w) { w.f32("llama.rope.freq_base", -1); }},
+        {"key \"llama.rope.freq_base\": is of kind string; f32", [](GgufWriter& w) { w.text("llama.rope.freq_base", "1"); }},
+        {"key \"llama.attention.layer_norm_rms_epsilon\": is missing or negative", [](GgufWriter& w) { w.set("llama.attention.layer_norm_rms_epsilon", GgufKind::f64, raw(-1.0)); }},
+        {"key \"llama.rope.scaling.factor\": is missing or below 1", [](GgufWriter& w) { w.text("llama.rope.scaling.type", "yarn"), w.f32("llama.rope.scaling.factor", 0.5f); }},
+        {"tensor \"rope_freqs.weight\": ", [](GgufWriter& w) { w.tensors.push_back({"rope_freqs.weight", {5}, 0, std::string(20, '\0'), -1}); }},
+        {"tensor \"rope_freqs.weight\": ", [](GgufWriter& w) { w.tensors.push_back({"rope_freqs.weight", {8}, 1, std::string(16, '\0'), -1}); }},
+        {"tensor \"rope_freqs.weight\": ", [](GgufWriter& w) { w.tensors.push_back({"rope_freqs.weight", {8}, 0, std::string(32, '\0'), -1}); }},
+        {"key \"tokenizer.ggml.add_bos_token\": is of kind u32; bool expected", [](GgufWriter& w) { w.u32("tokenizer.ggml.add_bos_token", 1); }},
+        {"key \"tokenizer.ggml.tokens\": is of kind u32; ", [](GgufWriter& w) { w.u32("tokenizer.ggml.tokens", 1); }},
+        {"key \"x\": is or holds an array of values of kind 13", [](GgufWriter& w) { w.set("x", GgufKind::array, raw<uint32_t>(9) + raw<uint64_t>(1) + raw<uint32_t>(13) + raw<uint64_t>(0)); }},
+        {"merge 0 \"a \": two tokens with a space between them expected", [](GgufWriter& w) { w.texts("tokenizer.ggml.merges", {"a "}); }},
         {"key \"tokenizer.chat_template\": \"\\xff\" is not UTF-8",
          [](GgufWriter& w) { w.text("tokenizer.chat_template", "\xff"); }},
     };
@@ -588,8 +649,8 @@ TEST_CASE("gguf import: damaged and foreign files are refused in a line that nam
         GgufWriter w = tiny_model({}, all_q4_1);
         c.change(w);
         Status status = import_bytes(at, w.bytes());
-        CHECK_FALSE_MESSAGE(status.ok(), c.message);
-        CHECK_MESSAGE(status.message().find(c.message) != std::string::npos, c.message << " <> " << status.message());
+        CHECK_FALSE_MESSAGE(status.ok(), std::string(c.message));
+        CHECK_MESSAGE(status.message().find(c.message) != std::string::npos, std::string(c.message) << " <> " << status.message());
         CHECK_MESSAGE(status.message().find(at / "model.gguf") == 0, status.message());
         CHECK(at.list() == std::vector<std::string>{"model.gguf"});  // nothing half is left
     }

@@ -89,6 +89,40 @@ TEST_CASE("image: preprocessor_config.json") {
     }
 }
 
+TEST_CASE("image: how a directory's pictures are read") {
+    test::TempDir dir;
+    auto message = [&] {
+        auto processor = load_image_processor(dir.path(), 8);
+        return processor.ok() ? std::to_string(processor->crop_width) + (processor->bicubic ? "" : " bilinear") : processor.status().message();
+    };
+    CHECK(message() == "8");
+    test::write_bytes(dir.file("processor_config.json"), "{}");
+    CHECK(message() == "8");
+    test::write_bytes(dir.file("processor_config.json"), "[]");
+    CHECK(message() == "8");
+    test::write_bytes(dir.file("processor_config.json"), R"({"image_processor": {"crop_size": 5, "resample": 2, "image_processor_type": "CLIPImageProcessorFast"}})");
+    CHECK(message() == "5 bilinear");
+    test::write_bytes(dir.file("processor_config.json"), R"({"image_processor": 5})");
+    CHECK(message() == "preprocessor_config.json: an integer; expected an object");
+    test::write_bytes(dir.file("processor_config.json"), "{");
+    CHECK(message().find("processor_config.json: not valid JSON") == 0);
+    for (const char* type : {"CLIPImageProcessorPil", "CLIPFeatureExtractor"}) {
+        test::write_bytes(dir.file("preprocessor_config.json"), "{\"feature_extractor_type\": \"" + std::string(type) + "\"}");
+        CHECK(message() == "8");
+    }
+    // Of its own height and width, not cropped, not rescaled.
+    Picture grey{20, 10, std::vector<uint8_t>(600, 51)};
+    auto config = parse_json(R"({"do_center_crop": false, "do_rescale": false, "do_normalize": false, "size": {"height": 8, "width": 8}})");
+    auto processor = read_image_processor(*config, 8);
+    REQUIRE_MESSAGE(processor.ok(), processor.status().message());
+    auto pixels = picture_pixels(grey, *processor, 8);
+    REQUIRE_MESSAGE(pixels.ok(), pixels.status().message());
+    CHECK((*pixels)[0] == 51);
+    auto tall = read_image_processor(*parse_json(R"({"do_center_crop": false, "size": {"height": 9, "width": 8}})"), 8);
+    REQUIRE(tall.ok());
+    CHECK(picture_pixels(grey, *tall, 8).status().message() == "preprocessor_config.json makes 8 x 9 pixels of this image; expected the model's 8 x 8");
+}
+
 TEST_CASE("image: EXIF says which way up") {
     const std::string jpeg = test::read_bytes("tests/data/images/tall.jpg"),
                       png = test::read_bytes("tests/data/images/tall-palette.png");

@@ -499,7 +499,7 @@ TEST_CASE("plan: with weights the tensors have the last word") {
     write([](Json& json) { json.set("attention_bias", true); });
     planned = plan_directory(directory.path());
     REQUIRE_FALSE(planned.ok());
-    CHECK(planned.status().message().find("model.layers.0.self_attn.q_proj.bias is missing; expected a tensor for 256 x 256") !=
+    CHECK(planned.status().message().find("/model.safetensors.index.json: model.layers.0.self_attn.q_proj.bias is missing; expected a tensor for 256 x 256") !=
           std::string::npos);
 }
 

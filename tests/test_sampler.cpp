@@ -96,6 +96,45 @@ TEST_CASE("sampler: ranges are checked by name") {
     o = {};
     o.temperature = std::nanf("");
     CHECK(check_sampling(o).message() == "temperature: not finite; expected 0 to 100");
+    auto refused = [](auto member, auto value) {
+        SamplingOptions options;
+        options.*member = value;
+        return check_sampling(options).message();
+    };
+    for (float bad : {-1.0f, 101.0f}) CHECK(refused(&SamplingOptions::temperature, bad).find("expected 0 to 100") != std::string::npos);
+    CHECK(refused(&SamplingOptions::top_k, -1) == "top_k: -1.0; expected 0 (off) or more");
+    CHECK(refused(&SamplingOptions::top_p, 1.5f) == "top_p: 1.5; expected more than 0, at most 1");
+    for (float bad : {-0.5f, 1.5f}) CHECK(refused(&SamplingOptions::min_p, bad).find("min_p: ") == 0);
+    for (float bad : {0.0f, 101.0f}) CHECK(refused(&SamplingOptions::repeat_penalty, bad).find("repetition_penalty: ") == 0);
+    for (float bad : {-101.0f, 101.0f, std::nanf("")}) {
+        CHECK(refused(&SamplingOptions::presence_penalty, bad).find("presence_penalty: ") == 0);
+        CHECK(refused(&SamplingOptions::frequency_penalty, bad).find("frequency_penalty: ") == 0);
+    }
+}
+
+TEST_CASE("sampler: ids that no logit has, equal logits, and cuts that leave everything") {
+    SamplingOptions o;
+    o.frequency_penalty = 1;
+    o.repeat_penalty = 2;
+    Sampler penalised(o);
+    const std::vector<int32_t> outside = {-1, 7, 0};
+    penalised.prompt(outside);
+    std::vector<float> logits = {-1, -3};
+    CHECK(*penalised.next(logits) == 0);
+    CHECK(logits[0] == -2);
+    SamplingOptions cut;
+    cut.sample = true;
+    cut.top_k = 5;
+    cut.top_p = 0.999f;
+    cut.min_p = 0.001f;
+    std::vector<float> equal = {1, 1, 1};
+    CHECK(*Sampler(cut).next(equal) < 3);
+    cut.top_k = 2;
+    cut.seed = 3;
+    for (int i = 0; i < 20; i++) {
+        std::vector<float> again = {1, 1, 1};
+        CHECK(*Sampler(cut).next(again) < 2);    // of equals the first are kept
+    }
 }
 
 TEST_CASE("generation_config: sampling only where it says so, eos from either file") {
@@ -111,5 +150,18 @@ TEST_CASE("generation_config: sampling only where it says so, eos from either fi
     CHECK(both->sampling.top_k == 50);
     CHECK(both->eos_ids == std::vector<int32_t>{5, 7});
     CHECK(read("{\"top_p\": 2}", "{}").status().message() == "generation_config.json: top_p: 2.0; expected more than 0, at most 1");
+    CHECK(read("{\"do_sample\": null, \"top_k\": null, \"temperature\": null, \"eos_token_id\": null}", "{}").ok());
+    auto keys = read("{\"do_sample\": true, \"top_k\": 7, \"min_p\": 0.1, \"repetition_penalty\": 1.5}", "{}");
+    REQUIRE(keys.ok());
+    CHECK(keys->sampling.top_k == 7);
+    CHECK(keys->sampling.min_p == 0.1f);
+    CHECK(keys->sampling.repeat_penalty == 1.5f);
+    CHECK(read("{\"do_sample\": 5}", "{}").status().message() == "generation_config.json: do_sample: found 5; expected true or false");
+    for (const char* top_k : {"-1", "1.5", "2147483648", "\"x\""})
+        CHECK(read(("{\"top_k\": " + std::string(top_k) + "}").c_str(), "{}").status().message().find("generation_config.json: top_k: found ") == 0);
+    CHECK(read("{\"temperature\": \"x\"}", "{}").status().message().find("generation_config.json: temperature: ") == 0);
+    for (const char* id : {"-1", "2147483648", "1.5", "[1, -1]"})
+        CHECK(read(("{\"eos_token_id\": " + std::string(id) + "}").c_str(), "{}").status().message().find("generation_config.json: eos_token_id: found ") == 0);
+    CHECK(read("{}", "{\"eos_token_id\": []}").ok());
     CHECK(read("{\"eos_token_id\": \"2\"}", "{}").status().message() == "generation_config.json: eos_token_id: found \"2\"; expected token ids");
 }

@@ -401,6 +401,24 @@ TEST_CASE("tokenizer: files that lie are refused, and told what is wrong") {
     CHECK(error_of(small("\"added_tokens\":[" + added(2, "<x>") + "]", "", R"("a":0,"b":3)", "")) == "");
     CHECK(error_of(small("\"added_tokens\":[" + added(2, "<x>") + "," + added(3, "<y>") + "]", "", R"("a":0,"b":3)", ""))
               .find("without holes") != std::string::npos);
+    CHECK(error_of(R"({"version":"1.0","version":"1.0","model":{}})") == "t.json: the document: the key \"version\" stands twice");
+    CHECK(error_of(R"({"model":{"type":"BPE","type":"BPE"}})") == "t.json: model: the key \"type\" stands twice");
+    CHECK(error_of(R"({"model":{"type":"BPE","merges":[]}})") == "t.json: model.vocab: found nothing; expected an object");
+    CHECK(error_of(R"({"model":{"type":"BPE","vocab":{}}})") == "t.json: model.merges: found nothing; expected an array");
+    CHECK(error_of(R"({"model":{"vocab":{"a":0},"merges":[]}})") == "");    // files of old have no type
+    CHECK(error_of(R"({"model":{"type":"BPE","vocab":true,"merges":[]}})") == "t.json: model.vocab: found a boolean; expected an object");
+    CHECK(error_of("{\"model\":{}," + std::string(Tokenizer::file_limit, ' ') + "}").find("expected at most") != std::string::npos);
+    CHECK(parse(small("", R"("dropout":0.1)"))->warnings().size() == 1);
+    CHECK(error_of(small("\"added_tokens\":[" + added(16777216, "<x>") + "]")).find("expected an integer from 0 to 16777215") != std::string::npos);
+    CHECK(error_of(small("\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"" + std::string(2000, 'x') + "\"},\"added_tokens\":[" + added(8, "aa", "normalized") + "]"))
+              .find("expected at most 1024") != std::string::npos);
+    for (const char* kind : {"normalizer", "pre_tokenizer", "decoder"}) {
+        const std::string name = kind, list = name == "normalizer" ? "normalizers" : name == "decoder" ? "decoders" : "pretokenizers";
+        const std::string one = name == "normalizer" ? "NFC" : name == "decoder" ? "Fuse" : "Whitespace";
+        std::string many = "\"" + name + "\":{\"type\":\"Sequence\",\"" + list + "\":[";
+        for (int i = 0; i < 300; i++) many += (i ? ",{\"type\":\"" : "{\"type\":\"") + one + "\"}";
+        CHECK_MESSAGE(error_of(small(many + "]}")).find("t.json: " + name) == 0, error_of(small(many + "]}")));
+    }
     std::string deep = R"("normalizer":)";
     for (int i = 0; i < 1000; ++i) deep += R"({"type":"Sequence","normalizers":[)";
     CHECK(error_of(small(deep)).find("nested deeper") != std::string::npos);

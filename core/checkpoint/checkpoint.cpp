@@ -138,6 +138,11 @@ Status Checkpoint::open_weights() {
     return {};
 }
 
+std::string Checkpoint::table_path() const {
+    std::string index = join(directory_, index_file);
+    return shards_.size() == 1 && !entry_exists(index) ? shards_[0].path() : index;
+}
+
 Status Checkpoint::missing_weights() const {
     std::string others;
     std::error_code error;

@@ -60,6 +60,7 @@ public:
     Status missing_weights() const;
     const std::vector<InputFile>& shards() const { return shards_; }
     const std::vector<TensorInfo>& tensors() const { return tensors_; }
+    std::string table_path() const;                                         // of the file that lists the tensors: the index, or the only one
     const TensorInfo* find(std::string_view name) const;                    // null where there is none
     std::string shard_name(const TensorInfo& tensor) const;                 // file name without the directory
     Result<TensorData> read(const TensorInfo& tensor) const;                // all of its bytes
