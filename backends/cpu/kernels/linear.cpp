@@ -477,23 +477,27 @@ AWQ_INLINE F load_rest(const void* row, int64_t k, int n) {
 // N tokens x R rows that lie row_bytes apart; sums[n * stride + r]
 template <WeightType type, int N, int R>
 void dense_tile(const char* rows, int64_t row_bytes, int64_t in, const float* x, int64_t x_stride, float* sums, int64_t stride) {
-    // A row at a time is one stream of memory, which is asked for ahead. Several save loads of x where there are many tokens.
-    constexpr int chains = N * R == 1 ? 4 : N * R <= 4 ? 2 : 1, element = type == WeightType::f32 ? 4 : 2;
+    // A row at a time is one stream of memory, which is asked for ahead, a line at a time. Several save loads of x where there
+    // are many tokens. One row, one token: as many sums side by side as read 32 bytes in the time of a multiply-add. More would
+    // run into memory that is still on its way, and that costs more than it gains (docs/experiments.md).
+    constexpr int chains = N * R == 1 ? 16 / W : N * R <= 4 ? 2 : 1, element = type == WeightType::f32 ? 4 : 2;
+    constexpr int line = 64 / element, steps = R == 1 && line / W > chains ? line / W : chains;
+    const int64_t ahead = (ahead_bytes + row_bytes - 1) / row_bytes * row_bytes;  // whole rows
     F part[chains][N][R];
     for (int c = 0; c < chains; c++)
         for (int n = 0; n < N; n++)
             for (int r = 0; r < R; r++) part[c][n][r] = zero();
     int64_t k = 0;
-    for (; k + chains * W <= in; k += chains * W)
-        for (int c = 0; c < chains; c++) {
+    for (; k + steps * W <= in; k += steps * W)
+        for (int c = 0; c < steps; c++) {
             F w[R];
             for (int r = 0; r < R; r++) {
                 w[r] = load_weight<type>(rows + r * row_bytes, k + c * W);
-                if (R == 1 && c * W * element % 64 == 0) prefetch_second(rows + (k + c * W) * element + ahead_bytes);
+                if (R == 1 && c * W % line == 0) prefetch_second(rows + (k + c * W) * element + ahead);
             }
             for (int n = 0; n < N; n++) {
                 F value = load(x + n * x_stride + k + c * W);
-                for (int r = 0; r < R; r++) part[c][n][r] = fma(w[r], value, part[c][n][r]);
+                for (int r = 0; r < R; r++) part[c % chains][n][r] = fma(w[r], value, part[c % chains][n][r]);
             }
         }
     for (; k < in; k += W) {
