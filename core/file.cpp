@@ -101,7 +101,9 @@ Result<std::string> read_file(const std::string& path, size_t limit) {
     AWQ_ASSIGN(Descriptor file, open_regular(path));
     if (file.size > limit)
         return Status(Code::bad_file, quote(path, 300) + ": has " + std::to_string(file.size) + " bytes; at most " + std::to_string(limit) + " expected");
-    std::string content(file.size, '\0');
+    std::string content;
+    content.reserve(file.size + 64);  // a JSON parser wants some bytes behind the text, and no copy of it
+    content.resize(file.size);
     AWQ_TRY(read_at(file.fd, path, 0, content.data(), content.size()));
     return content;
 }

@@ -114,14 +114,14 @@ std::string with_large_integers_as_reals(std::string_view text) {
 
 bool is_lfs_pointer(std::string_view content) { return content.starts_with("version https://git-lfs.github.com/spec/"); }
 
-Status simd_parse(simdjson::dom::parser& parser, std::string_view text, int max_depth, simdjson::dom::element& root) {
+Status simd_parse(simdjson::dom::parser& parser, std::string_view text, int max_depth, simdjson::dom::element& root, bool padded) {
     if (text.starts_with("\xEF\xBB\xBF"))
         return Status(Code::bad_file, "begins with a byte order mark; expected plain JSON");
     if (is_lfs_pointer(text))
         return Status(Code::bad_file, "is a Git LFS pointer, not the file; \"git lfs pull\" in its repository fetches it");
     if (parser.allocate(text.size(), static_cast<size_t>(max_depth)) != simdjson::SUCCESS)
         return Status(Code::out_of_memory, "no memory to read the JSON text");
-    auto error = parser.parse(text.data(), text.size()).get(root);
+    auto error = parser.parse(text.data(), text.size(), !padded).get(root);
     if (error == simdjson::NUMBER_ERROR) {
         const std::string reals = with_large_integers_as_reals(text);    // the parser keeps nothing of it
         if (parser.allocate(reals.size(), static_cast<size_t>(max_depth)) != simdjson::SUCCESS)

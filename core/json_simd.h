@@ -8,8 +8,10 @@
 
 namespace awq {
 
-// `root` points into `parser`, which must outlive it.
-Status simd_parse(simdjson::dom::parser& parser, std::string_view text, int max_depth, simdjson::dom::element& root);
+// `root` points into `parser`, which must outlive it. padded: simdjson::SIMDJSON_PADDING bytes behind the text may be read,
+// so that it need not be copied.
+Status simd_parse(simdjson::dom::parser& parser, std::string_view text, int max_depth, simdjson::dom::element& root,
+                  bool padded = false);
 // A part of such a document as a value of its own; here twin keys are refused.
 Status simd_to_json(simdjson::dom::element from, Json& to);
 

@@ -59,8 +59,15 @@ void Bpe::reserve_merges(size_t count) {
 
 // The token that a merge gives: left and right joined, less the right part's continuing_subword_prefix.
 int32_t Bpe::find_result(const MergeText& merge) {
-    std::string_view right = merge.right.substr(options.continuing_subword_prefix.size());
-    size_t size = merge.left.size() + right.size();
+    std::string_view left = merge.left, right = merge.right.substr(options.continuing_subword_prefix.size());
+    size_t size = left.size() + right.size();
+    // Most files list merges in the order of their results: the same token again, or the next.
+    for (int32_t guess : {last_result_, last_result_ + 1}) {
+        std::string_view text = vocabulary.text(static_cast<uint32_t>(guess));
+        if (text.size() == size && Vocabulary::same(text.substr(0, left.size()), left) &&
+            Vocabulary::same(text.substr(left.size()), right))
+            return last_result_ = guess;
+    }
     char small[256];
     std::string large;
     char* joined = small;
@@ -68,12 +75,8 @@ int32_t Bpe::find_result(const MergeText& merge) {
         large.resize(size);
         joined = large.data();
     }
-    std::copy(right.begin(), right.end(), std::copy(merge.left.begin(), merge.left.end(), joined));
-    std::string_view text(joined, size);
-    // Most files list merges in the order of their results: the same token again, or the next.
-    for (int32_t guess : {last_result_, last_result_ + 1})
-        if (vocabulary.text(static_cast<uint32_t>(guess)) == text) return last_result_ = guess;
-    return last_result_ = vocabulary.find(text);
+    std::copy(right.begin(), right.end(), std::copy(left.begin(), left.end(), joined));
+    return last_result_ = vocabulary.find(std::string_view(joined, size));
 }
 
 Status Bpe::add_merges(const MergeText* merges, size_t count, uint32_t rank, size_t& failed) {

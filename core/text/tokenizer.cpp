@@ -1,6 +1,5 @@
 #include "core/text/tokenizer.h"
 #include <algorithm>
-#include "core/file.h"
 
 namespace awq {
 
@@ -122,11 +121,6 @@ Result<std::string> Tokenizer::decode(std::span<const int32_t> ids, bool skip_sp
     }
     AWQ_TRY(stream.finish(text));
     return text;
-}
-
-Result<std::shared_ptr<const Tokenizer>> Tokenizer::load(const std::string& path) {
-    AWQ_ASSIGN(std::string text, read_file(path, file_limit));
-    return parse(text, path);
 }
 
 }  // namespace awq

@@ -28,8 +28,8 @@ public:
     static constexpr size_t text_limit = size_t{16} << 20;  // bytes of a text
 
     static Result<std::shared_ptr<const Tokenizer>> load(const std::string& path);
-    // `name` stands in messages for the file.
-    static Result<std::shared_ptr<const Tokenizer>> parse(std::string_view json, const std::string& name);
+    // `name` stands in messages for the file. padded: 64 bytes behind the text may be read; it is not copied then.
+    static Result<std::shared_ptr<const Tokenizer>> parse(std::string_view json, const std::string& name, bool padded = false);
 
     // Added tokens in the text are recognised, special ones too; with `add_special_tokens` the post-processor adds its
     // own. Of ill-formed UTF-8 each maximal ill-formed part is read as U+FFFD. At the ascending byte offsets `as_text`

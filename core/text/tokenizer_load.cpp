@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <unordered_set>
+#include "core/file.h"
 #include "core/json_simd.h"
 #include "core/text/pipeline_load.h"
 #include "core/text/tokenizer.h"
@@ -14,7 +15,7 @@ using simdjson::dom::element_type;
 
 class TokenizerLoader {
 public:
-    Status load(std::string_view json);
+    Status load(std::string_view json, bool padded);
     std::shared_ptr<Tokenizer> tokenizer;
 
 private:
@@ -50,13 +51,13 @@ std::string id_range() { return "an integer from 0 to " + std::to_string(Vocabul
 
 }  // namespace
 
-Status TokenizerLoader::load(std::string_view json) {
+Status TokenizerLoader::load(std::string_view json, bool padded) {
     if (json.size() > Tokenizer::file_limit)
         return Status(Code::bad_file,
                       std::to_string(json.size()) + " bytes; expected at most " + std::to_string(Tokenizer::file_limit));
     simdjson::dom::parser parser;
     element root;
-    AWQ_TRY(simd_parse(parser, json, json_file_depth, root));
+    AWQ_TRY(simd_parse(parser, json, json_file_depth, root, padded));
     if (!root.is_object()) return Status(Code::bad_file, std::string("found ") + name_of(root) + "; expected an object");
 
     std::unordered_set<std::string_view> seen;
@@ -249,8 +250,10 @@ Status TokenizerLoader::load_merges(element json) {
                 ++headers;
                 continue;
             }
-            size_t space = line.find(' ');
-            if (space == line.npos || line.find(' ', space + 1) != line.npos)
+            size_t space = 0, spaces = 0;
+            for (size_t i = 0; i < line.size(); ++i)
+                if (line[i] == ' ') space = i, ++spaces;
+            if (spaces != 1)
                 return fail(index, "found \"" + quote(line) + "\"; expected two tokens with a space between");
             left = line.substr(0, space);
             right = line.substr(space + 1);
@@ -346,10 +349,17 @@ Status TokenizerLoader::build_matchers() {
     return {};
 }
 
-Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json, const std::string& name) {
+Result<std::shared_ptr<const Tokenizer>> Tokenizer::load(const std::string& path) {
+    AWQ_ASSIGN(std::string text, read_file(path, file_limit));
+    const size_t size = text.size();
+    text.append(simdjson::SIMDJSON_PADDING, '\0');  // read_file has left room: no copy
+    return parse(std::string_view(text).substr(0, size), path, true);
+}
+
+Result<std::shared_ptr<const Tokenizer>> Tokenizer::parse(std::string_view json, const std::string& name, bool padded) {
     TokenizerLoader loader;
     loader.tokenizer.reset(new Tokenizer());    // not where the member is declared: g++ 12 leaks it there when its constructor throws
-    Status status = loader.load(json);
+    Status status = loader.load(json, padded);
     if (!status.ok()) return status.in(name);
     return std::shared_ptr<const Tokenizer>(std::move(loader.tokenizer));
 }

@@ -333,29 +333,45 @@ std::optional<std::vector<CodeRange>> property(std::string_view name) {
     return std::nullopt;
 }
 
+// Letters of which three or more fold together; all others are pairs.
+static constexpr uint32_t case_families[][4] = {
+    {'K', 'k', 0x212A, 0},         {'S', 's', 0x17F, 0},      {0xC5, 0xE5, 0x212B, 0},     {0xB5, 0x39C, 0x3BC, 0},
+    {0x1C4, 0x1C5, 0x1C6, 0},      {0x1C7, 0x1C8, 0x1C9, 0},  {0x1CA, 0x1CB, 0x1CC, 0},    {0x1F1, 0x1F2, 0x1F3, 0},
+    {0x345, 0x399, 0x3B9, 0x1FBE}, {0x392, 0x3B2, 0x3D0, 0},  {0x395, 0x3B5, 0x3F5, 0},    {0x398, 0x3B8, 0x3D1, 0x3F4},
+    {0x39A, 0x3BA, 0x3F0, 0},      {0x3A0, 0x3C0, 0x3D6, 0},  {0x3A1, 0x3C1, 0x3F1, 0},    {0x3A3, 0x3C2, 0x3C3, 0},
+    {0x3A6, 0x3C6, 0x3D5, 0},      {0x3A9, 0x3C9, 0x2126, 0}, {0x1E60, 0x1E61, 0x1E9B, 0}, {0xDF, 0x1E9E, 0, 0}};
+
+// f(variant) for the other cases that the letter has by itself
+template <class F>
+static void each_other_case(uint32_t c, F f) {
+    auto point = static_cast<utf8proc_int32_t>(c);
+    for (utf8proc_int32_t other_case : {utf8proc_tolower(point), utf8proc_toupper(point)})
+        if (other_case > 0 && static_cast<uint32_t>(other_case) != c) f(static_cast<uint32_t>(other_case));
+}
+
 std::vector<uint32_t> case_variants(uint32_t c) {
-    // Letters of which three or more fold together; all others are pairs.
-    static constexpr uint32_t families[][4] = {
-        {'K', 'k', 0x212A, 0},         {'S', 's', 0x17F, 0},      {0xC5, 0xE5, 0x212B, 0},     {0xB5, 0x39C, 0x3BC, 0},
-        {0x1C4, 0x1C5, 0x1C6, 0},      {0x1C7, 0x1C8, 0x1C9, 0},  {0x1CA, 0x1CB, 0x1CC, 0},    {0x1F1, 0x1F2, 0x1F3, 0},
-        {0x345, 0x399, 0x3B9, 0x1FBE}, {0x392, 0x3B2, 0x3D0, 0},  {0x395, 0x3B5, 0x3F5, 0},    {0x398, 0x3B8, 0x3D1, 0x3F4},
-        {0x39A, 0x3BA, 0x3F0, 0},      {0x3A0, 0x3C0, 0x3D6, 0},  {0x3A1, 0x3C1, 0x3F1, 0},    {0x3A3, 0x3C2, 0x3C3, 0},
-        {0x3A6, 0x3C6, 0x3D5, 0},      {0x3A9, 0x3C9, 0x2126, 0}, {0x1E60, 0x1E61, 0x1E9B, 0}, {0xDF, 0x1E9E, 0, 0}};
-    for (const auto& family : families)
+    for (const auto& family : case_families)
         if (std::find(std::begin(family), std::end(family), c) != std::end(family) && c != 0)
             return std::vector<uint32_t>(std::begin(family), std::find(std::begin(family), std::end(family), 0u));
     std::vector<uint32_t> out = {c};
-    auto point = static_cast<utf8proc_int32_t>(c);
-    for (utf8proc_int32_t other_case : {utf8proc_tolower(point), utf8proc_toupper(point)})
-        if (other_case > 0 && static_cast<uint32_t>(other_case) != c) out.push_back(static_cast<uint32_t>(other_case));
+    each_other_case(c, [&](uint32_t variant) { out.push_back(variant); });
     return out;
 }
 
+// Those with more than one variant. Asked of every code point, so not by way of a vector each: starting waits for this.
 const std::vector<uint32_t>& cased_letters() {
     static const std::vector<uint32_t> letters = [] {
         std::vector<uint32_t> out;
-        for (uint32_t c = 0; c < 0x1F000; ++c)  // nothing above has case
-            if (case_variants(c).size() > 1) out.push_back(c);
+        for (uint32_t c = 0; c < 0x1F000; ++c) {  // nothing above has case
+            bool cased = false;
+            each_other_case(c, [&](uint32_t) { cased = true; });
+            if (cased) out.push_back(c);
+        }
+        for (const auto& family : case_families)
+            for (uint32_t c : family)
+                if (c != 0) out.push_back(c);
+        std::sort(out.begin(), out.end());
+        out.erase(std::unique(out.begin(), out.end()), out.end());
         return out;
     }();
     return letters;

@@ -30,7 +30,7 @@ Vocabulary::Added Vocabulary::add(std::string_view text, uint32_t id, uint32_t h
     if (has(id)) return Added::twin_id;
     size_t i = hash & (slots_.size() - 1);
     for (; slots_[i].id >= 0; i = (i + 1) & (slots_.size() - 1))
-        if (slots_[i].hash == hash && at(slots_[i].span) == text) return Added::twin_string;
+        if (slots_[i].hash == hash && same(at(slots_[i].span), text)) return Added::twin_string;
     Span span{static_cast<uint32_t>(arena_.size()), static_cast<uint32_t>(text.size())};
     slots_[i] = {hash, static_cast<int32_t>(id), span};
     if (id >= spans_.size()) spans_.resize(id + 1);
@@ -43,7 +43,7 @@ Vocabulary::Added Vocabulary::add(std::string_view text, uint32_t id, uint32_t h
 int32_t Vocabulary::find(std::string_view text, uint32_t hash) const {
     if (slots_.empty()) return -1;
     for (size_t i = hash & (slots_.size() - 1); slots_[i].id >= 0; i = (i + 1) & (slots_.size() - 1))
-        if (slots_[i].hash == hash && at(slots_[i].span) == text) return slots_[i].id;
+        if (slots_[i].hash == hash && same(at(slots_[i].span), text)) return slots_[i].id;
     return -1;
 }
 

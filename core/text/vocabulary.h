@@ -1,6 +1,7 @@
 // Token strings by id and ids by string: one arena of bytes, one open-addressed table. Filled once, then read only.
 #pragma once
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,6 +19,27 @@ public:
     Added add(std::string_view text, uint32_t id) { return add(text, id, hash_of(text)); }
 
     int32_t find(std::string_view text) const { return find(text, hash_of(text)); }  // -1: none
+
+    // Equal bytes; inline, as tokens are a few bytes long and a call of memcmp costs more than the comparing.
+    static bool same(std::string_view a, std::string_view b) {
+        if (a.size() != b.size()) return false;
+        auto differ = [&]<class Word>(Word, size_t at) {
+            Word x, y;
+            std::memcpy(&x, a.data() + at, sizeof x);
+            std::memcpy(&y, b.data() + at, sizeof y);
+            return x != y;
+        };
+        const size_t n = a.size();
+        if (n >= 8) {  // the last words overlap
+            for (size_t i = 0; i + 8 < n; i += 8)
+                if (differ(uint64_t{}, i)) return false;
+            return !differ(uint64_t{}, n - 8);
+        }
+        if (n >= 4) return !differ(uint32_t{}, 0) && !differ(uint32_t{}, n - 4);
+        for (size_t i = 0; i < n; i++)
+            if (a[i] != b[i]) return false;
+        return true;
+    }
 
     // For those who look up many at once: hash all, prefetch all, then find. Loading a file is little else.
     static uint32_t hash_of(std::string_view text);
