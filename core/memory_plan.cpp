@@ -16,6 +16,10 @@ MemoryPlan plan_memory(const Graph& graph, const BatchSize& capacity) {
             if (in != no_node) last_use[graph.root(in)] = id;
     }
     if (graph.output != no_node) last_use[graph.root(graph.output)] = count;
+    for (int id = 0; id < count; id++)
+        if (nodes[id].op == Op::rope_append)
+            for (NodeId in : nodes[id].in)
+                if (in != no_node) last_use[graph.root(in)] = std::max(last_use[graph.root(in)], last_use[id]);
 
     struct Block {
         int first, last;

@@ -14,7 +14,8 @@ struct MemoryPlan {
 inline constexpr size_t memory_alignment = 256;
 
 // Nodes that are alive together (from where a node is computed to the last node that reads it, itself or through a view)
-// never overlap, at the row counts of `capacity`. The graph's output stays alive to the end.
+// never overlap, at the row counts of `capacity`. The graph's output stays alive to the end. What a rope_append reads stays
+// alive as long as its result: a backend may do its work along with the attention behind it.
 MemoryPlan plan_memory(const Graph& graph, const BatchSize& capacity);
 
 }  // namespace awq

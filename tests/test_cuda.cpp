@@ -202,12 +202,16 @@ struct Heads {
     int window = 0;
     float softcap = 0;
     bool alibi = false;
+    int rot_dim = 0;  // 0: all
+    bool interleaved = false;
 };
 
 // Embedded tokens as q, k, v; rope, cache, attention.
 void build_attention(Model& m, const Heads& h, int32_t pages) {
     Attrs attrs;
-    attrs.heads = h.heads, attrs.kv_heads = h.kv_heads, attrs.head_dim = attrs.rot_dim = h.dim;
+    attrs.heads = h.heads, attrs.kv_heads = h.kv_heads, attrs.head_dim = h.dim;
+    attrs.rot_dim = h.rot_dim ? h.rot_dim : h.dim;
+    attrs.interleaved = h.interleaved;
     attrs.window = h.window, attrs.softcap = h.softcap;
     attrs.layer = 1;
     attrs.scale = 3 / std::sqrt(static_cast<float>(h.dim));
@@ -217,9 +221,11 @@ void build_attention(Model& m, const Heads& h, int32_t pages) {
         attrs.alibi = m.graph.constants.back().data();
     }
     RopeParams rope;
-    rope.rot_dim = h.dim;
-    for (int i = 0; i < h.dim / 2; i++)
-        rope.inv_freq.push_back(std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(h.dim)));
+    rope.rot_dim = attrs.rot_dim;
+    rope.interleaved = h.interleaved;
+    rope.attention_factor = 1.1f;
+    for (int i = 0; i < rope.rot_dim / 2; i++)
+        rope.inv_freq.push_back(std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(rope.rot_dim)));
     m.graph.ropes.push_back(rope);
     Attrs table_attrs;
     table_attrs.rope = &m.graph.ropes.back();
@@ -271,6 +277,66 @@ TEST_CASE("cuda: attention of prompts, tokens and both, over one cache") {
             REQUIRE(want.run(batches[i], &b).ok());
             CHECK(off(a, b) < 1e-2);
         }
+    }
+}
+
+// Where every sequence has one token, rope_append and attention are one kernel: its output, and by what later runs read from
+// the cache also the keys and values that it puts there. The last tokens come as a prompt, which other kernels read.
+TEST_CASE("cuda: rope, cache and attention of single tokens") {
+    if (!gpu()) return;
+    const Heads cases[] = {
+        {8, 2, 128},
+        {4, 4, 32},
+        {8, 1, 64, 0, 0, false, 32},
+        {16, 1, 96},
+        {16, 1, 128, 0, 0, false, 64},
+        {8, 2, 256, 0, 30},
+        {4, 4, 256, 0, 0, false, 64},
+        {4, 1, 128, 100},
+        {16, 1, 64, 33, 10},
+        {2, 2, 64, 0, 0, false, 0, true},
+        {4, 1, 96, 0, 0, false, 24, true},
+        {6, 2, 80},
+        {4, 2, 192, 0, 0, false, 36},
+        {40, 1, 32, 65, 0, false, 16},
+        {3, 1, 64, 0, 0, false, 62},  // an odd number of pairs: two kernels
+        {2, 1, 20},                   // rows of 40 bytes: two kernels
+    };
+    for (const Heads& h : cases) {
+        Model got(*gpu()), want(reference());
+        build_attention(got, h, 256);
+        build_attention(want, h, 256);
+        std::vector<std::vector<Sequence>> batches = {{{1, 0}}, {{1, 1}}};
+        for (int32_t past = 2; past < 5; past++) batches.push_back({{1, past}, {1, past - 2}});
+        batches.push_back({{56, 5}, {27, 3}, {280, 0}, {230, 0}});
+        batches.push_back({{1, 61}, {1, 30}, {300, 280}, {24, 230}});
+        for (int32_t i = 0; i < 5; i++) batches.push_back({{1, 62 + i}, {1, 31 + i}, {1, 580 + i}, {1, 254 + i}});
+        batches.push_back({{3, 67}, {2, 36}, {100, 585}, {1, 259}});
+        batches.push_back({{1, 70}, {1, 38}, {1, 685}, {1, 260}});
+        for (size_t i = 0; i < batches.size(); i++) {
+            std::vector<float> a, b;
+            Status status = got.run(batches[i], &a);
+            INFO(h.heads << "/" << h.kv_heads << " heads of " << h.dim << ", " << h.rot_dim << " turned, window " << h.window
+                         << ", batch " << i << ": " << status.message());
+            REQUIRE(status.ok());
+            REQUIRE(want.run(batches[i], &b).ok());
+            CHECK(off(a, b) < 1e-2);
+        }
+    }
+}
+
+// A sequence is cut by its own length alone, so that what it shares a batch with changes nothing.
+TEST_CASE("cuda: attention of a sequence gives the same bits in a batch and alone") {
+    if (!gpu()) return;
+    Model m(*gpu());
+    build_attention(m, {8, 2, 128}, 256);
+    std::vector<float> together, alone;
+    REQUIRE(m.run({{310, 0}, {200, 0}}, nullptr).ok());
+    REQUIRE(m.run({{1, 310}, {400, 200}, {40, 0}}, nullptr).ok());
+    for (int32_t past : {311, 312}) {
+        REQUIRE(m.run({{1, past}, {1, past + 289}, {1, past - 271}}, &together).ok());
+        REQUIRE(m.run({{1, past}}, &alone).ok());
+        CHECK(std::equal(alone.begin(), alone.end(), together.begin()));
     }
 }
 

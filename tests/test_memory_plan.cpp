@@ -68,6 +68,25 @@ TEST_CASE("memory plan: a view keeps its root alive; the output lives to the end
     check_disjoint(graph, plan_memory(graph, size), size);
 }
 
+TEST_CASE("memory plan: what a rope_append reads lives as long as its result") {
+    Graph graph;
+    graph.nodes.push_back(make(Op::input, {}, 64));
+    graph.nodes.push_back(make(Op::scale, {0}, 192));
+    for (int i = 0; i < 3; i++) graph.nodes.push_back(make(Op::view, {1}, 64));
+    graph.nodes.push_back(make(Op::scale, {0}, 64));
+    graph.nodes.push_back(make(Op::rope_append, {2, 3, 4, 5, no_node, no_node, no_node}, 64));
+    graph.nodes.push_back(make(Op::attention, {6, no_node, no_node, no_node, no_node}, 64));
+    graph.nodes.push_back(make(Op::scale, {7}, 64));
+    graph.output = 8;
+    BatchSize size;
+    size.tokens = 5;
+    const MemoryPlan plan = plan_memory(graph, size);
+    const size_t token = 5 * 64 * 4, attention = plan.offset[7];
+    for (auto [id, bytes] : {std::pair{1, 3 * token}, {5, token}, {6, token}})
+        CHECK((attention + token <= plan.offset[id] || plan.offset[id] + bytes <= attention));
+    CHECK(plan.peak == 6 * token);
+}
+
 TEST_CASE("memory plan: random graphs never overlap, and never need more than all nodes side by side") {
     std::mt19937 random(1);
     for (int round = 0; round < 200; round++) {

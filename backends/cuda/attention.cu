@@ -81,10 +81,15 @@ struct Shape {
     int row_tiles, splits;
     size_t scratch;
 };
+// Splits of a sequence in decode that give each multiprocessor a block when it is alone.
+int decode_splits(const Context& context, int group, int kv_heads) {
+    return std::clamp(context.multiprocessors / (kv_heads * ceil_div(group, decode_tile)), 1, 32);
+}
 Shape decode_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences) {
     Shape shape = {ceil_div(std::min(decode_rows(group), context.max_query * group), decode_tile), 1, 0};
     int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
-    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, 1, context.max_keys, 128);
+    if (tiles <= Context::counter_count)
+        shape.splits = std::min(decode_splits(context, group, kv_heads), ceil_div(context.max_keys, split_keys));
     if (shape.splits > 1) shape.scratch = tiles * shape.splits * partial_floats(decode_tile, head_dim) * sizeof(float);
     return shape;
 }
@@ -120,10 +125,11 @@ AttentionCall attention_call(const KernelCall& call) {
     return a;
 }
 
-Status attention(const KernelCall& call) {
+Status paged_attention(const KernelCall& call, const AttentionCall::Append& append) {
     Context& ctx = context(call);
     const Attrs& attrs = call.node->attrs;
     AttentionCall a = attention_call(call);
+    a.append = append;
     a.cache = paged_cache(call);
     a.seq_begin = call.batch(Input::seq_begin);
     a.group = attrs.heads / attrs.kv_heads;
@@ -138,9 +144,11 @@ Status attention(const KernelCall& call) {
         a.min_rows = 1;
         a.max_rows = limit;
         a.splits = shape.splits;
+        a.most_splits = shape.splits == 1 ? 1 : decode_splits(ctx, a.group, attrs.kv_heads);
         a.row_tiles = shape.row_tiles;
         a.partial = reinterpret_cast<float*>(ctx.scratch);
-        AWQ_TRY(attention_decode(ctx, a, sequences));
+        a.prefetch = int64_t{shape.splits} * shape.row_tiles * attrs.kv_heads * sequences <= 2 * ctx.multiprocessors;
+        AWQ_TRY(attention_decode(ctx, a, std::min(ctx.max_query * a.group, limit), sequences));
     }
     if (ctx.max_query * a.group > limit) {
         Shape shape =
@@ -154,6 +162,8 @@ Status attention(const KernelCall& call) {
     }
     return {};
 }
+
+Status attention(const KernelCall& call) { return paged_attention(call, {}); }
 
 // Keys and values go into a cache of their own first: behind the split sums in the scratch memory.
 size_t full_cache_bytes(const Attrs& attrs, int64_t keys) {
@@ -179,8 +189,37 @@ Status attention_full(const KernelCall& call) {
     return attention_prefill(ctx, a, 1);
 }
 
+// Two pairs of columns at a time: 4 bytes of q and k, 8 of the table.
+bool whole_pairs(const Tensor& k, const Tensor& table) {
+    return wide_rows(k) && table.cols % 4 == 0 && table.stride % 2 == 0 && reinterpret_cast<uintptr_t>(table.data) % 8 == 0;
+}
+
 bool can_attend(const Graph&, const Node& node) { return node.attrs.head_dim > 0 && node.attrs.head_dim <= any_max_dim; }
 }  // namespace
+
+bool can_attend_appending(const KernelCall& append, const KernelCall& attention) {
+    const Context& ctx = context(attention);
+    const Tensor &q = append.in[0], &k = append.in[1], &table = append.in[3];
+    return ctx.max_query == 1 && append.node->attrs.layer == attention.node->attrs.layer &&
+           wide_head(ctx, q, attention.node->attrs.head_dim) && whole_pairs(k, table);
+}
+
+Status attention_appending(const KernelCall& append, const KernelCall& attention) {
+    const Tensor in[] = {append.in[0]};  // in place of the rotated one
+    KernelCall call = attention;
+    call.in = in;
+    const Tensor &k = append.in[1], &v = append.in[2], &table = append.in[3];
+    AttentionCall::Append a = {};
+    a.k = static_cast<const __half*>(k.data);
+    a.k_stride = k.stride;
+    a.v = static_cast<const __half*>(v.data);
+    a.v_stride = v.stride;
+    a.table = static_cast<const float*>(table.data);
+    a.table_stride = table.stride;
+    a.half = static_cast<int>(table.cols / 2);
+    a.interleaved = append.node->attrs.interleaved;
+    return paged_attention(call, a);
+}
 
 size_t attention_scratch(const Graph& graph, const Node& node, const BatchSize& size, const Context& context) {
     const Attrs& attrs = node.attrs;

@@ -31,6 +31,9 @@ struct KvCache {
 #endif
 };
 KvCache paged_cache(const KernelCall& call);
+// A rope_append and the attention behind it as one kernel: whether they can be, and doing so.
+bool can_attend_appending(const KernelCall& append, const KernelCall& attention);
+Status attention_appending(const KernelCall& append, const KernelCall& attention);
 // Puts keys and values into a cache without a page table (rope.cu).
 Status append_plain(Context& context, const Tensor& k, const Tensor& v, const KvCache& cache);
 
@@ -49,13 +52,25 @@ struct AttentionCall {
     const float* alibi;    // slope of each head, or null
     // Each kernel takes the sequences with min_rows .. max_rows rows.
     int min_rows, max_rows;
-    // Keys split over `splits` blocks: each leaves its unnormalised sums here, the last to arrive joins them.
-    int splits, row_tiles;
+    // Keys split over `splits` blocks: each leaves its unnormalised sums here, the last to arrive joins them. Decode cuts a
+    // sequence by its own length alone, whatever it shares the batch with: into most_splits at most, of split_keys at least.
+    int splits, most_splits, row_tiles;
     float* partial;
     unsigned* counters;  // of each tile
+    bool prefetch;       // decode: few blocks, whose keys and values fit in the second-level cache
+    // Decode of one token a sequence may do rope_append's work as well: q is then not rotated yet, and the token's key and
+    // value are still to be put in the cache. Pairs are columns i and half + i, or 2 i and 2 i + 1.
+    struct Append {
+        const __half *k, *v;  // null: all that is done
+        const float* table;   // of each token: cosines [half], sines [half]
+        int64_t k_stride, v_stride, table_stride;
+        int half;
+        bool interleaved;
+    } append;
 };
 
-inline constexpr int decode_tile = 8;  // rows of a decode tile
+inline constexpr int decode_tile = 8;    // rows of a decode tile
+inline constexpr int split_keys = 256;
 
 // Most rows of a sequence that decode takes: one token's, or those of a few tokens with few heads to a kv head.
 inline int decode_rows(int group) { return group > 16 ? group : 16; }
@@ -66,7 +81,8 @@ inline int head_blocks(int head_dim) {
 }
 inline int prefill_rows(int head_dim) { return head_dim <= 128 ? 128 : 64; }
 
-Status attention_decode(Context& context, const AttentionCall& call, int sequences);
+// max_rows: of a sequence in this run
+Status attention_decode(Context& context, const AttentionCall& call, int max_rows, int sequences);
 Status attention_prefill(Context& context, const AttentionCall& call, int sequences);
 
 // Floats of one split of a tile: sums, maximum and denominator of each row.
@@ -135,17 +151,18 @@ __device__ __forceinline__ void position_range(const AttentionCall& call, const 
     high = tile.position(call, tile.rows - 1);
 }
 
-// Counts the blocks of a tile; true in all threads of the last one, which then sees what the others wrote.
+// Counts the blocks of a tile; true in all threads of the last one, which then sees what the others wrote. One thread's release
+// and acquire serve the block: a barrier lies before and behind them.
 __device__ __forceinline__ bool last_to_arrive(unsigned* counter, int count) {
     __shared__ bool last;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        last = atomicAdd(counter, 1) == static_cast<unsigned>(count) - 1;
+        unsigned before;
+        asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+        last = before == static_cast<unsigned>(count) - 1;
         if (last) *counter = 0;
     }
     __syncthreads();
-    __threadfence();
     return last;
 }
 

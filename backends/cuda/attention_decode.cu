@@ -1,9 +1,15 @@
 // Attention of a few rows (one token's query heads of a kv head) over the paged cache: bound by reading the cache, and by
-// latency where the cache is short.
+// latency where the cache is short. Of single tokens it also does what comes before, if asked to: rotary embedding, and
+// putting the new keys and values in the cache.
 //
 // A warp takes 32 keys at a time and reads them straight into tensor core operands: scores are K Q^T, outputs V^T P^T, with
 // keys and columns in the place of an mma's 16 rows and the tile's 8 rows as its columns. The keys of a tile are spread over
 // the block's warps and over `splits` blocks; each warp keeps its own running softmax, joined at the end.
+//
+// Between two matrix products what counts is the time from the end of the one before. All that does not depend on it comes
+// first: the cache of earlier runs is on its way to registers and to the second-level cache by then. And a block is small
+// enough to share a multiprocessor with a block of either product, so that the next one fetches weights meanwhile.
+#include <algorithm>
 #include "backends/cuda/attention.h"
 
 namespace awq::cuda {
@@ -11,6 +17,7 @@ namespace {
 
 constexpr int warps = 4, threads = warps * 32;
 constexpr int step_keys = 32;
+static_assert(split_keys == 2 * warps * step_keys);
 
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
     uint32_t result;
@@ -18,30 +25,164 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
     return result;
 }
 
-// blocks: 32-column blocks of a head. fast: no soft cap, no bias, and heads of exactly that many columns.
-// Block (split, kv_head and row tile, sequence).
-template <int blocks, bool fast>
-__global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__ AttentionCall call) {
-    constexpr int width = blocks * 32, pitch = width + 4;  // the padding spreads a warp's writes over the banks
-    constexpr bool early = blocks <= 4;                    // registers hold a whole step: its loads come long before their use
-    extern __shared__ __align__(16) char shared[];
-    float* sums = reinterpret_cast<float*>(shared);    // [warps][8][pitch]
-    float* tops = sums + warps * decode_tile * pitch;  // [warps][8]
-    float* shares = tops + warps * decode_tile;        // [warps][8]: denominators
+// Shared memory of a block, from its beginning; behind it the warps' sums, [warps][rows of the tile][width + 4] (the padding
+// spreads a warp's writes over the banks).
+template <int blocks>
+struct Shared {
+    static constexpr int width = blocks * 32, sums_pitch = width + 4;
+    // 64 bytes more or less than a multiple of 128: two rows' 64 neighbouring bytes are then in different banks.
+    static constexpr int q_pitch = width + (blocks % 2 ? 0 : 32);
+    float2 state[warps][decode_tile];                    // maximum, sum of exponentials
+    float newest[decode_tile];                           // exponentials of the token's own key
+    __align__(16) __half q[decode_tile + 1][q_pitch];    // behind the last row: the token's own key
+    __align__(16) __half v[width];                       // its own value
+};
+
+// Keys and values of a page for each lane, half of the lanes the one, half the other: to the second-level cache.
+__device__ __forceinline__ void prefetch_pages(const AttentionCall& call, const Tile& tile, int first_key, int end_key) {
+#if __CUDA_ARCH__ >= 900
+    const int lane = threadIdx.x % 32, key = (first_key / page_size + lane / 2) * page_size;
+    if (lane >= 16 || key >= end_key) return;
+    const int64_t page = call.cache.page_of(tile.sequence, key);
+    const __half* from = lane % 2 ? call.cache.values(page, tile.kv_head) : call.cache.keys(page, tile.kv_head);
+    const int bytes = page_size * call.cache.head_dim * 2;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
+}
+
+// Has the address at hand, and translated, once the previous kernel is done. (The memory holds what comes of it only then.)
+__device__ __forceinline__ void prepare_to_read(const void* address) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
+// The token and the head of a tile's row. Where a block appends there is one token to a sequence.
+template <bool append>
+__device__ __forceinline__ int row_token(const AttentionCall& call, const Tile& tile, int row) {
+    return append ? tile.first_token : tile.token(call, row);
+}
+template <bool append>
+__device__ __forceinline__ int row_head(const AttentionCall& call, const Tile& tile, int row) {
+    return append ? tile.kv_head * call.group + tile.first_row + row : tile.head(call, row);
+}
+
+// The tile's rows of q to shared memory once they are there. Where the block appends they are rotated, and so is the token's own
+// key if the block takes it (has_newest), which stands behind them; its value is beside.
+template <int blocks, bool fast, bool append>
+__device__ __forceinline__ void stage_rows(const AttentionCall& call, const Tile& tile, bool has_newest, Shared<blocks>& shared) {
+    constexpr int row_rounds = (decode_tile + append + warps - 1) / warps, column_rounds = (blocks * 8 + 31) / 32,
+                  value_rounds = (blocks * 32 + threads - 1) / threads;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = fast ? blocks * 32 : call.cache.head_dim;
+    const auto& a = call.append;
+    const int rows = tile.rows + has_newest;
+    const __half *from[row_rounds], *values = nullptr;
+    const float* table = nullptr;
+    int x[column_rounds], y[column_rounds];  // a lane has columns x, x + 1, y, y + 1: two pairs, or none
+    bool turned[column_rounds];
+#pragma unroll
+    for (int c = 0; c < column_rounds; c++) {
+        const int u = lane + c * 32;
+        x[c] = 4 * u, y[c] = 4 * u + 2;
+        turned[c] = append && x[c] < 2 * a.half;
+        if (turned[c] && !a.interleaved) x[c] = 2 * u, y[c] = a.half + 2 * u;
+    }
+#pragma unroll
+    for (int i = 0; i < row_rounds; i++) {
+        const int row = warp + i * warps;
+        if (row >= rows) break;
+        from[i] = call.q + row_token<append>(call, tile, row) * call.q_stride + row_head<append>(call, tile, row) * dim;
+        if (append && row == tile.rows) from[i] = a.k + tile.first_token * a.k_stride + tile.kv_head * dim;
+        prepare_to_read(from[i]);
+    }
+    if (append) {
+        values = a.v + tile.first_token * a.v_stride + tile.kv_head * dim;
+        table = a.table + tile.first_token * a.table_stride + 2 * lane;
+        prepare_to_read(values);
+        prepare_to_read(table);
+    }
+
+    wait_for_previous();
+    __half value[value_rounds];
+    if (has_newest)
+#pragma unroll
+        for (int i = 0; i < value_rounds; i++)
+            if (int d = threadIdx.x + i * threads; d < dim) value[i] = __ldcg(values + d);
+#pragma unroll
+    for (int c = 0; c < column_rounds; c++) {
+        const int u = lane + c * 32;
+        const bool inside = fast ? u < blocks * 8 : 4 * u < dim;
+        float2 cosine = make_float2(1, 1), sine = make_float2(0, 0);
+        if (turned[c]) {
+            cosine = __ldcg(reinterpret_cast<const float2*>(table + 64 * c));
+            sine = __ldcg(reinterpret_cast<const float2*>(table + 64 * c + a.half));
+        }
+        uint32_t x_bits[row_rounds], y_bits[row_rounds];
+#pragma unroll
+        for (int i = 0; i < row_rounds; i++) {
+            x_bits[i] = y_bits[i] = 0;
+            if (warp + i * warps >= rows || !inside) continue;
+            x_bits[i] = __ldcg(reinterpret_cast<const uint32_t*>(from[i] + x[c]));
+            y_bits[i] = __ldcg(reinterpret_cast<const uint32_t*>(from[i] + y[c]));
+        }
+        // Pairs are made of x and y column by column; interleaved ones lie in x and in y, and are brought apart and back.
+        const unsigned low_halves = a.interleaved ? 0x5410 : 0x3210, high_halves = a.interleaved ? 0x7632 : 0x7654;
+#pragma unroll
+        for (int i = 0; i < row_rounds; i++) {
+            const int row = warp + i * warps;
+            if (row >= rows || u >= blocks * 8) break;
+            if (append) {
+                const float2 p = unpack_half2(__byte_perm(x_bits[i], y_bits[i], low_halves)),
+                             q = unpack_half2(__byte_perm(x_bits[i], y_bits[i], high_halves));
+                const uint32_t p_bits = pack_half2(p.x * cosine.x - q.x * sine.x, p.y * cosine.y - q.y * sine.y),
+                               q_bits = pack_half2(q.x * cosine.x + p.x * sine.x, q.y * cosine.y + p.y * sine.y);
+                x_bits[i] = __byte_perm(p_bits, q_bits, low_halves);
+                y_bits[i] = __byte_perm(p_bits, q_bits, high_halves);
+            }
+            *reinterpret_cast<uint32_t*>(&shared.q[row][x[c]]) = x_bits[i];
+            *reinterpret_cast<uint32_t*>(&shared.q[row][y[c]]) = y_bits[i];
+        }
+    }
+    if (has_newest)
+#pragma unroll
+        for (int i = 0; i < value_rounds; i++)
+            if (int d = threadIdx.x + i * threads; d < dim) shared.v[d] = value[i];
+    __syncthreads();
+}
+
+// A warp puts the token's own key and value into the cache, from shared memory. page: the head's keys in the position's page.
+template <int blocks>
+__device__ __forceinline__ void put_newest(const AttentionCall& call, const Tile& tile, int newest, __half* page,
+                                           const Shared<blocks>& shared) {
+    const int lane = threadIdx.x % 32, dim = call.cache.head_dim;
+    __half *key = page + newest % page_size * dim,
+           *value = page + static_cast<int64_t>(call.cache.kv_heads) * page_size * dim + newest % page_size;
+    if (lane * 8 < dim) reinterpret_cast<uint4*>(key)[lane] = reinterpret_cast<const uint4*>(shared.q[tile.rows])[lane];
+    for (int d = lane; d < dim; d += 32) value[d * page_size] = shared.v[d];
+}
+
+// blocks: 32-column blocks of a head. fast: no soft cap, no bias, and heads of exactly that many columns. append: rope_append's
+// work too. Block (split, kv_head and row tile, sequence). Registers: four blocks a multiprocessor, or one beside a product's.
+template <int blocks, bool fast, bool append>
+__global__ void __launch_bounds__(threads, blocks <= 4 ? 4 : 2) decode_kernel(const __grid_constant__ AttentionCall call) {
+    constexpr int width = blocks * 32, pitch = Shared<blocks>::sums_pitch;
+    constexpr bool early = blocks <= 4;  // registers hold a step's keys or values: their loads come long before their use
+    extern __shared__ __align__(16) char dynamic[];
+    Shared<blocks>& shared = *reinterpret_cast<Shared<blocks>*>(dynamic);
+    float* sums = reinterpret_cast<float*>(dynamic + sizeof(Shared<blocks>));
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int dim = fast ? width : call.cache.head_dim;
 
     let_next_begin();
     Tile tile;
     bool work = find_tile(call, blockIdx.z, blockIdx.y / call.row_tiles, blockIdx.y % call.row_tiles, decode_tile, tile);
-    int low = 0, high = 0, first = 0, last = 0, used = 1;
+    int low = 0, high = 0, first = 0, last = 0, used = 1, end = 0;
     if (work) {
         position_range(call, tile, low, high);
-        int begin = call.window > 0 ? max(0, low - call.window + 1) / step_keys : 0;
-        int steps = high / step_keys + 1 - begin, share = (steps + call.splits - 1) / call.splits;
-        used = (steps + share - 1) / share;
+        const int begin = call.window > 0 ? max(0, low - call.window + 1) / step_keys : 0;
+        end = high / step_keys + 1;
+        const int share = max(split_keys / step_keys, (end - begin + call.most_splits - 1) / call.most_splits);
+        used = (end - begin + share - 1) / share;
         first = begin + blockIdx.x * share;
-        last = min(first + share, begin + steps);
+        last = min(first + share, end);
         work = first < last;
     }
     if (!work) {
@@ -52,101 +193,90 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
     // Score tile u: its row g is key 8 (g / 2) + 2 u + g % 2 of the step, so that once transposed a lane's probabilities belong
     // to 8 neighbouring keys 8 t .. 8 t + 7, the ones in its 16 bytes of each value row. Columns beyond the head meet zeros
     // of Q, rows of values beyond it are dropped: there any address will do that holds numbers.
+    const int lane_key = 8 * (g / 2) + g % 2;
     uint4 k_bits[early ? blocks : 1][4], v_bits[early ? blocks * 4 : 1];
+    auto key_column = [&](int i) {
+        const int column = i * 32 + 8 * t;
+        return fast || column < dim ? column : 0;
+    };
+    // k and v: where the lane's part of a step begins.
     auto key_bits = [&](const __half* k, int i, int u) {
-        int column = i * 32 + 8 * t;
-        if (!fast && column >= dim) column = 0;
-        return __ldcg(reinterpret_cast<const uint4*>(k + (8 * (g / 2) + 2 * u + g % 2) * dim + column));
+        return __ldcg(reinterpret_cast<const uint4*>(k + 2 * u * dim + (fast ? i * 32 : key_column(i) - 8 * t)));
     };
     auto value_bits = [&](const __half* v, int j) {
-        int row = fast ? 8 * j + g : min(8 * j + g, dim - 1);
-        return __ldcg(reinterpret_cast<const uint4*>(v + row * page_size + 8 * t));
+        return __ldcg(reinterpret_cast<const uint4*>(v + (fast ? 8 * j : min(8 * j, dim - 1 - g)) * page_size));
     };
-    auto keys_of = [&](int step) {
-        return call.cache.keys(call.cache.page_of(tile.sequence, step * step_keys), tile.kv_head) +
-               step * step_keys % page_size * dim;
+    // The head's keys in a step's page; its values lie `to_values` further.
+    auto page_of = [&](int key) { return call.cache.keys(call.cache.page_of(tile.sequence, key), tile.kv_head); };
+    const int64_t to_values = static_cast<int64_t>(call.cache.kv_heads) * page_size * dim;
+    auto keys_of = [&](const __half* page, int step) {
+        return page + (step * step_keys % page_size + lane_key) * dim + 8 * t;
     };
-    auto values_of = [&](int step) {
-        return call.cache.values(call.cache.page_of(tile.sequence, step * step_keys), tile.kv_head) +
-               step * step_keys % page_size;
-    };
-    auto load_keys = [&](int step) {
-        const __half* k = keys_of(step);
+    auto load_keys = [&](const __half* page, int step) {
+        const __half* k = keys_of(page, step);
 #pragma unroll
         for (int i = 0; i < (early ? blocks : 0); i++)
 #pragma unroll
             for (int u = 0; u < 4; u++) k_bits[i][u] = key_bits(k, i, u);
     };
-    auto load_values = [&](int step) {
-        const __half* v = values_of(step);
-#pragma unroll
-        for (int j = 0; j < (early ? blocks * 4 : 0); j++) v_bits[j] = value_bits(v, j);
-    };
 
-    // What earlier runs left in the cache may be read while the previous kernel still works; this run's own keys may not.
+    // What earlier runs left in the cache may be read while the previous kernel still works. This run's keys may not, unless it
+    // is this block that puts them there.
     int step = first + warp;
-    const bool settled = (step + 1) * step_keys <= call.cache.positions[tile.first_token];
-    if (early && step < last && settled) {
-        load_keys(step);
-        load_values(step);
-    }
-    const __half* q_row = nullptr;
-    if (g < tile.rows)
-        q_row = call.q + tile.token(call, g) * call.q_stride + static_cast<int64_t>(tile.head(call, g)) * dim + 8 * t;
+    const bool busy = step < last, settled = append || (step + 1) * step_keys <= call.cache.positions[tile.first_token];
+    const __half* page = busy ? page_of(step * step_keys) : nullptr;
+    if (early && busy && settled) load_keys(page, step);
+    if (call.prefetch && warp == warps - 1) prefetch_pages(call, tile, first * step_keys, min(last * step_keys, high + 1));
+    const int newest = append && last == end ? high : -1;
     int position[2];
     float slope[2] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         int row = min(2 * t + e, tile.rows - 1);
-        position[e] = tile.position(call, row);
+        position[e] = append ? high : tile.position(call, row);
         if (!fast && call.alibi) slope[e] = call.alibi[tile.head(call, row)];
     }
-    wait_for_previous();
+    const bool puts = newest >= 0 && warp == warps - 1 && tile.first_row == 0;  // once for the tiles that share the keys
+    __half* newest_page = puts ? page_of(newest) : nullptr;
+    stage_rows<blocks, fast, append>(call, tile, newest >= 0, shared);
+    if (puts) put_newest<blocks>(call, tile, newest, newest_page, shared);
+    if (early && busy && !settled) load_keys(page, step);
 
-    uint4 q_bits[blocks];
-#pragma unroll
-    for (int i = 0; i < blocks; i++)
-        q_bits[i] = q_row && (fast || i * 32 + 8 * t < dim) ? __ldcg(reinterpret_cast<const uint4*>(q_row + i * 32))
-                                                            : make_uint4(0, 0, 0, 0);
-    if (early && step < last && !settled) {
-        load_keys(step);
-        load_values(step);
-    }
-
-    float out[blocks * 2][4] = {};  // columns 16 j + g and + 8, rows 2 t and 2 t + 1
-    for (; step < last; step += warps) {
-        float score[2][4] = {};
-        const __half* k = early ? nullptr : keys_of(step);
+    const auto reach = static_cast<unsigned>(call.window > 0 ? call.window : INT32_MAX);
+    while (busy) {
+        const int key = step * step_keys + lane_key;  // of score tile 0; tile u's is 2 u further
+        float score[2][2][4] = {};                    // two sums each, for a shorter chain of products
+        const __half *k = keys_of(page, step), *v = page + to_values + step * step_keys % page_size + g * page_size + 8 * t;
 #pragma unroll
         for (int i = 0; i < blocks; i++) {
-            if constexpr (!early)
+            const uint4 q = *reinterpret_cast<const uint4*>(&shared.q[g][i * 32 + 8 * t]);
 #pragma unroll
-                for (int u = 0; u < 4; u++) k_bits[0][u] = key_bits(k, i, u);
+            for (int u = 0; u < 4; u++) {
+                uint4& bits = k_bits[early ? i : 0][u];
+                if constexpr (!early) bits = key_bits(k, i, u);
+                if (append && key + 2 * u == newest) bits = *reinterpret_cast<const uint4*>(&shared.q[tile.rows][key_column(i)]);
+            }
 #pragma unroll
             for (int m = 0; m < 2; m++) {
                 const uint4 a = k_bits[early ? i : 0][2 * m], b = k_bits[early ? i : 0][2 * m + 1];
-                mma_f16(score[m], a.x, b.x, a.y, b.y, q_bits[i].x, q_bits[i].y);
-                mma_f16(score[m], a.z, b.z, a.w, b.w, q_bits[i].z, q_bits[i].w);
+                mma_f16(score[m][0], a.x, b.x, a.y, b.y, q.x, q.y);
+                mma_f16(score[m][1], a.z, b.z, a.w, b.w, q.z, q.w);
             }
         }
-        const int next = step + warps;
-        if (next < last) load_keys(next);
+        if constexpr (early)
+#pragma unroll
+            for (int j = 0; j < blocks * 4; j++) v_bits[j] = value_bits(v, j);
 
-        // Only the first and the last steps hold keys that a row does not see.
-        const bool masked = step * step_keys + step_keys - 1 > low || (call.window > 0 && step * step_keys <= high - call.window);
-        float highest[2] = {top[0], top[1]};
+        float highest[2] = {top[0], top[1]}, keep[2], p[4][2];
 #pragma unroll
         for (int u = 0; u < 4; u++)
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                float& s = score[u / 2][u % 2 * 2 + e];
-                int key = step * step_keys + 8 * (g / 2) + 2 * u + g % 2;
-                s = finish_score<fast>(call, s, slope[e], key, position[e]);
-                if (masked && !sees(call, key, position[e])) s = -INFINITY;
-                highest[e] = fmaxf(highest[e], s);
+                const int at = u % 2 * 2 + e;
+                const float x = finish_score<fast>(call, score[u / 2][0][at] + score[u / 2][1][at], slope[e], key + 2 * u, position[e]);
+                p[u][e] = static_cast<unsigned>(position[e] - key - 2 * u) < reach ? x : -INFINITY;
+                highest[e] = fmaxf(highest[e], p[u][e]);
             }
-        float keep[2];
-        uint32_t p[4];
 #pragma unroll
         for (int e = 0; e < 2; e++) {
 #pragma unroll
@@ -157,40 +287,58 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
             sum[e] *= keep[e];
 #pragma unroll
             for (int u = 0; u < 4; u++) {
-                float& s = score[u / 2][u % 2 * 2 + e];
-                s = fast_exp2(s - base);
-                sum[e] += s;
+                p[u][e] = fast_exp2(p[u][e] - base);
+                sum[e] += p[u][e];
             }
         }
+        uint32_t p_bits[4];
 #pragma unroll
-        for (int u = 0; u < 4; u++) p[u] = transpose_8x8(pack_half2(score[u / 2][u % 2 * 2], score[u / 2][u % 2 * 2 + 1]));
+        for (int u = 0; u < 4; u++) p_bits[u] = transpose_8x8(pack_half2(p[u][0], p[u][1]));
 
-        // Past the last position lies memory nobody wrote: zeros instead, since 0 * NaN is not 0.
-        const int unseen = step * step_keys + 8 * t + 7 - high;  // of the lane's 8 keys
+        // From the first position that is not in the cache on lies memory nobody wrote: zeros instead, since 0 * NaN is not 0.
+        const int there = (append ? high : high + 1) - step * step_keys;
+        const bool tail = there < step_keys;
+        uint32_t written[4];  // of the lane's 8 keys
+#pragma unroll
+        for (int w = 0; w < 4; w++) {
+            const int left = there - 8 * t - 2 * w;
+            written[w] = left >= 2 ? ~0u : left == 1 ? 0xffff : 0;
+        }
         auto blank = [&](uint4& bits) {
-            uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-            for (int w = 0; w < 4; w++)
-                words[w] = 2 * w + unseen >= 8 ? 0 : 2 * w + 1 + unseen >= 8 ? words[w] & 0xffff : words[w];
-            bits = make_uint4(words[0], words[1], words[2], words[3]);
+            bits = make_uint4(bits.x & written[0], bits.y & written[1], bits.z & written[2], bits.w & written[3]);
         };
-        const bool tail = step * step_keys + step_keys - 1 > high;
-        if constexpr (early)
-            if (tail)
+        if (tail) {
 #pragma unroll
-                for (int j = 0; j < blocks * 4; j++) blank(v_bits[j]);
-        const __half* v = early ? nullptr : values_of(step);
+            for (int j = 0; j < (early ? blocks * 4 : 0); j++) blank(v_bits[j]);
+            if (append)
+#pragma unroll
+                for (int u = 0; u < 4; u++)
+                    if (key + 2 * u == newest) *reinterpret_cast<float2*>(&shared.newest[2 * t]) = make_float2(p[u][0], p[u][1]);
+        }
+        float out[blocks * 2][4] = {};  // columns 16 j + g and + 8, rows 2 t and 2 t + 1
 #pragma unroll
         for (int j = 0; j < blocks * 2; j++) {
             uint4 a = early ? v_bits[early ? 2 * j : 0] : value_bits(v, 2 * j);
             uint4 b = early ? v_bits[early ? 2 * j + 1 : 0] : value_bits(v, 2 * j + 1);
             if (!early && tail) blank(a), blank(b);
-#pragma unroll
-            for (int e = 0; e < 4; e++) out[j][e] *= keep[e % 2];
-            mma_f16(out[j], a.x, b.x, a.y, b.y, p[0], p[1]);
-            mma_f16(out[j], a.z, b.z, a.w, b.w, p[2], p[3]);
+            mma_f16(out[j], a.x, b.x, a.y, b.y, p_bits[0], p_bits[1]);
+            mma_f16(out[j], a.z, b.z, a.w, b.w, p_bits[2], p_bits[3]);
         }
-        if (next < last) load_values(next);
+        // The sums so far are in shared memory: registers have no room for them beside a step's keys.
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            if (2 * t + e >= tile.rows) continue;
+            float* to = sums + (warp * tile.rows + 2 * t + e) * pitch + g;
+            if (step >= first + warps)
+#pragma unroll
+                for (int j = 0; j < blocks * 4; j++) out[j / 2][j % 2 * 2 + e] += keep[e] * to[8 * j];
+#pragma unroll
+            for (int j = 0; j < blocks * 4; j++) to[8 * j] = out[j / 2][j % 2 * 2 + e];
+        }
+        step += warps;
+        if (step >= last) break;
+        page = page_of(step * step_keys);
+        load_keys(page, step);
     }
 
     // ---- the warps' sums into one
@@ -198,47 +346,42 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
     for (int e = 0; e < 2; e++) {
 #pragma unroll
         for (int lanes = 4; lanes < 32; lanes *= 2) sum[e] += __shfl_xor_sync(~0u, sum[e], lanes);
-        if (g == 0) {
-            tops[warp * decode_tile + 2 * t + e] = top[e];
-            shares[warp * decode_tile + 2 * t + e] = sum[e];
-        }
-    }
-    __syncthreads();
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-        float most = -INFINITY;
-#pragma unroll
-        for (int w = 0; w < warps; w++) most = fmaxf(most, tops[w * decode_tile + 2 * t + e]);
-        const float share = most == -INFINITY ? 0.0f : fast_exp2(top[e] - most);
-        float* to = sums + (warp * decode_tile + 2 * t + e) * pitch + g;
-#pragma unroll
-        for (int j = 0; j < blocks * 2; j++) {
-            to[16 * j] = out[j][e] * share;
-            to[16 * j + 8] = out[j][2 + e] * share;
-        }
+        if (g == 0) shared.state[warp][2 * t + e] = make_float2(top[e], sum[e]);
     }
     __syncthreads();
     const int64_t split_floats = decode_tile * (width + 2);
     float* partials = call.partial + static_cast<int64_t>(tile.id) * call.splits * split_floats;
     float* partial = partials + blockIdx.x * split_floats;
     for (int e = threadIdx.x * 4; e < tile.rows * width; e += threads * 4) {
-        int row = e / width, d = e % width;
+        const int row = e / width, d = e % width;
         if (!fast && d >= dim) continue;
         float most = -INFINITY, total = 0;
+#pragma unroll
+        for (int w = 0; w < warps; w++) most = fmaxf(most, shared.state[w][row].x);
+        const float base = most == -INFINITY ? 0.0f : most;
         float4 x = make_float4(0, 0, 0, 0);
+        auto add = [&](float factor, float a, float b, float c, float d) {
+            x.x += factor * a, x.y += factor * b, x.z += factor * c, x.w += factor * d;
+        };
 #pragma unroll
         for (int w = 0; w < warps; w++) {
-            float4 y = *reinterpret_cast<const float4*>(sums + (w * decode_tile + row) * pitch + d);
-            x.x += y.x, x.y += y.y, x.z += y.z, x.w += y.w;
-            most = fmaxf(most, tops[w * decode_tile + row]);
+            if (first + w >= last) break;  // had no step
+            const float2 state = shared.state[w][row];
+            const float weight = fast_exp2(state.x - base);
+            total += weight * state.y;
+            const float4 y = *reinterpret_cast<const float4*>(sums + (w * tile.rows + row) * pitch + d);
+            add(weight, y.x, y.y, y.z, y.w);
         }
-#pragma unroll
-        for (int w = 0; w < warps; w++)
-            if (most != -INFINITY) total += fast_exp2(tops[w * decode_tile + row] - most) * shares[w * decode_tile + row];
+        if (append && newest >= 0) {
+            // Relative to the maximum of the warp that took the last step.
+            const float factor = shared.newest[row] * fast_exp2(shared.state[(end - 1 - first) % warps][row].x - base);
+            const float2 v01 = unpack_half2(*reinterpret_cast<const uint32_t*>(&shared.v[d])),
+                         v23 = unpack_half2(*reinterpret_cast<const uint32_t*>(&shared.v[d + 2]));
+            add(factor, v01.x, v01.y, v23.x, v23.y);
+        }
         if (used == 1) {
-            __half* to =
-                call.out + tile.token(call, row) * call.out_stride + static_cast<int64_t>(tile.head(call, row)) * dim + d;
-            const float inverse = 1.0f / total;
+            __half* to = call.out + row_token<append>(call, tile, row) * call.out_stride + row_head<append>(call, tile, row) * dim + d;
+            const float inverse = __fdividef(1.0f, total);
             *reinterpret_cast<uint2*>(to) =
                 make_uint2(pack_half2(x.x * inverse, x.y * inverse), pack_half2(x.z * inverse, x.w * inverse));
         } else {
@@ -254,23 +397,27 @@ __global__ void __launch_bounds__(threads) decode_kernel(const __grid_constant__
 }
 
 template <int blocks>
-Status launch_decode(Context& context, const AttentionCall& call, int sequences) {
-    size_t shared = sizeof(float) * warps * decode_tile * (blocks * 32 + 4 + 2);
+Status launch_decode(Context& context, const AttentionCall& call, int max_rows, int sequences) {
+    size_t shared = sizeof(Shared<blocks>) +
+                    sizeof(float) * warps * std::min(max_rows, decode_tile) * Shared<blocks>::sums_pitch;
     dim3 grid(call.splits, call.cache.kv_heads * call.row_tiles, sequences);
-    bool fast = call.softcap == 0 && !call.alibi && call.cache.head_dim == blocks * 32;
-    return launch(context, fast ? decode_kernel<blocks, true> : decode_kernel<blocks, false>, grid, threads, shared, call);
+    const bool fast = call.softcap == 0 && !call.alibi && call.cache.head_dim == blocks * 32;
+    auto* kernel = call.append.k ? fast ? decode_kernel<blocks, true, true> : decode_kernel<blocks, false, true>
+                   : fast        ? decode_kernel<blocks, true, false>
+                                 : decode_kernel<blocks, false, false>;
+    return launch(context, kernel, grid, threads, shared, call);
 }
 
 }  // namespace
 
-Status attention_decode(Context& context, const AttentionCall& call, int sequences) {
+Status attention_decode(Context& context, const AttentionCall& call, int max_rows, int sequences) {
     switch (head_blocks(call.cache.head_dim)) {
-        case 1: return launch_decode<1>(context, call, sequences);
-        case 2: return launch_decode<2>(context, call, sequences);
-        case 3: return launch_decode<3>(context, call, sequences);
-        case 4: return launch_decode<4>(context, call, sequences);
-        case 6: return launch_decode<6>(context, call, sequences);
-        default: return launch_decode<8>(context, call, sequences);
+        case 1: return launch_decode<1>(context, call, max_rows, sequences);
+        case 2: return launch_decode<2>(context, call, max_rows, sequences);
+        case 3: return launch_decode<3>(context, call, max_rows, sequences);
+        case 4: return launch_decode<4>(context, call, max_rows, sequences);
+        case 6: return launch_decode<6>(context, call, max_rows, sequences);
+        default: return launch_decode<8>(context, call, max_rows, sequences);
     }
 }
 

@@ -103,11 +103,17 @@ Status multiply_experts(Context& context, const Weight& weight, const MatmulArgs
 #ifdef __CUDACC__
 // ---- device helpers
 
+// Until the kernel before has completed and what it wrote can be seen. Since that one waited as well before it ended, the same
+// then holds of all kernels of the run before it. It holds of none earlier: several kernels may be on the device at once,
+// each waiting for the one before.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
+// The next kernel may be scheduled "as soon as all other CTAs in the grid issue the same instruction or have completed" (PTX
+// ISA, griddepcontrol.launch_dependents). All have begun by then: said first thing, it cannot let a block of the next kernel
+// take the place of one of this kernel.
 __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
