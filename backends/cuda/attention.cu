@@ -197,11 +197,11 @@ bool whole_pairs(const Tensor& k, const Tensor& table) {
 bool can_attend(const Graph&, const Node& node) { return node.attrs.head_dim > 0 && node.attrs.head_dim <= any_max_dim; }
 }  // namespace
 
-bool can_attend_appending(const KernelCall& append, const KernelCall& attention) {
-    const Context& ctx = context(attention);
+bool can_attend_appending(const KernelCall& append, const Node& attention) {
+    const Context& ctx = context(append);
     const Tensor &q = append.in[0], &k = append.in[1], &table = append.in[3];
-    return ctx.max_query == 1 && append.node->attrs.layer == attention.node->attrs.layer &&
-           wide_head(ctx, q, attention.node->attrs.head_dim) && whole_pairs(k, table);
+    return ctx.max_query == 1 && append.node->attrs.layer == attention.attrs.layer &&
+           wide_head(ctx, q, attention.attrs.head_dim) && whole_pairs(k, table);
 }
 
 Status attention_appending(const KernelCall& append, const KernelCall& attention) {

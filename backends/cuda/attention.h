@@ -31,8 +31,9 @@ struct KvCache {
 #endif
 };
 KvCache paged_cache(const KernelCall& call);
-// A rope_append and the attention behind it as one kernel: whether they can be, and doing so.
-bool can_attend_appending(const KernelCall& append, const KernelCall& attention);
+// A rope_append and the attention behind it as one kernel: whether the two can be, and doing so. What append reads must not lie
+// where attention's output does (plan_memory sees to that), append's output is not written.
+bool can_attend_appending(const KernelCall& append, const Node& attention);
 Status attention_appending(const KernelCall& append, const KernelCall& attention);
 // Puts keys and values into a cache without a page table (rope.cu).
 Status append_plain(Context& context, const Tensor& k, const Tensor& v, const KvCache& cache);

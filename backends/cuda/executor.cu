@@ -125,17 +125,19 @@ __global__ void widen_kernel(float* to, const T* from, int64_t stride, int64_t c
 
 bool is_computed(const Node& node) { return node.op != Op::input && node.op != Op::weight && node.op != Op::view; }
 
-// The attention right behind a rope_append where nothing else reads its result; else no_node.
+// The attention right behind a rope_append whose result it reads; else no_node.
 NodeId attention_behind(const Graph& graph, NodeId append) {
     const auto count = static_cast<NodeId>(graph.nodes.size());
     NodeId next = append + 1;
     while (next < count && !is_computed(graph.nodes[next])) next++;
-    if (next == count || graph.nodes[next].op != Op::attention || graph.nodes[next].in[0] != append || graph.output == append)
-        return no_node;
-    for (NodeId other = append + 1; other < count; other++)
-        if (const auto& in = graph.nodes[other].in; other != next && std::find(in.begin(), in.end(), append) != in.end())
-            return no_node;
-    return next;
+    return next < count && graph.nodes[next].op == Op::attention && graph.nodes[next].in[0] == append ? next : no_node;
+}
+bool read_by_none_but(const Graph& graph, NodeId id, NodeId reader) {
+    if (graph.output == id) return false;
+    for (NodeId other = id + 1; other < static_cast<NodeId>(graph.nodes.size()); other++)
+        if (const auto& in = graph.nodes[other].in; other != reader && std::find(in.begin(), in.end(), id) != in.end())
+            return false;
+    return true;
 }
 
 size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -326,25 +328,23 @@ Status Executor::issue(const RunArgs& host, bool capturing) try {
     const RunArgs& args = on_device_;
     std::vector<Tensor> in, append_in;
     KernelCall append;  // the rope_append that is left to the attention behind it
-    auto call_of = [&](NodeId id, std::vector<Tensor>& tensors) {
-        tensors.clear();
-        for (NodeId source : graph.nodes[id].in) tensors.push_back(source == no_node ? Tensor() : node_tensor(args, source));
-        return KernelCall{&args, &graph.nodes[id], tensors, node_tensor(args, id), &context_};
-    };
     context_.chained = false;
     for (NodeId id = 0; id < static_cast<NodeId>(graph.nodes.size()); id++) {
         const Node& node = graph.nodes[id];
         if (!is_computed(node)) continue;
         if (!capturing && host.cancel && host.cancel->load(std::memory_order_relaxed))
             return Status(Code::cancelled, "cancelled");
-        KernelCall call = call_of(id, in);
+        in.clear();
+        for (NodeId source : node.in) in.push_back(source == no_node ? Tensor() : node_tensor(args, source));
+        KernelCall call{&args, &node, in, node_tensor(args, id), &context_};
         if (call.out.rows == 0) continue;
-        if (node.op == Op::rope_append && context_.max_query == 1)
-            if (NodeId next = attention_behind(graph, id); next != no_node) {
-                append = call_of(id, append_in);
-                if (can_attend_appending(append, call_of(next, in))) continue;
-                append = {};
-                call = call_of(id, in);
+        if (node.op == Op::rope_append)
+            if (NodeId next = attention_behind(graph, id); next != no_node && can_attend_appending(call, graph.nodes[next]) &&
+                                                           read_by_none_but(graph, id, next)) {
+                append_in = in;
+                append = call;
+                append.in = append_in;
+                continue;
             }
         const Kernel* kernel = find_kernel(kernel_table(), graph, node, call.out.rows);
         if (!kernel) return Status(Code::internal, node.name + ": no CUDA kernel for " + op_name(node.op));
