@@ -63,26 +63,26 @@ std::string add_attention(ModuleTree& tree, const ModelConfig& config, const std
                       path,
                       {path + "." + names.q, path + "." + names.k, path + "." + names.v, path + "." + names.o},
                       ""};
-    tree.linear(group.members[0], config.hidden_size, q, config.attention_bias);
-    tree.linear(group.members[1], config.hidden_size, kv, config.attention_bias);
-    tree.linear(group.members[2], config.hidden_size, kv, config.attention_bias);
-    tree.linear(group.members[3], q, config.hidden_size, config.attention_out_bias);
+    tree.linear(group.members[0], config.hidden_size, q, config.attention_bias).split = RankSplit::out;
+    tree.linear(group.members[1], config.hidden_size, kv, config.attention_bias).split = RankSplit::out;
+    tree.linear(group.members[2], config.hidden_size, kv, config.attention_bias).split = RankSplit::out;
+    tree.linear(group.members[3], q, config.hidden_size, config.attention_out_bias).split = RankSplit::in;
     tree.groups.push_back(std::move(group));
     return path;
 }
 
 void add_gated_mlp(ModuleTree& tree, const std::string& path, int64_t hidden, int64_t intermediate, bool bias) {
     FusionGroup group{FusionGroup::Kind::mlp, path, {path + ".gate_proj", path + ".up_proj", path + ".down_proj"}, ""};
-    tree.linear(group.members[0], hidden, intermediate, bias);
-    tree.linear(group.members[1], hidden, intermediate, bias);
-    tree.linear(group.members[2], intermediate, hidden, bias);
+    tree.linear(group.members[0], hidden, intermediate, bias).split = RankSplit::out;
+    tree.linear(group.members[1], hidden, intermediate, bias).split = RankSplit::out;
+    tree.linear(group.members[2], intermediate, hidden, bias).split = RankSplit::in;
     tree.groups.push_back(std::move(group));
 }
 
 void add_mlp(ModuleTree& tree, const std::string& path, const MlpNames& names, int64_t hidden, int64_t intermediate, bool bias) {
-    tree.linear(path + "." + names.up, hidden, intermediate, bias);
+    tree.linear(path + "." + names.up, hidden, intermediate, bias).split = RankSplit::out;
     if (names.act) tree.add(ModuleKind::activation, path + "." + names.act, 1, intermediate);
-    tree.linear(path + "." + names.down, intermediate, hidden, bias);
+    tree.linear(path + "." + names.down, intermediate, hidden, bias).split = RankSplit::in;
 }
 
 void check_experts(ConfigReader& reader, const ModelConfig& config, const char* experts_key, const char* chosen_key) {
@@ -97,9 +97,9 @@ void add_experts(ModuleTree& tree, const ModelConfig& config, const std::string&
         std::string path = block + ".experts." + std::to_string(e);
         FusionGroup group{
             FusionGroup::Kind::mlp, path, {path + "." + names.gate, path + "." + names.up, path + "." + names.down}, block};
-        tree.linear(group.members[0], config.hidden_size, config.expert_size);
-        tree.linear(group.members[1], config.hidden_size, config.expert_size);
-        tree.linear(group.members[2], config.expert_size, config.hidden_size);
+        tree.linear(group.members[0], config.hidden_size, config.expert_size).split = RankSplit::out;
+        tree.linear(group.members[1], config.hidden_size, config.expert_size).split = RankSplit::out;
+        tree.linear(group.members[2], config.expert_size, config.hidden_size).split = RankSplit::in;
         tree.groups.push_back(std::move(group));
     }
 }
@@ -112,6 +112,7 @@ void add_rms_norm(ModuleTree& tree, const std::string& path, int64_t size) {
 void add_head(ModuleTree& tree, const ModelConfig& config, const std::string& path, const std::string& embedding) {
     Module& head =
         tree.linear(path, config.embed_size ? config.embed_size : config.hidden_size, config.vocab_size, config.head_bias);
+    head.split = RankSplit::out;
     if (config.tied) head.tied_to = embedding;
     tree.head = path;
 }

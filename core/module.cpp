@@ -20,6 +20,7 @@ const Module* ModuleTree::find(const std::string& path) const {
 }
 
 void heads_apart(Module& module, int64_t groups, int64_t queries_per_group, int64_t head_dim) {
+    module.split = RankSplit::out;
     module.block_rows = head_dim;
     const int64_t blocks = queries_per_group + 2;
     auto add = [&](int64_t group, int64_t block) { module.block_order.push_back(static_cast<int32_t>(group * blocks + block)); };

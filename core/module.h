@@ -15,12 +15,17 @@ enum class ModuleKind : uint8_t {
     parameter,     // a bare vector (class embedding)
 };
 
+// The dimension that ranks of a machine with several GPUs would share out: rows of W (each computes some outputs: q, k, v, gate, up, the
+// head), columns (each has some inputs and their outputs are summed: o, down), or none (every rank has all of it).
+enum class RankSplit : uint8_t { none, out, in };
+
 struct Module {
     std::string path;            // as in the checkpoint: "model.layers.0.self_attn.q_proj"
     std::string class_path;      // in transformers 4.57's model class, where it differs (llava); the skip rule reads this
     ModuleKind kind = ModuleKind::linear;
     int64_t out = 0, in = 0;     // embedding: rows, columns; norm: out = 1
     bool bias = false;
+    RankSplit split = RankSplit::none;
     bool weight = true;          // false: a norm without a weight of its own
     // A class of the model's own in place of nn.Linear (FalconLinear): converted like any other, but where the list leaves
     // it out, transformers' record of skipped Linears does not count it, so the plan says `keep`.

@@ -175,6 +175,8 @@ Json plan_to_json(const Plan& plan, const ConfiguredModel& model) {
         module.set("layout", text_or_null(row.layout));
         module.set("kernels", text_or_null(row.kernels));
         module.set("bytes", number(row.bytes));
+        const RankSplit split = row.module.split;
+        module.set("split", split == RankSplit::none ? Json() : Json(split == RankSplit::out ? "out" : "in"));
         modules.push(std::move(module));
     }
     for (const FusionRow& row : plan.fusion) {

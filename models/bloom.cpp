@@ -32,7 +32,7 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
         std::string path = "transformer.h." + std::to_string(i);
         tree.norm(path + ".input_layernorm", hidden, true);
         heads_apart(tree.linear(path + ".self_attention.query_key_value", hidden, 3 * hidden, true), config.heads, 1, config.head_dim);
-        tree.linear(path + ".self_attention.dense", hidden, hidden, true);
+        tree.linear(path + ".self_attention.dense", hidden, hidden, true).split = RankSplit::in;
         tree.norm(path + ".post_attention_layernorm", hidden, true);
         add_mlp(tree, path + ".mlp", {"dense_h_to_4h", "gelu_impl", "dense_4h_to_h"}, hidden, config.intermediate_size, true);
     }

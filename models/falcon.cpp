@@ -43,9 +43,10 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
         size_t first = tree.modules.size();
         int64_t qkv = int64_t{config.heads + 2 * config.kv_heads} * config.head_dim;
         Module& fused = tree.linear(path + ".self_attention.query_key_value", hidden, qkv, config.attention_bias);
+        fused.split = RankSplit::out;
         if (config.new_decoder || !config.multi_query)
             heads_apart(fused, config.kv_heads, config.heads / config.kv_heads, config.head_dim);
-        tree.linear(path + ".self_attention.dense", hidden, hidden, config.attention_out_bias);
+        tree.linear(path + ".self_attention.dense", hidden, hidden, config.attention_out_bias).split = RankSplit::in;
         add_mlp(tree, path + ".mlp", {"dense_h_to_4h", "act", "dense_4h_to_h"}, hidden, config.intermediate_size,
                 config.mlp_bias);
         for (size_t m = first; m < tree.modules.size(); m++)

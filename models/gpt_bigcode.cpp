@@ -31,8 +31,9 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
         std::string path = "transformer.h." + std::to_string(i);
         tree.norm(path + ".ln_1", hidden, true);
         Module& fused = tree.linear(path + ".attn.c_attn", hidden, hidden + 2 * int64_t{config.kv_heads} * config.head_dim, true);
+        fused.split = RankSplit::out;
         if (!config.multi_query) heads_apart(fused, config.heads, 1, config.head_dim);
-        tree.linear(path + ".attn.c_proj", hidden, hidden, true);
+        tree.linear(path + ".attn.c_proj", hidden, hidden, true).split = RankSplit::in;
         tree.norm(path + ".ln_2", hidden, true);
         add_mlp(tree, path + ".mlp", {"c_fc", "act", "c_proj"}, hidden, config.intermediate_size, true);
     }

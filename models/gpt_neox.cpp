@@ -34,7 +34,7 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
         tree.norm(path + ".post_attention_layernorm", hidden, true);
         heads_apart(tree.linear(path + ".attention.query_key_value", hidden, 3 * hidden, config.attention_bias), config.heads, 1,
                     config.head_dim);
-        tree.linear(path + ".attention.dense", hidden, hidden, config.attention_out_bias);
+        tree.linear(path + ".attention.dense", hidden, hidden, config.attention_out_bias).split = RankSplit::in;
         add_mlp(tree, path + ".mlp", {"dense_h_to_4h", "act", "dense_4h_to_h"}, hidden, config.intermediate_size,
                 config.mlp_bias);
     }

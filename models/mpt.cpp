@@ -43,8 +43,8 @@ void tree(const ModelConfig& config, ModuleTree& tree) {
     for (int64_t i = 0; i < config.layers; i++) {
         std::string path = "transformer.blocks." + std::to_string(i);
         tree.norm(path + ".norm_1", hidden);
-        tree.linear(path + ".attn.Wqkv", hidden, 3 * hidden);
-        tree.linear(path + ".attn.out_proj", hidden, hidden);
+        tree.linear(path + ".attn.Wqkv", hidden, 3 * hidden).split = RankSplit::out;
+        tree.linear(path + ".attn.out_proj", hidden, hidden).split = RankSplit::in;
         tree.norm(path + ".norm_2", hidden);
         add_mlp(tree, path + ".ffn", {"up_proj", "act", "down_proj"}, hidden, config.intermediate_size, false);
     }

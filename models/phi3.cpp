@@ -22,10 +22,10 @@ void configure(ConfigReader& reader, ModelConfig& config) {
 
 void add_layer(ModuleTree& tree, const ModelConfig& config, const std::string& path, int64_t) {
     int64_t q = int64_t{config.heads} * config.head_dim, kv = int64_t{config.kv_heads} * config.head_dim;
-    tree.linear(path + ".self_attn.o_proj", q, config.hidden_size);
-    tree.linear(path + ".self_attn.qkv_proj", config.hidden_size, q + 2 * kv);
-    tree.linear(path + ".mlp.gate_up_proj", config.hidden_size, 2 * config.intermediate_size);
-    tree.linear(path + ".mlp.down_proj", config.intermediate_size, config.hidden_size);
+    tree.linear(path + ".self_attn.o_proj", q, config.hidden_size).split = RankSplit::in;
+    tree.linear(path + ".self_attn.qkv_proj", config.hidden_size, q + 2 * kv).split = RankSplit::out;
+    tree.linear(path + ".mlp.gate_up_proj", config.hidden_size, 2 * config.intermediate_size).split = RankSplit::out;
+    tree.linear(path + ".mlp.down_proj", config.intermediate_size, config.hidden_size).split = RankSplit::in;
     add_rms_norm(tree, path + ".input_layernorm", config.hidden_size);
     add_rms_norm(tree, path + ".post_attention_layernorm", config.hidden_size);
 }

@@ -561,8 +561,31 @@ TEST_CASE("plan: layouts, kernels and bytes come from the backend; table and sto
         CHECK(json.has(key));
     const Json& module = json.find("modules")->items()[1];
     for (const char* key : {"path", "kind", "action", "rule", "format", "in", "out", "group_size", "bias", "fused_into", "layout",
-                            "kernels", "bytes"})
+                            "kernels", "bytes", "split"})
         CHECK_MESSAGE(module.has(key), key);
+}
+
+TEST_CASE("plan: the dimension that ranks would share out is known of every int4 Linear") {
+    for (const std::string& name : test::model_names()) {
+        auto planned = plan_directory(test::model(name), {});
+        REQUIRE_MESSAGE(planned.ok(), planned.status().message());
+        for (const PlanRow& row : planned->plan.rows)
+            if (row.action == Action::convert && row.module.path.find("vision") == std::string::npos && row.module.path.find("projector") == std::string::npos)
+                CHECK_MESSAGE(row.module.split != RankSplit::none, name << ": " << row.module.path);
+    }
+    auto planned = plan_config(config_with("mixtral-8x7b", "{}"), {});
+    REQUIRE(planned.ok());
+    auto split = [&](const char* path) {
+        const PlanRow* row = planned->plan.find(path);
+        REQUIRE_MESSAGE(row, path);
+        return row->module.split;
+    };
+    CHECK(split("model.layers.0.self_attn.k_proj") == RankSplit::out);
+    CHECK(split("model.layers.0.self_attn.o_proj") == RankSplit::in);
+    CHECK(split("model.layers.0.block_sparse_moe.experts.7.w1") == RankSplit::out);
+    CHECK(split("model.layers.0.block_sparse_moe.experts.7.w2") == RankSplit::in);
+    CHECK(split("model.layers.0.block_sparse_moe.gate") == RankSplit::none);
+    CHECK(split("lm_head") == RankSplit::out);
 }
 
 TEST_CASE("plan: the newer reading of the list, and what vision models' lists mean") {

@@ -43,7 +43,7 @@ struct Params {
     bool x_aligned, norm_aligned;
     int16_t steps;  // chunks of a tile
     bool plus_one;
-    float eps;
+    float eps, inverse_in;
     Output output;
 };
 
@@ -260,12 +260,15 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
     const int last_tile = min(first_tile + (p.each + (block < p.longer)) * p.groups, p.tiles);
 
     if (warp == consumers) {
-        for (int i = lane; i < p.slots * (parts + 1); i += 32) {
-            const bool is_full = i < p.slots * parts;
-            barrier_init(is_full ? full + 8 * i : empty + 8 * (i - p.slots * parts), is_full ? 1 : static_cast<uint32_t>(consumers));
+        if (lane == 0) {  // one lane: initialising takes a uniform address, several lanes' would be done one after the other
+#pragma unroll 1
+            for (int i = 0; i < p.slots; i++) {
+                for (int part = 0; part < parts; part++) barrier_init(full + 8 * (i * parts + part), 1);
+                barrier_init(empty + 8 * i, static_cast<uint32_t>(consumers));
+            }
+            barrier_init(x_there, static_cast<uint32_t>(consumers));
+            barrier_init_done();
         }
-        if (lane == 0) barrier_init(x_there, static_cast<uint32_t>(consumers));
-        barrier_init_done();
         __syncwarp();
         asm volatile("bar.arrive 2, %0;" ::"r"(consumers * 32 + 32) : "memory");
         pdl_trigger();
@@ -274,7 +277,8 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
     }
     pdl_trigger();
 
-    const int group = warp / p.warps, place = warp - group * p.warps;
+    int group = 0, place = warp;
+    if (p.groups > 1) group = warp / p.warps, place = warp - group * p.warps;
     const int region = region_bytes(p.rows, Columns, round), region_floats = region / 4;
     uint8_t* x_shared = shared + p.slots * slot_bytes + warp * region;
     float* my_sums = reinterpret_cast<float*>(x_shared + p.rows * x_pitch);
@@ -310,7 +314,7 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
         float total = 0;
 #pragma unroll
         for (int i = 0; i < most_warps; i++) total += i < p.warps ? squares[m][i] : 0.0f;
-        const float s = rsqrtf(total / static_cast<float>(p.in) + p.eps), one = p.plus_one ? s : 0.0f;
+        const float s = rsqrtf(total * p.inverse_in + p.eps), one = p.plus_one ? s : 0.0f;
         const float2 a = __half22float2(as_half2(v.x)), b = __half22float2(as_half2(v.y)), c = __half22float2(as_half2(v.z)),
                      d = __half22float2(as_half2(v.w));
         float f[8];
@@ -537,7 +541,7 @@ cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, cons
               grid = std::min(context.device.sm_count, chunk_tiles);
     p.w = static_cast<const uint8_t*>(weight.data);
     p.x = args.x, p.ldx = args.ldx;
-    p.norm_weight = args.norm_weight, p.eps = args.norm_eps, p.plus_one = args.norm_plus_one;
+    p.norm_weight = args.norm_weight, p.eps = args.norm_eps, p.inverse_in = 1.0f / static_cast<float>(layout.in), p.plus_one = args.norm_plus_one;
     p.tiles = tiles, p.in = static_cast<int>(layout.in);
     p.each = static_cast<int16_t>(chunk_tiles / grid), p.longer = static_cast<int16_t>(chunk_tiles % grid);
     p.units = static_cast<int16_t>(layout.units()), p.unit_bytes = static_cast<int16_t>(layout.unit_bytes());
