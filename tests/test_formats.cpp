@@ -410,6 +410,49 @@ TEST_CASE("formats: GPTQ's g_idx and compressed-tensors' own claims are checked"
                        .add("m.weight_scale", "F16", {1, 1}, Halves(1))
                        .add("m.weight_zero_point", "I8", {1, 1}, std::vector<int8_t>{8}),
                    {}, 1, 8) == f + "m.weight_zero_point: [0, 0]: 8 found; -8 .. 7 expected");
+    CHECK(error_of(SafetensorsFile()
+                       .add("m.weight_packed", "I32", {1, 1}, Words(1))
+                       .add("m.weight_scale", "F16", {1, 1}, Halves(1))
+                       .add("m.weight_zero_point", "I8", {1, 1}, std::vector<int8_t>{-9}),
+                   {}, 1, 8) == f + "m.weight_zero_point: [0, 0]: -9 found; -8 .. 7 expected");
+    CHECK(error_of(SafetensorsFile()
+                       .add("m.weight_packed", "I32", {16, 8}, Words(128))
+                       .add("m.weight_shape", "I64", {2}, std::vector<int64_t>{16, 63}),
+                   {}, 16, 64) == f + "m.weight_shape: [16, 63] found; [16, 64] expected");
+    CHECK(error_of(SafetensorsFile().add("m.weight_packed", "I32", {16, 1}, Words(16)), {}, 16, 12) ==
+          "m: 12 inputs found; a multiple of 8 expected");
+    auto scaled = [&](std::vector<int64_t> shape) {
+        int64_t count = 1;
+        for (int64_t n : shape) count *= n;
+        return error_of(SafetensorsFile()
+                            .add("m.weight_packed", "I32", {16, 8}, Words(128))
+                            .add("m.weight_scale", "F16", shape, Halves(static_cast<size_t>(count), 0x3c00)),
+                        {}, 16, 64);
+    };
+    CHECK(scaled({16, 4}) == "");
+    CHECK(scaled({16}).find(f + "m.weight_scale: F16 [16] found; ") == 0);
+    CHECK(scaled({16, 5}).find(f + "m.weight_scale: F16 [16, 5] found; ") == 0);
+    CHECK(scaled({16, 128}).find(f + "m.weight_scale: F16 [16, 128] found; ") == 0);
+    CHECK(scaled({16, 0}).find(f + "m.weight_scale: F16 [16, 0] found; ") == 0);
+    CHECK(error_of(SafetensorsFile().add("m.weight_packed", "I32", {16, 8}, Words(128)), {}, 16, 64).find("m.weight_scale: no such tensor") == 0);
+
+    auto groups = [&](const std::string& text) {
+        return error_of(pack_compressed(y, Zeros::none), {}, 16, 64, "{\"quantization_config\": {\"config_groups\": " + text + "}}");
+    };
+    const std::string found = f + "m.weight_scale: F16 [16, 2] found, which is 4 bits in groups of 32; ";
+    CHECK(groups("5") == "");
+    CHECK(groups("{}") == found + "nothing expected (config_groups)");
+    for (const char* group : {"5", "{}", "{\"weights\": 5}", "{\"weights\": {\"num_bits\": \"4\", \"strategy\": 5, \"group_size\": -1, \"symmetric\": 5}}"})
+        CHECK(groups("{\"a\": " + std::string(group) + "}") == found + "0 bits in groups of 64 expected (config_groups)");
+    CHECK(groups(R"({"a": {"weights": {"num_bits": 4, "group_size": "x"}}})") == found + "4 bits in groups of 64 expected (config_groups)");
+    const std::string symmetric = R"({"weights": {"num_bits": 4, "group_size": 32, "symmetric": true}})", asymmetric = R"({"weights": {"num_bits": 4, "group_size": 32, "symmetric": false}})";
+    CHECK(groups("{\"a\": " + symmetric + ", \"b\": " + asymmetric + "}") == "");    // which of them is meant, the tensors say
+    CHECK(groups("{\"a\": " + asymmetric + ", \"b\": " + symmetric + "}") == "");
+    CHECK(groups("{\"a\": " + asymmetric + ", \"b\": " + asymmetric + "}").find("m.weight_zero_point: no such tensor") == 0);
+    CHECK(groups(R"({"a": {"weights": {"num_bits": 4, "group_size": 32, "symmetric": 5}}})") == "");
+    std::string many;
+    for (int i = 0; i < 50; i++) many += (i ? ", \"" : "{\"") + std::to_string(i) + "\": {}";
+    CHECK(groups(many + "}").size() < found.size() + 160);
 }
 
 // tests/data/formats holds one k_proj of each layout as its own program wrote it (AutoAWQ 0.2.9, llm-awq, AutoGPTQ

@@ -15,8 +15,9 @@ TEST_CASE("fuzz: every kept input of every target ends, and soon") {
         std::vector<std::string> paths;
         for (const auto& entry : std::filesystem::directory_iterator(std::string("tests/data/fuzz/") + target->name))
             paths.push_back(entry.path().string());
+        std::error_code not_fuzzed;
         if (const char* corpus = std::getenv("AWQ_CORPUS"))    // what fuzzing has gathered, for the coverage
-            for (const auto& entry : std::filesystem::directory_iterator(std::string(corpus) + "/" + target->name))
+            for (const auto& entry : std::filesystem::directory_iterator(std::string(corpus) + "/" + target->name, not_fuzzed))
                 target->run(test::read_bytes(entry.path().string()));
         CHECK_MESSAGE(!paths.empty(), target->name);
         std::sort(paths.begin(), paths.end());
