@@ -6,10 +6,11 @@
 // columns of sums that nobody stores.
 //
 // How many rows an expert has is known on the device only. Every CTA makes the same list of work from `begin`: experts in the
-// order of their rows, the most first; for each its blocks of 128 rows of W, and next to each other a block's blocks of tokens, so that
-// they read the same weights at about the same time. A block has up to max_tokens tokens, an expert's are cut evenly, and
-// the wgmma of a block is as wide as its tokens ask for. CTAs are persistent and take the blocks in waves, every second one
-// in reverse: who had the largest block of one wave has the smallest of the next. Blocks are not cut along K.
+// order of their rows, the most first; for each its blocks of 128 rows of W, and next to each other a block's blocks of tokens,
+// so that they read the same weights at about the same time. How many tokens a block may have is chosen so that the CTAs' waves
+// cost least; an expert's are cut evenly, and the wgmma of a block is as wide as its tokens ask for. CTAs are persistent and take
+// the blocks in waves, every second one in reverse: who had the largest block of one wave has the smallest of the next. Blocks
+// are not cut along K.
 #include "backends/cuda/matmul_prefill_sm90.cuh"
 
 namespace awq::cuda {
@@ -18,15 +19,20 @@ namespace {
 using namespace sm90;
 
 constexpr int max_experts = 256;
-constexpr int box_rows = 32;  // of X that one tensor copy brings
+constexpr int step = 32;  // blocks are multiples of so many tokens wide
 // Most tokens of a block. Of both kernels because the compiler finds no registers for one with six widths.
-constexpr int wide_tokens = 192, narrow_tokens = 96;
+constexpr int wide_tokens = 192, narrow_tokens = 96, widths = wide_tokens / step;
+
+// X in boxes of 64 columns and 32, 64, .. 192 rows.
+struct Maps {
+    CUtensorMap of[widths];
+};
 
 struct Params : Product {
     const int32_t* begin;  // see ExpertRows
     int64_t expert_bytes;
     int expert_count;
-    int max_tokens;  // of a block, a multiple of box_rows
+    int max_tokens;  // of a block
 };
 
 // In shared memory: which blocks there are.
@@ -35,6 +41,8 @@ struct WorkList {
     int order[max_experts];      // experts, most rows first
     int begin[max_experts];      // first row of the expert at that place of the order
     int first[max_experts + 1];  // number of its first block
+    int max_tokens;              // of a block
+    int cost[widths];            // of each choice
 };
 
 template <int N>
@@ -42,8 +50,22 @@ struct Width {};
 
 __device__ __forceinline__ int token_blocks(int rows, int max_tokens) { return (rows + max_tokens - 1) / max_tokens; }
 
+// What the waves cost if blocks have up to max_tokens tokens; by one warp. A block's time grows with its tokens from about 128
+// on, below that turning its weights into halves takes the most of it (cost_of in matmul_prefill_sm90.cu).
+__device__ __forceinline__ int cost_of_waves(const WorkList& list, const Params& p, int max_tokens) {
+    int blocks = 0, most = 0;
+    for (int e = static_cast<int>(threadIdx.x) & 31; e < p.expert_count; e += 32) {
+        blocks += token_blocks(list.size[e], max_tokens);
+        most = max(most, list.size[e]);
+    }
+    blocks = __reduce_add_sync(~0u, blocks) * p.row_blocks, most = __reduce_max_sync(~0u, most);
+    const int width = min(max_tokens, (most + step - 1) / step * step), ctas = static_cast<int>(gridDim.x);
+    return (blocks + ctas - 1) / ctas * (width < 128 ? 700 + 6 * width : 11 * width);
+}
+
 // By all threads of the CTA.
-__device__ void make_list(WorkList& list, const Params& p) {
+template <bool Wide>
+__device__ __forceinline__ void make_list(WorkList& list, const Params& p) {
     const int e = static_cast<int>(threadIdx.x);
     int begin = 0, size = 0;
     if (e < p.expert_count) {
@@ -57,12 +79,27 @@ __device__ void make_list(WorkList& list, const Params& p) {
         list.order[place] = e;
         list.begin[place] = begin;
     }
+    if constexpr (Wide) {
+        const int warp = e >> 5;
+        if (warp < widths) {
+            const int cost = cost_of_waves(list, p, (warp + 1) * step);
+            if ((e & 31) == 0) list.cost[warp] = cost;
+        }
+    }
     __syncthreads();
+    int max_tokens = p.max_tokens;
+    if constexpr (Wide) {
+        int best = widths - 1;
+        for (int i = widths - 2; i > 0; i--)
+            if (list.cost[i] < list.cost[best]) best = i;
+        max_tokens = (best + 1) * step;
+    }
+    if (e == 0) list.max_tokens = max_tokens;
     if (e < p.expert_count) {
         int before = 0;
-        for (int i = 0; i < place; i++) before += token_blocks(list.size[list.order[i]], p.max_tokens);
+        for (int i = 0; i < place; i++) before += token_blocks(list.size[list.order[i]], max_tokens);
         list.first[place] = before * p.row_blocks;
-        if (place == p.expert_count - 1) list.first[place + 1] = (before + token_blocks(size, p.max_tokens)) * p.row_blocks;
+        if (place == p.expert_count - 1) list.first[place + 1] = (before + token_blocks(size, max_tokens)) * p.row_blocks;
     }
     __syncthreads();
 }
@@ -82,8 +119,8 @@ struct Cursor {
         } while (block >= total);
         while (list.first[at + 1] <= block) at++;
         expert = list.order[at];
-        const int size = list.size[expert], blocks = token_blocks(size, p.max_tokens);
-        const int each = ((size + blocks - 1) / blocks + box_rows - 1) / box_rows * box_rows;
+        const int size = list.size[expert], blocks = token_blocks(size, list.max_tokens);
+        const int each = ((size + blocks - 1) / blocks + step - 1) / step * step;
         const int local = block - list.first[at], part = local % blocks;
         row_block = local / blocks;
         token = list.begin[at] + part * each;
@@ -95,7 +132,7 @@ struct Cursor {
 // Groups: 2 for 128 columns a group; 8 serves every size.
 template <int Groups, bool IntegerZeros, bool Wide>
 __global__ void __launch_bounds__(threads, 1)
-    experts_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ Params p) {
+    experts_kernel(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
     __shared__ __align__(16) uint64_t barriers[4 * max_slots];
@@ -107,7 +144,7 @@ __global__ void __launch_bounds__(threads, 1)
     pdl_trigger();
     if (threadIdx.x == 0) rings.init(p);
     pdl_wait();
-    make_list(list, p);
+    make_list<Wide>(list, p);
     Cursor block;
     if (warpgroup == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -117,17 +154,16 @@ __global__ void __launch_bounds__(threads, 1)
             while (block.next(list, p))
                 send_units(rings, ring, p, p.w + block.expert * p.expert_bytes, block.row_block * block_tiles, lane, 0, p.units,
                            policy);
-        } else if (warp == 1) {
+        } else if (warp == 1 && lane == 0) {
             Ring ring(p.x_slots, 1);
             while (block.next(list, p)) {
-                const int boxes = (block.tokens + box_rows - 1) / box_rows;
+                // Narrower than the wgmma of the block only where it is the least there is.
+                const int width = (block.tokens + step - 1) / step;
                 for (int span = 0; span < p.units * 4; span++) {
                     barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                    if (lane == 0) barrier_expect(rings.x_full + 8 * ring.slot, boxes * box_rows * 128);
-                    __syncwarp();
-                    if (lane < boxes)
-                        load_tile(rings.x + ring.slot * rings.x_bytes + lane * box_rows * 128, &map, span * 64,
-                                  block.token + lane * box_rows, rings.x_full + 8 * ring.slot);
+                    barrier_expect(rings.x_full + 8 * ring.slot, width * step * 128);
+                    load_tile(rings.x + ring.slot * rings.x_bytes, &maps.of[width - 1], span * 64, block.token,
+                              rings.x_full + 8 * ring.slot);
                     ring.next();
                 }
             }
@@ -179,7 +215,7 @@ __global__ void __launch_bounds__(256)
     }
 }
 
-using ExpertsKernel = void (*)(CUtensorMap, Params);
+using ExpertsKernel = void (*)(Maps, Params);
 struct Variant {
     int groups;  // 8: any
     bool integer_zeros, wide;
@@ -211,7 +247,8 @@ cudaError_t open_experts(const MatmulDevice& device) {
 }
 
 bool experts_fit(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows) {
-    return wgmma_fits(device, weight.layout, args) && weight.experts <= max_experts && (rows.source || rows_aligned(args.x, args.ldx));
+    return wgmma_fits(device, weight.layout, args) && weight.experts <= max_experts &&
+           (rows.source || rows_aligned(args.x, args.ldx));
 }
 
 cudaError_t experts_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows) {
@@ -227,8 +264,9 @@ cudaError_t experts_q4(const MatmulContext& context, const Q4Weight& weight, con
             return error;
         x = sorted, ldx = pitch;
     }
-    CUtensorMap map;
-    if (cudaError_t error = map_rows(context.device, x, layout.in, args.rows, ldx, box_rows, &map)) return error;
+    Maps maps;
+    for (int i = 0; i < widths; i++)
+        if (cudaError_t error = map_rows(context.device, x, layout.in, args.rows, ldx, (i + 1) * step, &maps.of[i])) return error;
     Params p;
     static_cast<Product&>(p) = product_of(weight, args);
     p.begin = rows.begin;
@@ -240,9 +278,9 @@ cudaError_t experts_q4(const MatmulContext& context, const Q4Weight& weight, con
     while (limit - p.w_slots * w_bytes < 4 * x_bytes) p.w_slots--;
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / x_bytes);
     const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * x_bytes;
-    const int64_t blocks = static_cast<int64_t>(p.row_blocks) * std::min(args.rows, weight.experts + args.rows / p.max_tokens);
+    const int64_t blocks = static_cast<int64_t>(p.row_blocks) * std::min(args.rows, weight.experts + args.rows / step);
     const auto ctas = static_cast<unsigned>(std::min<int64_t>(context.device.sm_count, blocks));
-    return launch(context, variant.kernel, dim3(ctas), threads, shared_bytes, map, p);
+    return launch(context, variant.kernel, dim3(ctas), threads, shared_bytes, maps, p);
 }
 
 }  // namespace awq::cuda
