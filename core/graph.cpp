@@ -148,6 +148,15 @@ Status infer_shape(const Graph& graph, DType activation_type, Node& node) {
             AWQ_TRY(cols_must_be(0, weight(2)->in));
             like(*in(0), weight(2)->out / 2);
             break;
+        case Op::norm_moe:
+            if (!weight(1) || !weight(2) || !weight(3) || !weight(4) || !in(5)) return clash("lacks a weight or its residual");
+            AWQ_TRY(cols_must_be(0, weight(2)->in));
+            AWQ_TRY(cols_must_be(0, weight(3)->in));
+            if (weight(2)->out != weight(3)->experts) return clash("router of a wrong size");
+            if (weight(4)->in * 2 != weight(3)->out) return clash("down projections of a wrong size");
+            AWQ_TRY(cols_must_be(5, weight(4)->out));
+            like(*in(0), weight(4)->out);
+            break;
         case Op::linear_add:
             if (!weight(1) || !in(3)) return clash("lacks its weight or residual");
             AWQ_TRY(cols_must_be(0, weight(1)->in));

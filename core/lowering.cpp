@@ -21,6 +21,13 @@ bool lower(GraphBuilder& b, Op op, const std::string& name, const std::vector<No
             result = b.op(Op::gated_act, name + ".act", {gate, up}, act);
             return true;
         }
+        case Op::norm_moe: {
+            NodeId normed = b.op(Op::rms_norm, name + ".norm", {in[0], in[1]}, attrs);
+            NodeId router = b.op(Op::linear, name + ".router", {normed, in[2]});
+            NodeId y = b.op(Op::moe, name, {normed, router, in[3], in[4]}, attrs);
+            result = b.op(Op::add, name + ".add", {y, in[5]});
+            return true;
+        }
         case Op::linear_add: {
             NodeId y = b.op(Op::linear, name, {in[0], in[1], in[2]});
             result = b.op(Op::add, name + ".add", {y, in[3]});

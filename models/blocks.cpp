@@ -201,15 +201,24 @@ NodeId mlp(ModelBuilder& b, const MlpArgs& args) {
 }
 
 NodeId moe(ModelBuilder& b, const MoeArgs& args) {
-    NodeId x = b.norm(args.x, args.norm, NormKind::rms);
-    NodeId router = b.linear(x, args.router);
     Attrs attrs;
     attrs.activation = b.config.activation;
     attrs.top_k = b.config.experts_per_token;
     attrs.renormalize = b.config.norm_topk;
     const Weight *gate_up = b.weights.find(args.path + ".experts.gate_up_proj"), *down = b.weights.find(args.path + ".experts.down_proj");
     if (!gate_up || !down) b.g.fail(Status(Code::internal, args.path + ".experts: the plan holds no weights for them"));
-    NodeId y = b.g.op(Op::moe, args.path + ".experts", {x, router, b.g.weight(gate_up), b.g.weight(down)}, attrs);
+    auto router = b.weights.slice(args.router);
+    if (router.weight && router.rows == router.weight->spec.out && args.residual != no_node &&
+        !b.weights.find(router.weight->spec.name + ".bias") && !b.weights.find(router.weight->spec.name + ".input_order")) {
+        attrs.eps = b.config.norm_eps;
+        attrs.width = b.g.node(args.x).cols;
+        return b.g.op(Op::norm_moe, args.path + ".experts",
+                      {args.x, b.g.weight(b.weights.find(args.norm + ".weight")), b.g.weight(router.weight), b.g.weight(gate_up),
+                       b.g.weight(down), args.residual},
+                      attrs);
+    }
+    NodeId x = b.norm(args.x, args.norm, NormKind::rms), logits = b.linear(x, args.router);
+    NodeId y = b.g.op(Op::moe, args.path + ".experts", {x, logits, b.g.weight(gate_up), b.g.weight(down)}, attrs);
     return args.residual == no_node ? y : b.add(y, args.residual, args.path + ".add");
 }
 

@@ -134,6 +134,28 @@ TEST_CASE("ops: moe") {
             {}, 2);
 }
 
+// All experts are chosen where there are many tokens: a choice that hangs on the last bit of a logit is no error.
+TEST_CASE("ops: norm_moe") {
+    for (auto [experts, top_k, in] : {std::tuple{8, 2, 256}, {8, 8, 1056}, {40, 2, 100}, {20, 20, 128}, {130, 3, 64}})
+        for (int rows : {1, 3, 8, 9, 70}) {
+            if (rows > 9 && top_k < experts) continue;
+            sweep(
+                "norm_moe of " + std::to_string(experts) + ", " + std::to_string(rows) + " tokens of " + std::to_string(in),
+                [&, experts = experts, top_k = top_k, in = in](Bench& b) {
+                    Attrs attrs = norm_attrs(in, rows % 2);
+                    attrs.top_k = top_k;
+                    attrs.renormalize = rows % 2;
+                    attrs.activation = Activation::silu;
+                    NodeId router = b.w({.members = {experts}, .in = in}, 3);
+                    NodeId up = b.w({.members = {64, 64}, .in = in, .group = in % 32 ? 0 : 32, .stack = Stack::gate_up, .experts = experts}, 40);
+                    NodeId down = b.w({.members = {in}, .in = 64, .group = 64, .experts = experts}, 400);
+                    return b.run(b.g().op(Op::norm_moe, "y", {b.x(in, 1, 2), b.vector(in, 4), router, up, down, b.x(in, 6)}, attrs),
+                                 {.lengths = {rows}});
+                },
+                {}, 2);
+        }
+}
+
 TEST_CASE("ops: norms, activations, sums") {
     for (int rows : {1, 3, 16, 130})
         for (int64_t cols : {4, 33, 64, 576}) {

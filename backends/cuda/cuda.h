@@ -93,12 +93,13 @@ inline bool always(const Graph&, const Node&) { return true; }
 
 // Scratch a node's kernel needs at these sizes (attention.cu, moe.cu, linear.cu); max_keys as in Context.
 size_t attention_scratch(const Graph& graph, const Node& node, const BatchSize& size, const Context& context);
-size_t moe_scratch(const Graph& graph, const Node& node, const BatchSize& size);
+void moe_needs(const Graph& graph, const Node& node, const BatchSize& size, int64_t& rows, int64_t& in, size_t& scratch);
 void linear_needs(const Graph& graph, const Node& node, const BatchSize& size, int64_t& rows, int64_t& in, size_t& scratch);
 
 // matmul.h's products in the run's stream (linear.cu).
 Status multiply(Context& context, const Weight& weight, const MatmulArgs& args);
-Status multiply_experts(Context& context, const Weight& weight, const MatmulArgs& args, const ExpertRows& rows);
+// `rows` is told whether its arrays are settled for the next product of the same rows.
+Status multiply_experts(Context& context, const Weight& weight, const MatmulArgs& args, ExpertRows& rows);
 
 #ifdef __CUDACC__
 // ---- device helpers

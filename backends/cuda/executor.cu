@@ -214,11 +214,7 @@ Executor::Scratch Executor::scratch_of(const Graph& graph, const BatchSize& size
     for (const Node& node : graph.nodes) {
         if (node.op == Op::attention || node.op == Op::attention_full)
             scratch = std::max(scratch, attention_scratch(graph, node, size, context));
-        if (node.op == Op::moe) {
-            scratch = std::max(scratch, moe_scratch(graph, node, size));
-            rows = std::max(rows, node_rows(node, size) * node.attrs.top_k);
-            in = std::max({in, node.cols, graph.nodes[node.in[3]].weight->spec.in});
-        }
+        moe_needs(graph, node, size, rows, in, scratch);
         linear_needs(graph, node, size, rows, in, scratch);
     }
     if (graph.output != no_node) {

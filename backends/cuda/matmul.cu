@@ -114,6 +114,12 @@ Choice choose(const MatmulDevice& device, const Q4Layout& layout, const MatmulAr
     return prefill_fits(device, layout, args) ? Choice::prefill : Choice::mma;
 }
 
+Choice choose_experts(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows) {
+    if (tuning.kernel == 3 || tuning.kernel == 4) return Choice::mma;
+    if (tuning.kernel != 2 && few_fit(device, weight, args, rows)) return Choice::decode;
+    return experts_fit(device, weight, args, rows) ? Choice::prefill : Choice::mma;
+}
+
 }  // namespace
 
 cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
@@ -137,6 +143,7 @@ cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
     cudaGetLastError();  // a driver without it is no error: the check of a later launch must not report it
     if (cudaError_t error = open_decode(d)) return error;
     if (cudaError_t error = open_prefill(d)) return error;
+    if (cudaError_t error = open_few(d)) return error;
     if (cudaError_t error = open_experts(d)) return error;
     if (cudaError_t error = open_mma(d)) return error;
     if (cudaError_t error = allow_shared(norm_rows_kernel, 0)) return error;
@@ -185,13 +192,18 @@ cudaError_t matmul_dense(const MatmulContext& context, const DenseWeight& weight
     return gemv_fits(weight, plain) ? gemv_dense(context, weight, plain) : mma_dense(context, weight, plain, nullptr);
 }
 
+bool experts_wait_first(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows) {
+    return choose_experts(device, weight, args, rows) == Choice::decode;
+}
+
 cudaError_t matmul_q4_experts(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args,
                               const ExpertRows& rows) {
     if (args.rows <= 0) return cudaSuccess;
-    if (tuning.kernel != 3 && tuning.kernel != 4 && args.rows > 4 * weight.experts &&
-        experts_fit(context.device, weight, args, rows))
-        return experts_q4(context, weight, args, rows);
-    return mma_q4(context, weight, args, &rows);
+    switch (choose_experts(context.device, weight, args, rows)) {
+        case Choice::decode: return few_q4(context, weight, args, rows);
+        case Choice::prefill: return experts_q4(context, weight, args, rows);
+        default: return mma_q4(context, weight, args, &rows);
+    }
 }
 cudaError_t matmul_dense_experts(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args,
                                  const ExpertRows& rows) {

@@ -8,6 +8,7 @@
 //   1..8, int4              ring of bulk copies + mma.sync, sm_90 on       matmul_decode.cu
 //   9.., int4               wgmma, weights dequantised in registers        matmul_prefill_sm90.cu   (sm_90a only)
 //   any, int4 or dense      mma.sync; also mixtures of experts             matmul_mma.cu            (sm_80 and later)
+//   few, int4, by experts   bulk copies + mma.sync, 8 rows an expert       matmul_experts_decode.cu (sm_90 and later)
 //   many, int4, by experts  wgmma over rows sorted by expert               matmul_experts_sm90.cu   (sm_90a only)
 //   1..4, dense             plain 16-byte loads and FMA (output heads)     dense.cu
 //
@@ -92,7 +93,12 @@ struct ExpertRows {
     const int32_t* begin = nullptr;   // [experts + 1]: first sorted row of each expert
     const int32_t* expert = nullptr;  // [rows]
     const int32_t* source = nullptr;  // [rows] or null
+    int most = INT32_MAX;             // rows of one expert, an upper limit
+    // The arrays were complete before the kernel in front of this product let it begin: see experts_wait_first.
+    bool settled = false;
 };
+// The product's kernel waits for the one before it, then lets the next begin; what was complete for the one is so for the other.
+bool experts_wait_first(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows);
 cudaError_t matmul_q4_experts(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args,
                               const ExpertRows& rows);
 cudaError_t matmul_dense_experts(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args,
@@ -100,6 +106,17 @@ cudaError_t matmul_dense_experts(const MatmulContext& context, const DenseWeight
 
 // matmul_q4 can write y32 at these rows.
 bool matmul_q4_floats(const MatmulDevice& device, const Q4Weight& weight, int rows);
+// The same for a single token's last product: y = sum over `count` experts of share * (row of x) W^T, + args.residual (1 row).
+struct ExpertMix {
+    const int32_t* expert = nullptr;  // [count], all three in device memory
+    const float* share = nullptr;
+    const int32_t* row = nullptr;  // of x
+    int count = 0;
+    bool settled = false;  // see ExpertRows
+};
+bool mix_fits(const MatmulDevice& device, const Q4Weight& weight, const ExpertMix& mix);
+cudaError_t matmul_q4_mix(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args, const ExpertMix& mix);
+
 // The name of the kernel matmul_q4 would choose, for `awq inspect`.
 const char* matmul_q4_name(const MatmulDevice& device, const Q4Weight& weight, int rows);
 

@@ -80,6 +80,10 @@ cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, cons
 cudaError_t open_prefill(const MatmulDevice& device);
 bool prefill_fits(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args);
 cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);
+// matmul_experts_decode.cu
+cudaError_t open_few(const MatmulDevice& device);
+bool few_fit(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows);
+cudaError_t few_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows);
 // matmul_experts_sm90.cu
 cudaError_t open_experts(const MatmulDevice& device);
 bool experts_fit(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows);

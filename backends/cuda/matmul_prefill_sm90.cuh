@@ -1,5 +1,5 @@
-// What the two wgmma kernels share (matmul_prefill_sm90.cu, matmul_experts_sm90.cu): rings, the product of one block of W with one
-// block of tokens, and the way of its sums to y. sm_90a only.
+// What the two wgmma kernels share (matmul_prefill_sm90.cu, matmul_experts_sm90.cu): rings, the product of one block of W with
+// one block of tokens, and the way of its sums to y. sm_90a only.
 //
 // A block is 128 rows of W times TN tokens. Its weights come as packed units through one ring of shared memory, tiles of X
 // (64 columns of all tokens) through a second one; two warpgroups of consumers take 64 rows each.
@@ -146,9 +146,9 @@ __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& 
 }
 #endif
 
-// A warp's sums of 16 slots x TN tokens, the first of them `token`, to y; `mine`: the octets of tokens to be stored. Only outputs that
-// can be stored in whole words come here (wgmma_fits), and the code is kept small: it is unrolled over the tokens, and one that
-// outgrows the instruction cache costs microseconds.
+// A warp's sums of 16 slots x TN tokens, the first of them `token`, to y; `mine`: the octets of tokens to be stored. Only outputs
+// that can be stored in whole words come here (wgmma_fits), and the code is kept small: it is unrolled over the tokens, and one
+// that outgrows the instruction cache costs microseconds.
 template <int TN>
 __device__ __forceinline__ void store_block(const Product& p, int tile, int token, int rows, uint32_t mine,
                                             const float (&d)[TN / 2]) {

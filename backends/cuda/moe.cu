@@ -1,133 +1,53 @@
-// Mixture of experts: one block routes and sorts the tokens by expert, two grouped products compute, one kernel joins.
+// Mixture of experts: routing sorts the tokens by expert (moe_route.h), two grouped products compute (matmul.h), one kernel
+// joins.
+#include <algorithm>
 #include "backends/cuda/cuda.h"
 #include "backends/cuda/layout.h"
+#include "backends/cuda/moe_route.h"
 
 namespace awq::cuda {
 namespace {
 
-constexpr int route_threads = 1024, route_warps = route_threads / 32;
-constexpr int max_experts = 1024, lane_experts = max_experts / 32;
-constexpr int max_top_k = 32;
-
-// What the routing writes; all in the call's scratch memory. A choice is a (token, k) pair, number token * top_k + k.
-struct Routing {
-    int32_t* expert_of;  // [choices]
-    float* share;        // [choices]
-    int32_t* place;      // [choices]: sorted row of each choice
-    int32_t* begin;      // [experts + 1]: first sorted row of each expert
-    int32_t* expert;     // [choices]: expert of each sorted row
-    int32_t* source;     // [choices]: token of each sorted row
-};
-
-// Softmax over all experts, the top_k of them (lowest index first among equals), then a stable counting sort by expert.
-__global__ void __launch_bounds__(route_threads)
-    route_kernel(const __half* logits, int64_t stride, int tokens, int experts, int top_k, bool renormalize, Routing to) {
-    __shared__ int count[max_experts + 1];
+// out[t] = sum over k of share * y[place], in the order of k, and the residual.
+template <int Count>
+__global__ void join_kernel(half* out, int64_t stride, const half* y, const half* residual, int64_t ld_residual, int cols,
+                            int top_k, const float* share, const int32_t* place, int64_t count) {
     let_next_begin();
     wait_for_previous();
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    for (int token = warp; token < tokens; token += route_warps) {
-        // Expert i * 32 + lane: its logit, then its exponential; -1 once it is chosen, or where there is no such expert.
-        float x[lane_experts];
-        float top = -INFINITY, sum = 0;
-#pragma unroll
-        for (int i = 0; i < lane_experts; i++) {
-            x[i] = -1;
-            if (i * 32 + lane < experts) top = fmaxf(top, x[i] = __half2float(logits[token * stride + i * 32 + lane]));
-        }
-        top = warp_max(top);
-#pragma unroll
-        for (int i = 0; i < lane_experts; i++)
-            if (i * 32 + lane < experts) sum += x[i] = expf(x[i] - top);
-        sum = warp_sum(sum);
-        float chosen = 0, own = 0;
-        int own_expert = 0;
-        for (int k = 0; k < top_k; k++) {
-            float best = -1.0f;
-            int at = max_experts;
-#pragma unroll
-            for (int i = 0; i < lane_experts; i++)
-                if (i * 32 < experts && x[i] > best) best = x[i], at = i * 32 + lane;
-#pragma unroll
-            for (int mask = 16; mask; mask >>= 1) {
-                float other = __shfl_xor_sync(~0u, best, mask);
-                int other_at = __shfl_xor_sync(~0u, at, mask);
-                if (other > best || (other == best && other_at < at)) best = other, at = other_at;
-            }
-            at = min(at, experts - 1);  // only NaN logits leave no candidate
-            best = fmaxf(best, 0.0f);
-            chosen += best;
-            if (lane == k) own = best, own_expert = at;
-#pragma unroll
-            for (int i = 0; i < lane_experts; i++)
-                if (i * 32 + lane == at) x[i] = -1.0f;
-        }
-        if (lane < top_k) {
-            to.share[token * top_k + lane] = own / (renormalize ? chosen : sum);
-            to.expert_of[token * top_k + lane] = own_expert;
-        }
-    }
-    __syncthreads();
-
-    const int choices = tokens * top_k;
-    for (int e = warp; e < experts; e += route_warps) {
-        int found = 0;
-        for (int base = 0; base < choices; base += 32)
-            found += __popc(__ballot_sync(~0u, base + lane < choices && to.expert_of[base + lane] == e));
-        if (lane == 0) count[e] = found;
-    }
-    __syncthreads();
-    if (warp == 0) {
-        int before = 0;
-        for (int base = 0; base < experts; base += 32) {
-            int own = base + lane < experts ? count[base + lane] : 0, upto = own;
-#pragma unroll
-            for (int step = 1; step < 32; step <<= 1) {
-                int other = __shfl_up_sync(~0u, upto, step);
-                if (lane >= step) upto += other;
-            }
-            if (base + lane < experts) to.begin[base + lane] = count[base + lane] = before + upto - own;
-            before += __shfl_sync(~0u, upto, 31);
-        }
-        if (lane == 0) to.begin[experts] = choices;
-    }
-    __syncthreads();
-    for (int e = warp; e < experts; e += route_warps) {
-        int at = count[e];
-        for (int base = 0; base < choices; base += 32) {
-            bool mine = base + lane < choices && to.expert_of[base + lane] == e;
-            unsigned mask = __ballot_sync(~0u, mine);
-            if (mine) {
-                int row = at + __popc(mask & ((1u << lane) - 1));
-                to.place[base + lane] = row;
-                to.expert[row] = e;
-                to.source[row] = (base + lane) / top_k;
-            }
-            at += __popc(mask);
-        }
-    }
-}
-
-// out[t] = sum over k of share * y[place], in the order of k.
-__global__ void join_kernel(__half* out, int64_t stride, const __half* y, int cols, int top_k, Routing from, int64_t count) {
-    let_next_begin();
-    wait_for_previous();
-    int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= count) return;
-    int64_t token = i / cols;
-    int c = static_cast<int>(i % cols);
-    float sum = 0;
-    for (int k = 0; k < top_k; k++)
-        sum += from.share[token * top_k + k] * __half2float(y[static_cast<int64_t>(from.place[token * top_k + k]) * cols + c]);
-    out[token * stride + c] = __float2half_rn(sum);
+    const int pieces = cols / Count;
+    const int64_t token = i / pieces, column = i % pieces * Count;
+    float sum[Count] = {};
+    for (int k = 0; k < top_k; k++) {
+        const float s = share[token * top_k + k];
+        float v[Count];
+        load(y + static_cast<int64_t>(place[token * top_k + k]) * cols + column, v);
+#pragma unroll
+        for (int c = 0; c < Count; c++) sum[c] += s * v[c];
+    }
+    if (residual) {
+        float v[Count];
+        load(residual + token * ld_residual + column, v);
+#pragma unroll
+        for (int c = 0; c < Count; c++) sum[c] += v[c];
+    }
+    store(out + token * stride + column, sum);
 }
+
+// The operands of both ops. moe: x, logits, gate_up, down. norm_moe: x, norm, router, gate_up, down, residual.
+size_t gate_up_at(const Node& node) { return node.op == Op::moe ? 2 : 3; }
+const Weight& gate_up_of(const Graph& graph, const Node& node) { return *graph.nodes[node.in[gate_up_at(node)]].weight; }
+const Weight& down_of(const Graph& graph, const Node& node) { return *graph.nodes[node.in[gate_up_at(node) + 1]].weight; }
 
 struct Scratch {
     Routing routing;
-    half *hidden, *y;
+    half *normed, *hidden, *y;
     size_t bytes;
 };
-Scratch divide(char* base, int64_t choices, int64_t experts, int64_t size, int64_t cols) {
+Scratch divide(char* base, const Graph& graph, const Node& node, int64_t tokens) {
+    const Weight &gate_up = gate_up_of(graph, node), &down = down_of(graph, node);
+    const int64_t choices = tokens * node.attrs.top_k;
     Scratch s = {};
     auto take = [&](size_t bytes) {
         char* at = base + s.bytes;
@@ -135,74 +55,123 @@ Scratch divide(char* base, int64_t choices, int64_t experts, int64_t size, int64
         return at;
     };
     auto ints = [&](int64_t count) { return reinterpret_cast<int32_t*>(take(count * sizeof(int32_t))); };
+    auto halves = [&](int64_t count) { return reinterpret_cast<half*>(take(count * sizeof(half))); };
     s.routing.expert_of = ints(choices);
     s.routing.share = reinterpret_cast<float*>(ints(choices));
     s.routing.place = ints(choices);
-    s.routing.begin = ints(experts + 1);
+    s.routing.begin = ints(gate_up.spec.experts + 1);
     s.routing.expert = ints(choices);
     s.routing.source = ints(choices);
-    s.hidden = reinterpret_cast<half*>(take(choices * size * sizeof(half)));
-    s.y = reinterpret_cast<half*>(take(choices * cols * sizeof(half)));
+    s.normed = halves(node.op == Op::norm_moe ? tokens * gate_up.spec.in : 0);
+    s.hidden = halves(choices * down.spec.in);
+    s.y = halves(choices * node.cols);
     return s;
 }
 
 Status moe(const KernelCall& call) {
     Context& ctx = context(call);
     const Attrs& attrs = call.node->attrs;
-    const Weight &gate_up = *call.weight(2), &down = *call.weight(3);
-    const int64_t size = down.spec.in, cols = call.out.cols, choices = call.out.rows * attrs.top_k;
-    const int experts = static_cast<int>(gate_up.spec.experts);
-    Scratch s = divide(ctx.scratch, choices, experts, size, cols);
-    AWQ_TRY(launch(ctx, route_kernel, 1, route_threads, 0, static_cast<const __half*>(call.in[1].data), call.in[1].stride,
-                   static_cast<int>(call.out.rows), experts, attrs.top_k, attrs.renormalize, s.routing));
-    ExpertRows rows = {s.routing.begin, s.routing.expert, s.routing.source};
+    const bool fused = call.node->op == Op::norm_moe;
+    const size_t at = gate_up_at(*call.node);
+    const Weight &gate_up = *call.weight(at), &down = *call.weight(at + 1);
+    const int64_t size = down.spec.in, cols = call.out.cols;
+    const Scratch s = divide(ctx.scratch, *call.run->graph, *call.node, call.out.rows);
+    RouteArgs routed;
+    routed.tokens = static_cast<int>(call.out.rows);
+    routed.experts = static_cast<int>(gate_up.spec.experts);
+    routed.top_k = attrs.top_k, routed.renormalize = attrs.renormalize;
     MatmulArgs first;
-    first.rows = static_cast<int>(choices);
+    first.rows = static_cast<int>(call.out.rows * attrs.top_k);
     first.x = static_cast<const half*>(call.in[0].data);
     first.ldx = call.in[0].stride;
+    if (fused) {
+        routed.x = first.x, routed.ldx = first.ldx;
+        routed.norm = static_cast<const float*>(call.weight(1)->data);
+        routed.eps = attrs.eps, routed.plus_one = attrs.plus_one;
+        routed.router = static_cast<const half*>(call.weight(2)->data);
+        routed.in = static_cast<int>(call.in[0].cols);
+        first.x = routed.normed = s.normed;
+        first.ldx = routed.in;
+    } else {
+        routed.logits = static_cast<const half*>(call.in[1].data);
+        routed.ld_logits = call.in[1].stride;
+    }
+    ctx.matmul.stream = ctx.stream;
+    ctx.matmul.pdl = ctx.chained && ctx.compute_major >= 9;
+    AWQ_CUDA(route(ctx.matmul, routed, s.routing));
+    ctx.chained = true;
+    ExpertRows rows = {s.routing.begin, s.routing.expert, s.routing.source};
+    rows.most = static_cast<int>(call.out.rows);  // a token chooses an expert once
     first.y = s.hidden;
     first.ldy = size;
     first.gate_activation = attrs.activation;
     AWQ_TRY(multiply_experts(ctx, gate_up, first, rows));
-    rows.source = nullptr;
+    const Tensor residual = fused ? call.in[5] : Tensor();
     MatmulArgs second;
-    second.rows = static_cast<int>(choices);
+    second.rows = first.rows;
     second.x = s.hidden;
     second.ldx = size;
+    const WeightLayout layout = weight_layout(down.spec);
+    const ExpertMix mix = {s.routing.expert_of, s.routing.share, s.routing.place, attrs.top_k, rows.settled};
+    if (call.out.rows == 1 && layout.kind == LayoutKind::q4 && mix_fits(ctx.matmul.device, q4_weight(down, layout), mix)) {
+        second.rows = 1;
+        second.y = static_cast<half*>(call.out.data);
+        second.ldy = cols;
+        second.residual = static_cast<const half*>(residual.data);
+        ctx.matmul.pdl = ctx.compute_major >= 9;
+        AWQ_CUDA(matmul_q4_mix(ctx.matmul, q4_weight(down, layout), second, mix));
+        return {};
+    }
+    rows.source = nullptr;
     second.y = s.y;
     second.ldy = cols;
     AWQ_TRY(multiply_experts(ctx, down, second, rows));
-    int64_t count = call.out.rows * cols;
-    return launch(ctx, join_kernel, ceil_div(count, 256), 256, 0, static_cast<__half*>(call.out.data), call.out.stride, s.y,
-                  static_cast<int>(cols), attrs.top_k, s.routing, count);
+    const bool wide = cols % 8 == 0 && wide_rows(call.out) && (!fused || wide_rows(residual));
+    const int64_t count = call.out.rows * cols / (wide ? 8 : 1);
+    return launch(ctx, wide ? join_kernel<8> : join_kernel<1>, ceil_div(count, 256), 256, 0, static_cast<half*>(call.out.data),
+                  call.out.stride, s.y, static_cast<const half*>(residual.data), residual.stride, static_cast<int>(cols),
+                  attrs.top_k, s.routing.share, s.routing.place, count);
 }
 
 bool can_mix(const Graph& graph, const Node& node) {
-    const Weight *gate_up = graph.nodes[node.in[2]].weight, *down = graph.nodes[node.in[3]].weight;
-    WeightLayout layout = weight_layout(gate_up->spec);
+    const Weight &gate_up = gate_up_of(graph, node), &down = down_of(graph, node);
+    WeightLayout layout = weight_layout(gate_up.spec);
     bool gated = layout.kind == LayoutKind::q4 ? layout.q4.gated : layout.dense.gated;
-    return gated && node.attrs.activation != Activation::none && gate_up->spec.experts <= max_experts &&
-           node.attrs.top_k <= std::min<int64_t>(max_top_k, gate_up->spec.experts) && down->spec.experts == gate_up->spec.experts;
+    return gated && node.attrs.activation != Activation::none && gate_up.spec.experts <= max_experts &&
+           node.attrs.top_k <= std::min<int64_t>(max_top_k, gate_up.spec.experts) && down.spec.experts == gate_up.spec.experts;
+}
+
+// Whole rows are normed; the router is kept as halves, as it is unless the checkpoint has quantised it.
+bool can_norm_mix(const Graph& graph, const Node& node) {
+    const Weight &norm = *graph.nodes[node.in[1]].weight, &router = *graph.nodes[node.in[2]].weight;
+    const int64_t cols = graph.nodes[node.in[0]].cols;
+    const WeightLayout layout = weight_layout(router.spec);
+    return can_mix(graph, node) && norm.spec.in == cols && node.attrs.width == cols && layout.kind == LayoutKind::dense &&
+           layout.dense.dtype == DType::f16 && !layout.dense.gated && route_fits(router.spec.out, cols);
 }
 
 // The experts that can be touched at most, not all there are; and the rows between the products.
 int64_t moe_bytes(const Graph& graph, const Node& node, const BatchSize& size, int64_t kv_length) {
-    const Weight *gate_up = graph.nodes[node.in[2]].weight, *down = graph.nodes[node.in[3]].weight;
-    int64_t choices = node_rows(node, size) * node.attrs.top_k, experts = gate_up->spec.experts;
-    int64_t weights = static_cast<int64_t>(gate_up->bytes + down->bytes);
-    int64_t between = int64_t{2} * 2 * choices * (down->spec.in + down->spec.out);
+    const Weight &gate_up = gate_up_of(graph, node), &down = down_of(graph, node);
+    int64_t choices = node_rows(node, size) * node.attrs.top_k, experts = gate_up.spec.experts;
+    int64_t weights = static_cast<int64_t>(gate_up.bytes + down.bytes);
+    int64_t between = int64_t{2} * 2 * choices * (down.spec.in + down.spec.out);
     return plain_bytes(graph, node, size, kv_length) - weights + weights / experts * std::min(choices, experts) + between;
 }
 
 }  // namespace
 
-size_t moe_scratch(const Graph& graph, const Node& node, const BatchSize& size) {
-    const Weight &gate_up = *graph.nodes[node.in[2]].weight, &down = *graph.nodes[node.in[3]].weight;
-    return divide(nullptr, node_rows(node, size) * node.attrs.top_k, gate_up.spec.experts, down.spec.in, node.cols).bytes;
+// As linear_needs: the products' rows and columns, and scratch.
+void moe_needs(const Graph& graph, const Node& node, const BatchSize& size, int64_t& rows, int64_t& in, size_t& scratch) {
+    if (node.op != Op::moe && node.op != Op::norm_moe) return;
+    rows = std::max(rows, node_rows(node, size) * node.attrs.top_k);
+    in = std::max({in, gate_up_of(graph, node).spec.in, down_of(graph, node).spec.in});
+    scratch = std::max(scratch, divide(nullptr, graph, node, node_rows(node, size)).bytes);
 }
 
 std::span<const Kernel> moe_kernels() {
-    static const Kernel rows[] = {{Op::moe, "cuda moe", 0, INT32_MAX, can_mix, moe, moe_bytes}};
+    static const Kernel rows[] = {{Op::moe, "cuda moe", 0, INT32_MAX, can_mix, moe, moe_bytes},
+                                  {Op::norm_moe, "cuda norm_moe", 0, INT32_MAX, can_norm_mix, moe, moe_bytes}};
     return rows;
 }
 

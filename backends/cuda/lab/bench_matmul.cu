@@ -411,7 +411,7 @@ void moe() {  // a Mixtral-like layer: 8 experts of 28672x4096 and 4096x14336, t
         for (auto [e, t] : routed) begin[static_cast<size_t>(e) + 1]++, expert.push_back(e), source.push_back(t);
         for (int e = 0; e < experts; e++)
             used += begin[static_cast<size_t>(e) + 1] > 0, begin[static_cast<size_t>(e) + 1] += begin[static_cast<size_t>(e)];
-        ExpertRows er{lab::device_copy(begin), lab::device_copy(expert), lab::device_copy(source)};
+        ExpertRows er{lab::device_copy(begin), lab::device_copy(expert), lab::device_copy(source), tokens};
         const int rows = tokens * top_k;
         MatmulArgs a = args_of(2, rows), b = args_of(3, rows);
         a.norm_weight = nullptr, b.residual = nullptr;

@@ -359,7 +359,7 @@ void check_experts(int64_t out, int64_t in, int64_t group, bool integers, bool g
     const int rows = static_cast<int>(routed.size());
     if (rows > most_rows) std::exit(2);
     Buffers b = make_buffers(out, true);
-    ExpertRows er{lab::device_copy(begin), lab::device_copy(expert), lab::device_copy(source)};
+    ExpertRows er{lab::device_copy(begin), lab::device_copy(expert), lab::device_copy(source), tokens};
     Want want{rows, false, false, false, false, gated, activation};
     // the reference's rows, each from its expert
     std::vector<double> ref;
@@ -372,7 +372,7 @@ void check_experts(int64_t out, int64_t in, int64_t group, bool integers, bool g
     std::string name = std::string(quantised ? "q4" : "dense") + " experts " + std::to_string(experts) + " tokens " +
                        std::to_string(tokens) + " " + std::to_string(out) + "x" + std::to_string(in) + (gated ? " gated" : "");
     int before = failures;
-    for (int kernel : {0, 3, 4}) {
+    for (int kernel : {0, 2, 3, 4}) {
         if (!quantised && kernel) continue;
         tuning = lab::base;
         tuning.kernel = kernel;
@@ -437,6 +437,11 @@ int main(int argc, char** argv) {
             check_experts(112, 320, 32, false, false, 8, 7, tokens, 2, true);
             check_experts(64, 128, 64, true, false, 40, 40, tokens, 2, true);
             check_experts(48, 200, 0, false, true, 8, 8, tokens, 2, false);
+        }
+        for (int tokens : {1, 2, 5, 8}) {
+            check_experts(4112, 1280, 128, true, false, 8, 8, tokens, 2, true);
+            check_experts(4128, 3840, 128, true, true, 8, 5, tokens, 2, true);
+            check_experts(80, 4896, 128, true, false, 64, 64, tokens, 8, true);
         }
         for (int tokens : {60, 150, 256}) {
             check_experts(1200, 768, 128, true, false, 8, 8, tokens, 2, true);
