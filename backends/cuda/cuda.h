@@ -98,8 +98,7 @@ void linear_needs(const Graph& graph, const Node& node, const BatchSize& size, i
 
 // matmul.h's products in the run's stream (linear.cu).
 Status multiply(Context& context, const Weight& weight, const MatmulArgs& args);
-// `rows` is told whether its arrays are settled for the next product of the same rows.
-Status multiply_experts(Context& context, const Weight& weight, const MatmulArgs& args, ExpertRows& rows);
+Status multiply_experts(Context& context, const Weight& weight, const MatmulArgs& args, const ExpertRows& rows);
 
 #ifdef __CUDACC__
 // ---- device helpers

@@ -16,18 +16,14 @@ Status multiply(Context& context, const Weight& weight, const MatmulArgs& args) 
     return {};
 }
 
-Status multiply_experts(Context& context, const Weight& weight, const MatmulArgs& args, ExpertRows& rows) {
+Status multiply_experts(Context& context, const Weight& weight, const MatmulArgs& args, const ExpertRows& rows) {
     WeightLayout layout = weight_layout(weight.spec);
     context.matmul.stream = context.stream;
     context.matmul.pdl = context.chained && context.compute_major >= 9;
-    if (layout.kind == LayoutKind::q4) {
-        const Q4Weight q4 = q4_weight(weight, layout);
-        AWQ_CUDA(matmul_q4_experts(context.matmul, q4, args, rows));
-        rows.settled = experts_wait_first(context.matmul.device, q4, args, rows);
-    } else {
+    if (layout.kind == LayoutKind::q4)
+        AWQ_CUDA(matmul_q4_experts(context.matmul, q4_weight(weight, layout), args, rows));
+    else
         AWQ_CUDA(matmul_dense_experts(context.matmul, dense_weight(weight, layout), args, rows));
-        rows.settled = false;
-    }
     context.chained = true;
     return {};
 }

@@ -144,6 +144,7 @@ cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
     if (cudaError_t error = open_decode(d)) return error;
     if (cudaError_t error = open_prefill(d)) return error;
     if (cudaError_t error = open_few(d)) return error;
+    if (cudaError_t error = open_token(d)) return error;
     if (cudaError_t error = open_experts(d)) return error;
     if (cudaError_t error = open_mma(d)) return error;
     if (cudaError_t error = allow_shared(norm_rows_kernel, 0)) return error;
@@ -190,10 +191,6 @@ cudaError_t matmul_dense(const MatmulContext& context, const DenseWeight& weight
     MatmulArgs plain = args;
     if (cudaError_t error = prepare_rows(context, weight.in, false, plain)) return error;
     return gemv_fits(weight, plain) ? gemv_dense(context, weight, plain) : mma_dense(context, weight, plain, nullptr);
-}
-
-bool experts_wait_first(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows) {
-    return choose_experts(device, weight, args, rows) == Choice::decode;
 }
 
 cudaError_t matmul_q4_experts(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args,

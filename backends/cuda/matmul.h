@@ -9,6 +9,7 @@
 //   9.., int4               wgmma, weights dequantised in registers        matmul_prefill_sm90.cu   (sm_90a only)
 //   any, int4 or dense      mma.sync; also mixtures of experts             matmul_mma.cu            (sm_80 and later)
 //   few, int4, by experts   bulk copies + mma.sync, 8 rows an expert       matmul_experts_decode.cu (sm_90 and later)
+//   1 token, its experts    the same, both products in one kernel          matmul_experts_token.cu  (sm_90 and later)
 //   many, int4, by experts  wgmma over rows sorted by expert               matmul_experts_sm90.cu   (sm_90a only)
 //   1..4, dense             plain 16-byte loads and FMA (output heads)     dense.cu
 //
@@ -94,11 +95,7 @@ struct ExpertRows {
     const int32_t* expert = nullptr;  // [rows]
     const int32_t* source = nullptr;  // [rows] or null
     int most = INT32_MAX;             // rows of one expert, an upper limit
-    // The arrays were complete before the kernel in front of this product let it begin: see experts_wait_first.
-    bool settled = false;
 };
-// The product's kernel waits for the one before it, then lets the next begin; what was complete for the one is so for the other.
-bool experts_wait_first(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows);
 cudaError_t matmul_q4_experts(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args,
                               const ExpertRows& rows);
 cudaError_t matmul_dense_experts(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args,
@@ -106,16 +103,20 @@ cudaError_t matmul_dense_experts(const MatmulContext& context, const DenseWeight
 
 // matmul_q4 can write y32 at these rows.
 bool matmul_q4_floats(const MatmulDevice& device, const Q4Weight& weight, int rows);
-// The same for a single token's last product: y = sum over `count` experts of share * (row of x) W^T, + args.residual (1 row).
-struct ExpertMix {
-    const int32_t* expert = nullptr;  // [count], all three in device memory
-    const float* share = nullptr;
-    const int32_t* row = nullptr;  // of x
+// All experts of a single token: y = residual + sum over `count` experts of share * (act(gate x) * up x) down.
+struct TokenExperts {
+    const int32_t* expert = nullptr;  // [count], in device memory as all the rest
+    const float* share = nullptr;     // [count]
     int count = 0;
-    bool settled = false;  // see ExpertRows
+    const half* x = nullptr;         // [gate_up.in]
+    half* hidden = nullptr;          // scratch, [count][down.in]
+    half* y = nullptr;               // [down.out]
+    const half* residual = nullptr;  // or null; may be y
+    Activation activation = Activation::silu;
 };
-bool mix_fits(const MatmulDevice& device, const Q4Weight& weight, const ExpertMix& mix);
-cudaError_t matmul_q4_mix(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args, const ExpertMix& mix);
+bool token_experts_fit(const MatmulDevice& device, const Q4Weight& gate_up, const Q4Weight& down, int count);
+cudaError_t token_experts_q4(const MatmulContext& context, const Q4Weight& gate_up, const Q4Weight& down,
+                             const TokenExperts& token);
 
 // The name of the kernel matmul_q4 would choose, for `awq inspect`.
 const char* matmul_q4_name(const MatmulDevice& device, const Q4Weight& weight, int rows);

@@ -19,11 +19,23 @@ namespace {
 using namespace sm90;
 
 constexpr int max_experts = 256;
-constexpr int step = 32;  // blocks are multiples of so many tokens wide
-// Most tokens of a block. Of both kernels because the compiler finds no registers for one with six widths.
-constexpr int wide_tokens = 192, narrow_tokens = 96, widths = wide_tokens / step;
 
-// X in boxes of 64 columns and 32, 64, .. 192 rows.
+// How wide, in tokens, a block's wgmmas can be: 128, 144, .. 192, or 32, 64, 80, 96, 112. Two kernels of five, because the
+// compiler finds no registers for one with six.
+constexpr int widths = 5, step = 16;
+template <bool Wide>
+__host__ __device__ constexpr int width_of(int i) {
+    return Wide ? 128 + step * i : i == 0 ? 32 : 48 + step * i;
+}
+constexpr int widest = width_of<true>(widths - 1), widest_narrow = width_of<false>(widths - 1);
+// The least that is enough.
+template <bool Wide>
+__device__ __forceinline__ int width_for(int tokens) {
+    if (tokens <= width_of<Wide>(0)) return 0;
+    return max(1, (tokens - (Wide ? 128 : 48) + step - 1) / step);
+}
+
+// X in boxes of 64 columns and as many rows as each width has.
 struct Maps {
     CUtensorMap of[widths];
 };
@@ -32,7 +44,6 @@ struct Params : Product {
     const int32_t* begin;  // see ExpertRows
     int64_t expert_bytes;
     int expert_count;
-    int max_tokens;  // of a block
 };
 
 // In shared memory: which blocks there are.
@@ -52,6 +63,7 @@ __device__ __forceinline__ int token_blocks(int rows, int max_tokens) { return (
 
 // What the waves cost if blocks have up to max_tokens tokens; by one warp. A block's time grows with its tokens from about 128
 // on, below that turning its weights into halves takes the most of it (cost_of in matmul_prefill_sm90.cu).
+template <bool Wide>
 __device__ __forceinline__ int cost_of_waves(const WorkList& list, const Params& p, int max_tokens) {
     int blocks = 0, most = 0;
     for (int e = static_cast<int>(threadIdx.x) & 31; e < p.expert_count; e += 32) {
@@ -59,7 +71,7 @@ __device__ __forceinline__ int cost_of_waves(const WorkList& list, const Params&
         most = max(most, list.size[e]);
     }
     blocks = __reduce_add_sync(~0u, blocks) * p.row_blocks, most = __reduce_max_sync(~0u, most);
-    const int width = min(max_tokens, (most + step - 1) / step * step), ctas = static_cast<int>(gridDim.x);
+    const int width = width_of<Wide>(width_for<Wide>(min(max_tokens, most))), ctas = static_cast<int>(gridDim.x);
     return (blocks + ctas - 1) / ctas * (width < 128 ? 700 + 6 * width : 11 * width);
 }
 
@@ -79,21 +91,15 @@ __device__ __forceinline__ void make_list(WorkList& list, const Params& p) {
         list.order[place] = e;
         list.begin[place] = begin;
     }
-    if constexpr (Wide) {
-        const int warp = e >> 5;
-        if (warp < widths) {
-            const int cost = cost_of_waves(list, p, (warp + 1) * step);
-            if ((e & 31) == 0) list.cost[warp] = cost;
-        }
+    if (const int warp = e >> 5; warp < widths) {
+        const int cost = cost_of_waves<Wide>(list, p, width_of<Wide>(warp));
+        if ((e & 31) == 0) list.cost[warp] = cost;
     }
     __syncthreads();
-    int max_tokens = p.max_tokens;
-    if constexpr (Wide) {
-        int best = widths - 1;
-        for (int i = widths - 2; i > 0; i--)
-            if (list.cost[i] < list.cost[best]) best = i;
-        max_tokens = (best + 1) * step;
-    }
+    int best = widths - 1;
+    for (int i = widths - 2; i >= 0; i--)
+        if (list.cost[i] < list.cost[best]) best = i;
+    const int max_tokens = width_of<Wide>(best);
     if (e == 0) list.max_tokens = max_tokens;
     if (e < p.expert_count) {
         int before = 0;
@@ -104,6 +110,7 @@ __device__ __forceinline__ void make_list(WorkList& list, const Params& p) {
     __syncthreads();
 }
 
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // A CTA's way through the list.
 struct Cursor {
     int wave = 0, at = 0;
@@ -128,6 +135,7 @@ struct Cursor {
         return true;
     }
 };
+#endif
 
 // Groups: 2 for 128 columns a group; 8 serves every size.
 template <int Groups, bool IntegerZeros, bool Wide>
@@ -137,7 +145,7 @@ __global__ void __launch_bounds__(threads, 1)
     extern __shared__ uint8_t raw[];
     __shared__ __align__(16) uint64_t barriers[4 * max_slots];
     __shared__ WorkList list;
-    const Rings rings(raw, barriers, p, p.max_tokens * 128);
+    const Rings rings(raw, barriers, p, (Wide ? widest : widest_narrow) * 128);
     const int warpgroup = static_cast<int>(threadIdx.x) >> 7, warp = static_cast<int>(threadIdx.x) >> 5 & 3;
     const int lane = static_cast<int>(threadIdx.x) & 31;
 
@@ -157,12 +165,12 @@ __global__ void __launch_bounds__(threads, 1)
         } else if (warp == 1 && lane == 0) {
             Ring ring(p.x_slots, 1);
             while (block.next(list, p)) {
-                // Narrower than the wgmma of the block only where it is the least there is.
-                const int width = (block.tokens + step - 1) / step;
+                const int width = width_for<Wide>(block.tokens);
+                const uint32_t bytes = width_of<Wide>(width) * 128;
                 for (int span = 0; span < p.units * 4; span++) {
                     barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                    barrier_expect(rings.x_full + 8 * ring.slot, width * step * 128);
-                    load_tile(rings.x + ring.slot * rings.x_bytes, &maps.of[width - 1], span * 64, block.token,
+                    barrier_expect(rings.x_full + 8 * ring.slot, bytes);
+                    load_tile(rings.x + ring.slot * rings.x_bytes, &maps.of[width], span * 64, block.token,
                               rings.x_full + 8 * ring.slot);
                     ring.next();
                 }
@@ -181,20 +189,12 @@ __global__ void __launch_bounds__(threads, 1)
             multiply_units<N, Groups, IntegerZeros>(d, rings, wr, xr, p, my_tile, lane, 0, p.units);
             store_block<N>(p, block.row_block * block_tiles + my_tile, block.token, block.token + block.tokens, ~0u, d);
         };
-        if constexpr (Wide) {
-            switch ((block.tokens + 31) / 32) {
-                default: multiply(Width<64>()); break;
-                case 3: multiply(Width<96>()); break;
-                case 4: multiply(Width<128>()); break;
-                case 5: multiply(Width<160>()); break;
-                case 6: multiply(Width<192>()); break;
-            }
-        } else {
-            switch ((block.tokens + 31) / 32) {
-                case 1: multiply(Width<32>()); break;
-                case 2: multiply(Width<64>()); break;
-                default: multiply(Width<96>()); break;
-            }
+        switch (width_for<Wide>(block.tokens)) {
+            case 0: multiply(Width<width_of<Wide>(0)>()); break;
+            case 1: multiply(Width<width_of<Wide>(1)>()); break;
+            case 2: multiply(Width<width_of<Wide>(2)>()); break;
+            case 3: multiply(Width<width_of<Wide>(3)>()); break;
+            default: multiply(Width<width_of<Wide>(4)>()); break;
         }
     }
 #endif
@@ -230,7 +230,7 @@ const Variant variants[] = {
 // Blocks wide enough for most experts' rows in one.
 const Variant& variant_of(const Q4Layout& layout, int rows, int experts) {
     const int groups = layout.group == 128 && layout.integer_zeros ? 2 : 8;
-    const bool wide = groups == 8 || rows > 48 * experts;
+    const bool wide = groups == 8 || rows > 96 * experts;
     for (const Variant& v : variants)
         if (v.groups == groups && v.integer_zeros == layout.integer_zeros && v.wide == wide) return v;
     return variants[0];
@@ -264,21 +264,23 @@ cudaError_t experts_q4(const MatmulContext& context, const Q4Weight& weight, con
             return error;
         x = sorted, ldx = pitch;
     }
-    Maps maps;
-    for (int i = 0; i < widths; i++)
-        if (cudaError_t error = map_rows(context.device, x, layout.in, args.rows, ldx, (i + 1) * step, &maps.of[i])) return error;
     Params p;
     static_cast<Product&>(p) = product_of(weight, args);
     p.begin = rows.begin;
     p.expert_bytes = layout.bytes(), p.expert_count = weight.experts;
     const Variant& variant = variant_of(layout, args.rows, weight.experts);
-    p.max_tokens = variant.wide ? wide_tokens : narrow_tokens;
-    const int limit = dynamic_limit - 1024, w_bytes = block_tiles * p.unit_bytes, x_bytes = p.max_tokens * 128;
+    Maps maps;
+    for (int i = 0; i < widths; i++) {
+        const int tokens = variant.wide ? width_of<true>(i) : width_of<false>(i);
+        if (cudaError_t error = map_rows(context.device, x, layout.in, args.rows, ldx, tokens, &maps.of[i])) return error;
+    }
+    const int limit = dynamic_limit - 1024, w_bytes = block_tiles * p.unit_bytes,
+              x_bytes = (variant.wide ? widest : widest_narrow) * 128;
     p.w_slots = variant.wide ? 4 : 6;  // narrow blocks wait for weights, wide ones for X
     while (limit - p.w_slots * w_bytes < 4 * x_bytes) p.w_slots--;
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / x_bytes);
     const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * x_bytes;
-    const int64_t blocks = static_cast<int64_t>(p.row_blocks) * std::min(args.rows, weight.experts + args.rows / step);
+    const int64_t blocks = static_cast<int64_t>(p.row_blocks) * std::min(args.rows, weight.experts + args.rows / 32);
     const auto ctas = static_cast<unsigned>(std::min<int64_t>(context.device.sm_count, blocks));
     return launch(context, variant.kernel, dim3(ctas), threads, shared_bytes, maps, p);
 }

@@ -84,6 +84,8 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
 cudaError_t open_few(const MatmulDevice& device);
 bool few_fit(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows);
 cudaError_t few_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows);
+// matmul_experts_token.cu
+cudaError_t open_token(const MatmulDevice& device);
 // matmul_experts_sm90.cu
 cudaError_t open_experts(const MatmulDevice& device);
 bool experts_fit(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows);

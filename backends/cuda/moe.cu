@@ -100,29 +100,30 @@ Status moe(const KernelCall& call) {
     ctx.matmul.pdl = ctx.chained && ctx.compute_major >= 9;
     AWQ_CUDA(route(ctx.matmul, routed, s.routing));
     ctx.chained = true;
+    const Tensor residual = fused ? call.in[5] : Tensor();
+    const WeightLayout up = weight_layout(gate_up.spec), low = weight_layout(down.spec);
+    if (call.out.rows == 1 && up.kind == LayoutKind::q4 && low.kind == LayoutKind::q4) {
+        const Q4Weight first_weight = q4_weight(gate_up, up), second_weight = q4_weight(down, low);
+        if (token_experts_fit(ctx.matmul.device, first_weight, second_weight, attrs.top_k)) {
+            ctx.matmul.pdl = ctx.compute_major >= 9;
+            AWQ_CUDA(
+                token_experts_q4(ctx.matmul, first_weight, second_weight,
+                                 {s.routing.expert_of, s.routing.share, attrs.top_k, first.x, s.hidden,
+                                  static_cast<half*>(call.out.data), static_cast<const half*>(residual.data), attrs.activation}));
+            return {};
+        }
+    }
     ExpertRows rows = {s.routing.begin, s.routing.expert, s.routing.source};
     rows.most = static_cast<int>(call.out.rows);  // a token chooses an expert once
     first.y = s.hidden;
     first.ldy = size;
     first.gate_activation = attrs.activation;
     AWQ_TRY(multiply_experts(ctx, gate_up, first, rows));
-    const Tensor residual = fused ? call.in[5] : Tensor();
+    rows.source = nullptr;
     MatmulArgs second;
     second.rows = first.rows;
     second.x = s.hidden;
     second.ldx = size;
-    const WeightLayout layout = weight_layout(down.spec);
-    const ExpertMix mix = {s.routing.expert_of, s.routing.share, s.routing.place, attrs.top_k, rows.settled};
-    if (call.out.rows == 1 && layout.kind == LayoutKind::q4 && mix_fits(ctx.matmul.device, q4_weight(down, layout), mix)) {
-        second.rows = 1;
-        second.y = static_cast<half*>(call.out.data);
-        second.ldy = cols;
-        second.residual = static_cast<const half*>(residual.data);
-        ctx.matmul.pdl = ctx.compute_major >= 9;
-        AWQ_CUDA(matmul_q4_mix(ctx.matmul, q4_weight(down, layout), second, mix));
-        return {};
-    }
-    rows.source = nullptr;
     second.y = s.y;
     second.ldy = cols;
     AWQ_TRY(multiply_experts(ctx, down, second, rows));

@@ -33,6 +33,15 @@ struct Wgmma<64> {
     }
 };
 template <>
+struct Wgmma<80> {
+    static __device__ __forceinline__ void run(float (&d)[40], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n80k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(
+                         2) ", " AWQ_TEN(3) "}, {%40, %41, %42, %43}, %44, 1, 1, 1, 0;"
+                     : AWQ_D16(0), AWQ_D16(16), AWQ_D4(32), AWQ_D4(36)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <>
 struct Wgmma<96> {
     static __device__ __forceinline__ void run(float (&d)[48], const uint32_t (&a)[4], uint64_t b) {
         asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(
@@ -42,12 +51,32 @@ struct Wgmma<96> {
     }
 };
 template <>
+struct Wgmma<112> {
+    static __device__ __forceinline__ void run(float (&d)[56], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n112k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(
+                3) ", " AWQ_TEN(4) ", %50, %51, %52, %53, %54, %55}, {%56, %57, %58, %59}, %60, 1, 1, 1, 0;"
+            : AWQ_D16(0), AWQ_D16(16), AWQ_D16(32), AWQ_D4(48), AWQ_D4(52)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <>
 struct Wgmma<128> {
     static __device__ __forceinline__ void run(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
         asm volatile(
             "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(
                 3) ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", %60, %61, %62, %63}, {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
             : AWQ_D64(0)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <>
+struct Wgmma<144> {
+    static __device__ __forceinline__ void run(float (&d)[72], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile(
+            "wgmma.mma_async.sync.aligned.m64n144k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(
+                3) ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", " AWQ_TEN(6) ", %70, %71}, {%72, %73, %74, %75}, %76, 1, 1, 1, 0;"
+            : AWQ_D64(0), AWQ_D4(64), AWQ_D4(68)
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
     }
 };
@@ -62,18 +91,18 @@ struct Wgmma<160> {
     }
 };
 template <>
-struct Wgmma<192> {
-    static __device__ __forceinline__ void run(float (&d)[96], const uint32_t (&a)[4], uint64_t b) {
-        asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(3) ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", " AWQ_TEN(6) ", " AWQ_TEN(7) ", " AWQ_TEN(8) ", %90, %91, %92, %93, %94, %95}, {%96, %97, %98, %99}, %100, 1, 1, 1, 0;"
-                     : AWQ_D64(0), AWQ_D16(64), AWQ_D16(80)
+struct Wgmma<176> {
+    static __device__ __forceinline__ void run(float (&d)[88], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n176k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(3) ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", " AWQ_TEN(6) ", " AWQ_TEN(7) ", %80, %81, %82, %83, %84, %85, %86, %87}, {%88, %89, %90, %91}, %92, 1, 1, 1, 0;"
+                     : AWQ_D64(0), AWQ_D16(64), AWQ_D4(80), AWQ_D4(84)
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
     }
 };
 template <>
-struct Wgmma<224> {
-    static __device__ __forceinline__ void run(float (&d)[112], const uint32_t (&a)[4], uint64_t b) {
-        asm volatile("wgmma.mma_async.sync.aligned.m64n224k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(3) ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", " AWQ_TEN(6) ", " AWQ_TEN(7) ", " AWQ_TEN(8) ", " AWQ_TEN(9) ", " AWQ_TEN(10) ", %110, %111}, {%112, %113, %114, %115}, %116, 1, 1, 1, 0;"
-                     : AWQ_D64(0), AWQ_D16(64), AWQ_D16(80), AWQ_D16(96)
+struct Wgmma<192> {
+    static __device__ __forceinline__ void run(float (&d)[96], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(3) ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", " AWQ_TEN(6) ", " AWQ_TEN(7) ", " AWQ_TEN(8) ", %90, %91, %92, %93, %94, %95}, {%96, %97, %98, %99}, %100, 1, 1, 1, 0;"
+                     : AWQ_D64(0), AWQ_D16(64), AWQ_D16(80)
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
     }
 };
