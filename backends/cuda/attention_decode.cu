@@ -7,8 +7,7 @@
 // the block's warps and over `splits` blocks; each warp keeps its own running softmax, joined at the end.
 //
 // Between two matrix products what counts is the time from the end of the one before. All that does not depend on it comes
-// first: the cache of earlier runs is on its way to registers and to the second-level cache by then. And a block is small
-// enough to share a multiprocessor with a block of either product, so that the next one fetches weights meanwhile.
+// first: the cache of earlier runs is on its way to registers and to the second-level cache by then.
 #include <algorithm>
 #include "backends/cuda/attention.h"
 
@@ -160,7 +159,7 @@ __device__ __forceinline__ void put_newest(const AttentionCall& call, const Tile
 }
 
 // blocks: 32-column blocks of a head. fast: no soft cap, no bias, and heads of exactly that many columns. append: rope_append's
-// work too. Block (split, kv_head and row tile, sequence). Registers: four blocks a multiprocessor, or one beside a product's.
+// work too. Block (split, kv_head and row tile, sequence). Registers for four blocks a multiprocessor.
 template <int blocks, bool fast, bool append>
 __global__ void __launch_bounds__(threads, blocks <= 4 ? 4 : 2) decode_kernel(const __grid_constant__ AttentionCall call) {
     constexpr int width = blocks * 32, pitch = Shared<blocks>::sums_pitch;
