@@ -10,7 +10,9 @@ failed=0
 for tool in "$@"; do
     run="$build/tests/run -tc=ops*,*cuda*,every*"
     [ "$tool" = plain ] || [ -x "$sanitizer" ] || { echo "error: $tool: compute-sanitizer was not found in PATH or /usr/local/cuda/bin"; exit 1; }
-    [ "$tool" = plain ] || run="$sanitizer --tool $tool --error-exitcode 9 --print-limit 10 $run"
+    # A test asks for more memory than there is: that a call of the runtime fails is not what is looked for.
+    quiet="" && [ "$tool" = memcheck ] && quiet="--report-api-errors no"
+    [ "$tool" = plain ] || run="$sanitizer --tool $tool $quiet --error-exitcode 9 --print-limit 10 $run"
     begin=$(date +%s) status=0
     AWQ_TEST_ON=cuda timeout "${SECONDS_EACH:-600}" $run >"$build/sanitize-$tool.log" 2>&1 || status=$?
     grep -q "no CUDA device" "$build/sanitize-$tool.log" && { echo "error: $tool: no CUDA device"; exit 1; }
