@@ -6,7 +6,7 @@
 // unless there is a norm, and keeps them as B fragments in registers.
 //
 // No more than `window` parts of chunks are on their way at once, however deep the ring is: a longer queue in front of memory
-// delays the x and the y of everybody, a shorter one starves. (34 KB an SM on an H100: docs/experiments.md.)
+// delays the x and the y of everybody, a shorter one starves. (34 KB an SM on an H100 until x is there, then 51: docs/experiments.md.)
 //
 // The ring takes an SM's shared memory but for `spare` bytes. Two matrix CTAs on one SM and none on another is what a smaller one
 // comes to as soon as another kernel runs between two products, and a product is as slow as its slowest SM.
@@ -548,8 +548,8 @@ cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, cons
     p.rows = static_cast<uint8_t>(args.rows);
     p.warps = static_cast<uint8_t>(plan.warps), p.groups = static_cast<uint8_t>(plan.groups);
     p.slots = static_cast<uint8_t>(plan.slots), p.steps = static_cast<int16_t>(plan.steps);
-    p.window = static_cast<uint8_t>(tuning.window ? tuning.window : 2);
-    p.first_window = static_cast<uint8_t>(tuning.first_window ? tuning.first_window : p.window);
+    p.window = static_cast<uint8_t>(tuning.window ? tuning.window : 3);
+    p.first_window = static_cast<uint8_t>(tuning.first_window ? tuning.first_window : std::min<int>(2, p.window));
     p.x_aligned = rows_aligned(args.x, args.ldx);
     p.norm_aligned = reinterpret_cast<uintptr_t>(args.norm_weight) % 16 == 0;
     p.output = output_of(args, layout.out, layout.gated);
