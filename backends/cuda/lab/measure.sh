@@ -47,7 +47,7 @@ for one in "$@"; do
         tests "$one" env SECONDS_EACH=$((limit - 20)) tests/sanitize_cuda.sh "$build" "${one/sweep/plain}" ;;
     matmul) part matmul "$build/backends/cuda/lab/bench_matmul" table && cat "$out/matmul.log" >>"$report" ;;
     decode)
-        table decode-1 bash -c 'for s in llama3-8b mistral-7b mixtral-8x7b; do bench --shape $s -p 0 -n 128; done; bench --shape llama3-8b -p 0 -n 128 -d 4096'
+        table decode-1 bash -c 'for s in llama3-8b mistral-7b mixtral-8x7b; do bench --shape $s -p 0 -n 128; done; bench --shape llama3-8b -p 0 -n 128 -d 4096; bench --shape llama3-8b -p 0 -n 128 --head-bits 8'
         table decode-batch bash -c 'bench --shape llama3-8b -p 0 -n 128 -d 16 -b 2,4,8,16,32,64' ;;
     prefill) table prefill bash -c 'for s in llama3-8b mistral-7b mixtral-8x7b; do bench --shape $s -p 512,2048 -n 0; done' ;;
     kernels) table kernels bash -c 'bench --shape llama3-8b --kernels -p 512 -b 1,16 -d 0,4096' ;;
