@@ -332,9 +332,10 @@ TEST_CASE("cuda: attention of a sequence gives the same bits in a batch and alon
     build_attention(m, {8, 2, 128}, 256);
     std::vector<float> together, alone;
     REQUIRE(m.run({{310, 0}, {200, 0}}, nullptr).ok());
-    REQUIRE(m.run({{1, 310}, {400, 200}, {40, 0}}, nullptr).ok());
-    for (int32_t past : {311, 312}) {
-        REQUIRE(m.run({{1, past}, {1, past + 289}, {1, past - 271}}, &together).ok());
+    REQUIRE(m.run({{1, 310}, {500, 200}, {40, 0}}, nullptr).ok());
+    REQUIRE(m.run({{1, 311}, {590, 700}, {1, 40}}, nullptr).ok());
+    for (int32_t past : {312, 313}) {
+        REQUIRE(m.run({{1, past}, {1, past + 978}, {1, past - 271}}, &together).ok());
         REQUIRE(m.run({{1, past}}, &alone).ok());
         CHECK(std::equal(alone.begin(), alone.end(), together.begin()));
     }

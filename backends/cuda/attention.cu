@@ -81,9 +81,9 @@ struct Shape {
     int row_tiles, splits;
     size_t scratch;
 };
-// Splits of a sequence in decode that give each multiprocessor a block when it is alone.
+// Splits of a sequence in decode that give each multiprocessor a block when it is alone, or a few of them two.
 int decode_splits(const Context& context, int group, int kv_heads) {
-    return std::clamp(context.multiprocessors / (kv_heads * ceil_div(group, decode_tile)), 1, 32);
+    return std::clamp((context.multiprocessors + context.multiprocessors / 16) / (kv_heads * ceil_div(group, decode_tile)), 1, 32);
 }
 Shape decode_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences) {
     Shape shape = {ceil_div(std::min(decode_rows(group), context.max_query * group), decode_tile), 1, 0};
@@ -200,7 +200,7 @@ bool can_attend(const Graph&, const Node& node) { return node.attrs.head_dim > 0
 bool can_attend_appending(const KernelCall& append, const Node& attention) {
     const Context& ctx = context(append);
     const Tensor &q = append.in[0], &k = append.in[1], &table = append.in[3];
-    return ctx.max_query == 1 && append.node->attrs.layer == attention.attrs.layer &&
+    return ctx.min_query == 1 && ctx.max_query == 1 && append.node->attrs.layer == attention.attrs.layer &&
            wide_head(ctx, q, attention.attrs.head_dim) && whole_pairs(k, table);
 }
 

@@ -132,10 +132,12 @@ struct Tile {
         return call.full_keys > 0 ? call.full_keys - 1 : call.cache.positions[token(call, row)];
     }
 };
-// false: nothing to do for this tile
+// false: nothing to do for this tile. single: every sequence has one token.
+template <bool single = false>
 __device__ __forceinline__ bool find_tile(const AttentionCall& call, int sequence, int kv_head, int row_tile, int tile_rows,
                                           Tile& tile) {
-    int begin = call.seq_begin ? call.seq_begin[sequence] : 0, end = call.seq_begin ? call.seq_begin[sequence + 1] : call.tokens;
+    int begin = single ? sequence : call.seq_begin ? call.seq_begin[sequence] : 0,
+        end = single ? sequence + 1 : call.seq_begin ? call.seq_begin[sequence + 1] : call.tokens;
     int rows = (end - begin) * call.group;
     tile = {sequence,
             kv_head,

@@ -14,9 +14,10 @@
 namespace awq::cuda {
 namespace {
 
-constexpr int warps = 4, threads = warps * 32;
 constexpr int step_keys = 32;
-static_assert(split_keys == 2 * warps * step_keys);
+// Warps that share a block's keys: few where there is little to share, since staging and joining take them all.
+constexpr int few_warps = 4, many_warps = 8, few_warps_keys = 1024;
+static_assert(split_keys == many_warps * step_keys);
 
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
     uint32_t result;
@@ -26,7 +27,7 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
 
 // Shared memory of a block, from its beginning; behind it the warps' sums, [warps][rows of the tile][width + 4] (the padding
 // spreads a warp's writes over the banks).
-template <int blocks>
+template <int blocks, int warps>
 struct Shared {
     static constexpr int width = blocks * 32, sums_pitch = width + 4;
     // 64 bytes more or less than a multiple of 128: two rows' 64 neighbouring bytes are then in different banks.
@@ -66,8 +67,10 @@ __device__ __forceinline__ int row_head(const AttentionCall& call, const Tile& t
 
 // The tile's rows of q to shared memory once they are there. Where the block appends they are rotated, and so is the token's own
 // key if the block takes it (has_newest), which stands behind them; its value is beside.
-template <int blocks, bool fast, bool append>
-__device__ __forceinline__ void stage_rows(const AttentionCall& call, const Tile& tile, bool has_newest, Shared<blocks>& shared) {
+template <int blocks, int warps, bool fast, bool append>
+__device__ __forceinline__ void stage_rows(const AttentionCall& call, const Tile& tile, bool has_newest,
+                                           Shared<blocks, warps>& shared) {
+    constexpr int threads = warps * 32;
     constexpr int row_rounds = (decode_tile + append + warps - 1) / warps, column_rounds = (blocks * 8 + 31) / 32,
                   value_rounds = (blocks * 32 + threads - 1) / threads;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = fast ? blocks * 32 : call.cache.head_dim;
@@ -148,9 +151,9 @@ __device__ __forceinline__ void stage_rows(const AttentionCall& call, const Tile
 }
 
 // A warp puts the token's own key and value into the cache, from shared memory. page: the head's keys in the position's page.
-template <int blocks>
+template <int blocks, int warps>
 __device__ __forceinline__ void put_newest(const AttentionCall& call, const Tile& tile, int newest, __half* page,
-                                           const Shared<blocks>& shared) {
+                                           const Shared<blocks, warps>& shared) {
     const int lane = threadIdx.x % 32, dim = call.cache.head_dim;
     __half *key = page + newest % page_size * dim,
            *value = page + static_cast<int64_t>(call.cache.kv_heads) * page_size * dim + newest % page_size;
@@ -159,20 +162,21 @@ __device__ __forceinline__ void put_newest(const AttentionCall& call, const Tile
 }
 
 // blocks: 32-column blocks of a head. fast: no soft cap, no bias, and heads of exactly that many columns. append: rope_append's
-// work too. Block (split, kv_head and row tile, sequence). Registers for four blocks a multiprocessor.
-template <int blocks, bool fast, bool append>
-__global__ void __launch_bounds__(threads, blocks <= 4 ? 4 : 2) decode_kernel(const __grid_constant__ AttentionCall call) {
-    constexpr int width = blocks * 32, pitch = Shared<blocks>::sums_pitch;
+// work too. Block (split, kv_head and row tile, sequence). Registers for 16 warps a multiprocessor.
+template <int blocks, int warps, bool fast, bool append>
+__global__ void __launch_bounds__(warps * 32, (blocks <= 4 ? 16 : 8) / warps) decode_kernel(const __grid_constant__ AttentionCall call) {
+    using Shared = cuda::Shared<blocks, warps>;
+    constexpr int width = blocks * 32, threads = warps * 32, pitch = Shared::sums_pitch;
     constexpr bool early = blocks <= 4;  // registers hold a step's keys or values: their loads come long before their use
     extern __shared__ __align__(16) char dynamic[];
-    Shared<blocks>& shared = *reinterpret_cast<Shared<blocks>*>(dynamic);
-    float* sums = reinterpret_cast<float*>(dynamic + sizeof(Shared<blocks>));
+    Shared& shared = *reinterpret_cast<Shared*>(dynamic);
+    float* sums = reinterpret_cast<float*>(dynamic + sizeof(Shared));
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int dim = fast ? width : call.cache.head_dim;
 
     let_next_begin();
     Tile tile;
-    bool work = find_tile(call, blockIdx.z, blockIdx.y / call.row_tiles, blockIdx.y % call.row_tiles, decode_tile, tile);
+    bool work = find_tile<append>(call, blockIdx.z, blockIdx.y / call.row_tiles, blockIdx.y % call.row_tiles, decode_tile, tile);
     int low = 0, high = 0, first = 0, last = 0, used = 1, end = 0;
     if (work) {
         position_range(call, tile, low, high);
@@ -221,8 +225,10 @@ __global__ void __launch_bounds__(threads, blocks <= 4 ? 4 : 2) decode_kernel(co
 
     // What earlier runs left in the cache may be read while the previous kernel still works. This run's keys may not, unless it
     // is this block that puts them there.
+    // How many warps share them depends on the sequence's own length, not on the kernel that the longest one calls for.
+    const int sharing = warps == few_warps || high < few_warps_keys ? few_warps : warps;
     int step = first + warp;
-    const bool busy = step < last, settled = append || (step + 1) * step_keys <= call.cache.positions[tile.first_token];
+    const bool busy = warp < sharing && step < last, settled = append || (step + 1) * step_keys <= call.cache.positions[tile.first_token];
     const __half* page = busy ? page_of(step * step_keys) : nullptr;
     if (early && busy && settled) load_keys(page, step);
     if (call.prefetch && warp == warps - 1) prefetch_pages(call, tile, first * step_keys, min(last * step_keys, high + 1));
@@ -237,8 +243,8 @@ __global__ void __launch_bounds__(threads, blocks <= 4 ? 4 : 2) decode_kernel(co
     }
     const bool puts = newest >= 0 && warp == warps - 1 && tile.first_row == 0;  // once for the tiles that share the keys
     __half* newest_page = puts ? page_of(newest) : nullptr;
-    stage_rows<blocks, fast, append>(call, tile, newest >= 0, shared);
-    if (puts) put_newest<blocks>(call, tile, newest, newest_page, shared);
+    stage_rows<blocks, warps, fast, append>(call, tile, newest >= 0, shared);
+    if (puts) put_newest<blocks, warps>(call, tile, newest, newest_page, shared);
     if (early && busy && !settled) load_keys(page, step);
 
     const auto reach = static_cast<unsigned>(call.window > 0 ? call.window : INT32_MAX);
@@ -328,13 +334,13 @@ __global__ void __launch_bounds__(threads, blocks <= 4 ? 4 : 2) decode_kernel(co
         for (int e = 0; e < 2; e++) {
             if (2 * t + e >= tile.rows) continue;
             float* to = sums + (warp * tile.rows + 2 * t + e) * pitch + g;
-            if (step >= first + warps)
+            if (step >= first + sharing)
 #pragma unroll
                 for (int j = 0; j < blocks * 4; j++) out[j / 2][j % 2 * 2 + e] += keep[e] * to[8 * j];
 #pragma unroll
             for (int j = 0; j < blocks * 4; j++) to[8 * j] = out[j / 2][j % 2 * 2 + e];
         }
-        step += warps;
+        step += sharing;
         if (step >= last) break;
         page = page_of(step * step_keys);
         load_keys(page, step);
@@ -364,7 +370,7 @@ __global__ void __launch_bounds__(threads, blocks <= 4 ? 4 : 2) decode_kernel(co
         };
 #pragma unroll
         for (int w = 0; w < warps; w++) {
-            if (first + w >= last) break;  // had no step
+            if (w >= sharing || first + w >= last) break;  // had no step
             const float2 state = shared.state[w][row];
             const float weight = fast_exp2(state.x - base);
             total += weight * state.y;
@@ -373,7 +379,7 @@ __global__ void __launch_bounds__(threads, blocks <= 4 ? 4 : 2) decode_kernel(co
         }
         if (append && newest >= 0) {
             // Relative to the maximum of the warp that took the last step.
-            const float factor = shared.newest[row] * fast_exp2(shared.state[(end - 1 - first) % warps][row].x - base);
+            const float factor = shared.newest[row] * fast_exp2(shared.state[(end - 1 - first) % sharing][row].x - base);
             const float2 v01 = unpack_half2(*reinterpret_cast<const uint32_t*>(&shared.v[d])),
                          v23 = unpack_half2(*reinterpret_cast<const uint32_t*>(&shared.v[d + 2]));
             add(factor, v01.x, v01.y, v23.x, v23.y);
@@ -395,16 +401,21 @@ __global__ void __launch_bounds__(threads, blocks <= 4 ? 4 : 2) decode_kernel(co
         join_splits<width>(call, tile, partials, used, decode_tile, sums);
 }
 
+template <int blocks, int warps>
+Status launch_warps(Context& context, const AttentionCall& call, int max_rows, int sequences) {
+    using Shared = cuda::Shared<blocks, warps>;
+    const size_t shared = sizeof(Shared) + sizeof(float) * warps * std::min(max_rows, decode_tile) * Shared::sums_pitch;
+    const dim3 grid(call.splits, call.cache.kv_heads * call.row_tiles, sequences);
+    const bool fast = call.softcap == 0 && !call.alibi && call.cache.head_dim == blocks * 32;
+    auto* kernel = call.append.k ? fast ? decode_kernel<blocks, warps, true, true> : decode_kernel<blocks, warps, false, true>
+                   : fast        ? decode_kernel<blocks, warps, true, false>
+                                 : decode_kernel<blocks, warps, false, false>;
+    return launch(context, kernel, grid, warps * 32, shared, call);
+}
 template <int blocks>
 Status launch_decode(Context& context, const AttentionCall& call, int max_rows, int sequences) {
-    size_t shared = sizeof(Shared<blocks>) +
-                    sizeof(float) * warps * std::min(max_rows, decode_tile) * Shared<blocks>::sums_pitch;
-    dim3 grid(call.splits, call.cache.kv_heads * call.row_tiles, sequences);
-    const bool fast = call.softcap == 0 && !call.alibi && call.cache.head_dim == blocks * 32;
-    auto* kernel = call.append.k ? fast ? decode_kernel<blocks, true, true> : decode_kernel<blocks, false, true>
-                   : fast        ? decode_kernel<blocks, true, false>
-                                 : decode_kernel<blocks, false, false>;
-    return launch(context, kernel, grid, threads, shared, call);
+    return context.max_keys <= few_warps_keys ? launch_warps<blocks, few_warps>(context, call, max_rows, sequences)
+                                              : launch_warps<blocks, many_warps>(context, call, max_rows, sequences);
 }
 
 }  // namespace
