@@ -153,7 +153,7 @@ public:
             int64_t rows = node_rows(node, size);
             if (node.op == Op::input || node.op == Op::weight || node.op == Op::view || rows == 0) continue;
             const Kernel* kernel = engine_.backend().kernel(graph, node, rows);
-            if (!kernel) continue;
+            if (!kernel || times[id] == 0) continue;    // no time of its own: another node's kernel did it
             std::string sizes = std::to_string(rows) + (rows == 1 ? " row" : " rows");
             for (NodeId in : node.in)
                 if (in != no_node && graph.nodes[in].weight && graph.nodes[in].weight->spec.kind != WeightKind::vector)

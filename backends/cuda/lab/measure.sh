@@ -25,7 +25,7 @@ part() {
 }
 table() { part "$@"; grep '^|\|^cuda\|^A run\|^error\|^$' "$out/$1.log" | tee -a "$report"; }
 tests() { part "$@"; grep 'exit status\|test cases\|assertions\|SUMMARY\|ERROR:\|^error' "$out/$1.log" | tee -a "$report"; }
-bench() { "$awq" bench --backend cuda -r 5 "$@" && echo; }
+bench() { "$awq" bench --backend cuda "$@" && echo; }
 load() {
     directory=$(mktemp -d "${TMPDIR:-/tmp}/awq-load-XXXXXX")
     trap 'rm -rf "$directory"' EXIT
