@@ -54,11 +54,6 @@ __host__ __device__ constexpr int region_bytes(int rows, int columns, int round)
     return rows * x_pitch + 2 * round * tile_rows * columns * static_cast<int>(sizeof(float));
 }
 
-// The row of y in a slot of a tile that is not gated (pack_q4.h).
-__device__ __forceinline__ int slot_of(int tile, int slot) {
-    return tile * tile_rows + 4 * ((slot & 7) >> 1) + (slot & 1) + (slot < 8 ? 0 : 2);
-}
-
 __device__ __forceinline__ void consumer_sync(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
 
 __device__ __forceinline__ float squares_of(uint4 v) {
@@ -185,7 +180,7 @@ __device__ __forceinline__ void join_sums(const Params& p, const float* sums, in
                 y[channel] = __float2half(activate(o.activation, v) * up);
             continue;
         }
-        const int row = slot_of(tile, slot);
+        const int row = slot_row(tile, slot);
         if (row >= o.out) continue;
         if (o.bias) v += __ldg(o.bias + row);
         if (o.residual)
@@ -359,7 +354,7 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
     auto fetch_residual = [&] {
         const Output& o = p.output;
         const int e = static_cast<int>(threadIdx.x) / join_lanes<Columns>, token = e % Columns,
-                  row = slot_of(first_tile + e / Columns / tile_rows, e / Columns % tile_rows);
+                  row = slot_row(first_tile + e / Columns / tile_rows, e / Columns % tile_rows);
         if (o.residual && token < o.rows && row < o.out) early = load_activation(o.residual + token * o.ld_residual + row);
     };
     auto put = [&](const float(&sum)[4]) {

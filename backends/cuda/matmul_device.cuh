@@ -197,6 +197,11 @@ __device__ __forceinline__ void dequantize(uint32_t (&a)[4], uint32_t word, cons
 }
 
 // ---- from accumulators to y
+// The row of y in a slot of a tile that is not gated (pack_q4.h).
+__device__ __forceinline__ int slot_row(int tile, int slot) {
+    return tile * tile_rows + 4 * ((slot & 7) >> 1) + (slot & 1) + (slot < 8 ? 0 : 2);
+}
+
 __device__ __forceinline__ float activate(Activation activation, float v) {
     switch (activation) {
         case Activation::silu: return v / (1.0f + __expf(-v));

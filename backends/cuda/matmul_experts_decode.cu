@@ -83,7 +83,7 @@ __device__ __forceinline__ void join_sums(const Params& p, const float* sums, in
                 y[channel] = __float2half(v), y[channels + channel] = __float2half(up);
             else
                 y[channel] = __float2half(activate(o.activation, v) * up);
-        } else if (const int column = column_of(tile + place, slot); column < o.out) {
+        } else if (const int column = slot_row(tile + place, slot); column < o.out) {
             y[column] = __float2half(v);
         }
     }

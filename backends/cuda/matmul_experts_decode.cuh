@@ -92,12 +92,6 @@ struct Unit {
         }
     }
 };
-
-// The column of y in a slot of a tile that is not gated (pack_q4.h).
-__device__ __forceinline__ int column_of(int tile, int slot) {
-    return tile * tile_rows + 4 * ((slot & 7) >> 1) + (slot & 1) + (slot < 8 ? 0 : 2);
-}
-
 // One of a tile's outputs: the sums of sixteen warps, `stride` floats apart, added up by four neighbouring lanes.
 __device__ __forceinline__ float total_of(const float* sums, int stride) {
     const float* from = sums + (static_cast<int>(threadIdx.x) & 3) * 4 * stride;

@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(threads, 1) token_kernel(const __grid_constant
             const int of_round = tile + 1 - in_round;
             join(tile_rows, [&](int place, int slot, const float* from, bool mine) {
                 float v = total_of(from, tile_rows);
-                const int column = column_of(of_round + place, slot);
+                const int column = slot_row(of_round + place, slot);
                 if (!mine || column >= p.out) return;
                 if (p.token.residual) v += __half2float(load_activation(p.token.residual + column));
                 p.token.y[column] = __float2half(v);

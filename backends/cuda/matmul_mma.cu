@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(block_threads, TN == 128 ? 2 : 3) block_kernel
             for (int i = 0; i < 2; i++) {
                 if constexpr (dense) {
                     // ldmatrix's row of this lane: slot lane % 16, in the slot order of pack_q4.h unless gated
-                    int slot = lane & 15, row = p.output.gated ? slot : 4 * ((slot & 7) >> 1) + (slot & 1) + (slot < 8 ? 0 : 2);
+                    int slot = lane & 15, row = p.output.gated ? slot : slot_row(0, slot);
                     ldmatrix4(a[i], shared_address(ws + swizzled((warp * 2 + i) * 16 + row, 2 * j + (lane >> 4))));
                     if constexpr (S == Source::bf16) {
 #pragma unroll

@@ -24,10 +24,11 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// Bytes of a normed row in shared memory: a warp's reads of 8 rows meet no bank twice.
 // dense_pitch() for the device.
 __device__ __forceinline__ int64_t router_pitch(int in) { return (in + 7) / 8 * 8; }
+// Bytes of a normed row in shared memory: a warp's reads of 8 rows meet no bank twice.
 __host__ __device__ constexpr int route_pitch(int in) { return (in + 63) / 64 * 128 + 64; }
+
 // One warp's choice for a token: softmax over all experts, the top_k of them, the lowest index first among equals.
 // logit(e): expert e's. Lane k < top_k returns the k-th expert and its share.
 template <int PerLane, class Logit>
