@@ -20,7 +20,7 @@ struct GgufCursor {
     uint64_t left_in_file() const { return left() + unread; }
     bool has(uint64_t bytes) {
         if (bytes <= left()) return true;
-        ran_out = ran_out || bytes <= left_in_file();
+        ran_out = bytes <= left_in_file();
         return false;
     }
     bool skip(uint64_t bytes) {
@@ -48,7 +48,7 @@ namespace {
 
 constexpr uint64_t key_limit = 1 << 20, tensor_limit = 1 << 20;  // far above any model, far below what hurts
 constexpr uint64_t name_limit = 65535;
-constexpr uint64_t first_bytes = 16 << 20, header_limit = 1 << 30;
+constexpr uint64_t first_bytes = 16 << 20, header_limit = 128 << 20;
 constexpr int nesting_limit = 4;  // arrays of arrays
 
 struct TypeRow {
@@ -72,30 +72,14 @@ const TypeRow* type_row(uint32_t type) {
     return type < std::size(type_rows) && type_rows[type].name ? &type_rows[type] : nullptr;
 }
 
-// Bytes of a value of fixed size; 0 for strings and arrays.
-uint64_t kind_bytes(GgufKind kind) {
-    switch (kind) {
-        case GgufKind::u8:
-        case GgufKind::i8:
-        case GgufKind::boolean: return 1;
-        case GgufKind::u16:
-        case GgufKind::i16: return 2;
-        case GgufKind::u32:
-        case GgufKind::i32:
-        case GgufKind::f32: return 4;
-        case GgufKind::u64:
-        case GgufKind::i64:
-        case GgufKind::f64: return 8;
-        case GgufKind::string:
-        case GgufKind::array: return 0;
-    }
-    return 0;
-}
-
-const char* kind_name(GgufKind kind) {
-    static const char* names[] = {"u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64"};
-    return names[static_cast<uint32_t>(kind)];
-}
+struct KindRow {
+    const char* name;
+    uint32_t bytes;  // of a value of fixed size; 0 for strings and arrays
+};
+constexpr KindRow kind_rows[] = {{"u8", 1},   {"i8", 1},     {"u16", 2},   {"i16", 2}, {"u32", 4}, {"i32", 4}, {"f32", 4},
+                                 {"bool", 1}, {"string", 0}, {"array", 0}, {"u64", 8}, {"i64", 8}, {"f64", 8}};
+uint64_t kind_bytes(GgufKind kind) { return kind_rows[static_cast<uint32_t>(kind)].bytes; }
+const char* kind_name(GgufKind kind) { return kind_rows[static_cast<uint32_t>(kind)].name; }
 
 bool is_integer(GgufKind kind) { return kind <= GgufKind::i32 || kind == GgufKind::u64 || kind == GgufKind::i64; }
 bool is_real(GgufKind kind) { return kind == GgufKind::f32 || kind == GgufKind::f64; }
@@ -153,10 +137,7 @@ int64_t load_integer(GgufKind kind, const uint8_t* data) {
 
 }  // namespace
 
-const char* gguf_type_name(uint32_t type) {
-    const TypeRow* row = type_row(type);
-    return row ? row->name : nullptr;
-}
+const char* gguf_type_name(uint32_t type) { return type_row(type)->name; }
 
 Status Gguf::key_error(std::string_view key, const std::string& what) const {
     return Status(Code::bad_file, name() + ": key \"" + quote(key) + "\": " + what);

@@ -31,7 +31,7 @@ struct GgufValue {
 namespace gguf_type {
 inline constexpr uint32_t f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q8_0 = 8, q6_k = 14, bf16 = 30;
 }
-const char* gguf_type_name(uint32_t type);  // "Q4_K"; null for a number that no type has
+const char* gguf_type_name(uint32_t type);  // "Q4_K"; of a tensor of an open file: others have been refused
 
 struct GgufTensor {
     std::string_view name;

@@ -8,8 +8,9 @@ namespace {
 
 // Far above any vocabulary, and low enough that a hostile file costs neither minutes nor gigabytes.
 constexpr uint64_t token_limit = 1 << 22, merge_limit = 1 << 23, added_limit = 1 << 16;
-constexpr uint64_t text_limit = 64 << 20;     // bytes of all tokens together, and of all merges together
-constexpr uint64_t piece_limit = 1024;        // bytes of one token whose merges are rebuilt (that takes its square)
+constexpr uint64_t text_limit = 32 << 20;     // bytes of all tokens together, and of all merges together
+// Where merges are rebuilt, which looks every token up as often as it has characters: ways to merge, bytes of all tokens, of one.
+constexpr uint64_t rebuilt_limit = 1 << 20, rebuilt_text_limit = 8 << 20, piece_limit = 1024;
 constexpr uint64_t template_limit = 4 << 20;  // bytes of a chat template
 
 // ---- pre-tokenizers
@@ -233,6 +234,11 @@ Result<std::vector<Merge>> rebuild_merges(const Gguf& gguf, const Vocabulary& vo
     if (scores.size() < vocabulary.texts.size())
         return gguf.key_error(key, "has " + std::to_string(scores.size()) + " elements; " +
                                        std::to_string(vocabulary.texts.size()) + " expected, one a token");
+    uint64_t bytes = 0;
+    for (std::string_view text : vocabulary.texts) bytes += text.size();
+    if (bytes > rebuilt_text_limit)
+        return gguf.key_error("tokenizer.ggml.tokens", "has " + std::to_string(bytes) + " bytes of text; at most " +
+                                                           std::to_string(rebuilt_text_limit) + " expected without merges");
     struct Candidate {
         float score;
         uint32_t left_length, right_length;  // in characters
@@ -259,9 +265,9 @@ Result<std::vector<Merge>> rebuild_merges(const Gguf& gguf, const Vocabulary& vo
             }
             before++;
         }
-        if (candidates.size() > merge_limit)
+        if (candidates.size() > rebuilt_limit)
             return gguf.key_error("tokenizer.ggml.tokens",
-                                  "the tokens can be merged in more than " + std::to_string(merge_limit) + " ways");
+                                  "the tokens can be merged in more than " + std::to_string(rebuilt_limit) + " ways");
         std::sort(candidates.begin() + static_cast<std::ptrdiff_t>(first), candidates.end(),
                   [](const Candidate& a, const Candidate& b) { return a.merge < b.merge; });
     }
