@@ -14,7 +14,7 @@ empty :=
 space := $(empty) $(empty)
 
 CXXFLAGS_ALL := -std=c++20 $(OPT) -g1 -Wall -Wextra -Wno-missing-field-initializers -fPIC -pthread -I. -Icore -I$(BUILD) $(CXXFLAGS)
-LDLIBS_ALL   := -lsimdjson -lpcre2-8 -lutf8proc -lxxhash -pthread $(LDLIBS)
+LDLIBS_ALL   := -lsimdjson -lpcre2-8 -lutf8proc -lxxhash -ljpeg -lpng -pthread $(LDLIBS)
 ifneq ($(SANITIZE),)
 CXXFLAGS_ALL += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all
 LDFLAGS_ALL  := -fsanitize=$(SANITIZE)
@@ -210,6 +210,8 @@ TARGET     ?= json
 SECONDS    ?= 60
 FUZZ_CXX   ?= clang++
 FUZZ_BUILD ?= build-fuzz
+# Seeds beside those of tests/data/fuzz.
+FUZZ_SEEDS_image := tests/data/images/formats
 FUZZ_FLAGS := -std=c++20 -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -DAWQ_FUZZ -pthread -I. -Icore -I$(FUZZ_BUILD)
 FUZZ_OBJECTS := $(patsubst %.cpp,$(FUZZ_BUILD)/%.o,$(filter-out backends/reference/% backends/cpu/% backends/cuda/%,$(LIB_SOURCES)))
 $(FUZZ_OBJECTS): | $(TABLES:$(BUILD)/%=$(FUZZ_BUILD)/%)
@@ -222,11 +224,11 @@ $(FUZZ_BUILD)/libfuzz.a: $(FUZZ_OBJECTS)
 	@rm -f $@
 	$(AR) rcs $@ $^
 $(FUZZ_BUILD)/fuzz-%: $(FUZZ_BUILD)/tests/fuzz/%.o $(FUZZ_BUILD)/libfuzz.a
-	$(FUZZ_CXX) $(FUZZ_FLAGS) -fsanitize=fuzzer $^ $(LDLIBS_ALL) -o $@
+	$(FUZZ_CXX) $(FUZZ_FLAGS) -fsanitize=fuzzer $^ $(LDLIBS_ALL) -lz -o $@
 fuzz: $(FUZZ_BUILD)/fuzz-$(TARGET)
 	@mkdir -p $(FUZZ_BUILD)/corpus/$(TARGET)
 	$< -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
-	    -artifact_prefix=$(FUZZ_BUILD)/$(TARGET)- $(FUZZ_BUILD)/corpus/$(TARGET) tests/data/fuzz/$(TARGET)
+	    -artifact_prefix=$(FUZZ_BUILD)/$(TARGET)- $(FUZZ_BUILD)/corpus/$(TARGET) tests/data/fuzz/$(TARGET) $(FUZZ_SEEDS_$(TARGET))
 .PRECIOUS: $(FUZZ_BUILD)/%.o $(FUZZ_BUILD)/fuzz-%
 
 # Branch coverage of what reads files, by the tests, the damage cases and what fuzzing has gathered, if it has. Left out is what
@@ -263,7 +265,7 @@ chat: $(BUILD)/awq $(if $(filter $(SMOLLM2),$(MODEL)),model)
 	@$(BUILD)/awq chat -m $(MODEL)
 
 # ---- install: program, library, headers, CMake package, pkg-config
-LIBRARIES := -lsimdjson -lpcre2-8 -lutf8proc -lxxhash $(CUDA_LIBS)
+LIBRARIES := -lsimdjson -lpcre2-8 -lutf8proc -lxxhash -ljpeg -lpng $(CUDA_LIBS)
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/lib/cmake/awq
 	install $(BUILD)/awq $(DESTDIR)$(PREFIX)/bin/

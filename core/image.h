@@ -15,7 +15,7 @@ namespace awq {
 
 inline constexpr size_t max_picture_bytes = size_t{20} << 20;  // of a file
 inline constexpr int64_t max_picture_pixels = int64_t{64} << 20;
-inline constexpr int64_t max_picture_side = 65535;  // what a JPEG can have
+inline constexpr int64_t max_picture_side = 65500;  // libjpeg's limit
 
 struct Picture {
     int64_t width = 0, height = 0;

@@ -1,40 +1,7 @@
-// Decoding of PNG and JPEG files by stb_image, which is compiled here and nowhere else, within bounds of memory and time; and
-// which way up they are, as their EXIF data has it (a phone held upright stores the picture lying, and says so there).
-#include <cstdlib>
+// Which format a picture has and which way up it is, as its EXIF data has it (a phone held upright stores the picture lying, and
+// says so there). Its pixels: image_png.cpp, image_jpeg.cpp.
+#include "core/image_file.h"
 #include <cstring>
-#include <memory>
-#include "core/image.h"
-
-namespace {
-
-// stb_image grows its buffers as the compressed data says: no block may be larger than the picture accounts for. And it reads
-// tables that a file never defines: from zeroed memory they are empty.
-thread_local size_t largest_block = 0;
-void* allocate(size_t bytes) { return bytes <= largest_block ? std::calloc(1, bytes) : nullptr; }
-void* reallocate(void* block, size_t bytes) { return bytes <= largest_block ? std::realloc(block, bytes) : nullptr; }
-// A chunk of no bytes is copied to a null pointer, which memcpy may not be given.
-void copy(void* to, const void* from, size_t bytes) {
-    if (bytes > 0) std::memcpy(to, from, bytes);
-}
-
-}  // namespace
-
-#define STBI_MALLOC(bytes) allocate(bytes)
-#define STBI_REALLOC(block, bytes) reallocate(block, bytes)
-#define STBI_FREE(block) std::free(block)
-#define STBI_ASSERT(condition) ((void)0)
-#define STBI_ONLY_PNG
-#define STBI_ONLY_JPEG
-#define STBI_NO_STDIO
-#define STB_IMAGE_STATIC
-#define STB_IMAGE_IMPLEMENTATION
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"
-#pragma GCC diagnostic ignored "-Wunused-parameter"
-#define memcpy copy
-#include <stb/stb_image.h>
-#undef memcpy
-#pragma GCC diagnostic pop
 
 namespace awq {
 
@@ -42,45 +9,10 @@ namespace {
 
 using Bytes = std::span<const uint8_t>;
 
-// Scans of a JPEG, each of which takes time for the whole picture however little of the file it takes.
-int scans(Bytes file) {
-    int count = 0;
-    for (size_t i = 0; i + 1 < file.size(); i++) count += file[i] == 0xff && file[i + 1] == 0xda;
-    return count;
-}
-
 uint32_t number(Bytes at, size_t bytes, bool little) {
     uint32_t value = 0;
     for (size_t i = 0; i < bytes; i++) value |= uint32_t{at[i]} << 8 * (little ? i : bytes - 1 - i);
     return value;
-}
-
-// Whether the Huffman tables of the DHT segment at `at` have at most 256 codes each. Release 2.27 of stb_image, Debian 12's,
-// takes more and writes behind its arrays.
-bool tables_fit(Bytes file, size_t at) {
-    int64_t left = number(file.subspan(at + 2), 2, false) - int64_t{2};
-    for (at += 4; left > 0;) {  // class and number, how many codes of each length, their values
-        size_t codes = 0;
-        for (size_t i = at + 1; i <= at + 16 && i < file.size(); i++) codes += file[i];
-        if (codes > 256) return false;
-        at += 17 + codes;
-        left -= static_cast<int64_t>(17 + codes);
-    }
-    return true;
-}
-
-// The same of all of a JPEG. Up to the first scan segments follow one another; from there on, and where they do not, whatever
-// could be a DHT segment counts as one.
-bool all_tables_fit(Bytes file) {
-    bool in_order = true;
-    for (size_t at = 2; at + 4 <= file.size();) {
-        const uint8_t marker = file[at + 1];
-        if (file[at] == 0xff && marker == 0xc4 && !tables_fit(file, at)) return false;
-        const size_t length = number(file.subspan(at + 2), 2, false);
-        in_order = in_order && file[at] == 0xff && marker != 0xda && (marker == 0xff || length >= 2);
-        at += in_order && marker != 0xff ? 2 + length : 1;
-    }
-    return true;
 }
 
 // The EXIF block (a TIFF header and what follows): a JPEG's APP1 segment before its first scan, a PNG's chunk. Empty: none.
@@ -148,32 +80,21 @@ void set_upright(Picture& picture, int way) {
 
 }  // namespace
 
+Status check_picture_size(int64_t width, int64_t height) {
+    if (width >= 1 && height >= 1 && width <= max_picture_side && height <= max_picture_side && width * height <= max_picture_pixels)
+        return {};
+    return Status(Code::bad_file, std::to_string(width) + " x " + std::to_string(height) + " pixels; expected at most " +
+                                      std::to_string(max_picture_pixels) + " in all, and " + std::to_string(max_picture_side) +
+                                      " on a side");
+}
+
 Result<Picture> decode_picture(std::span<const uint8_t> file) {
-    auto bad = [](const std::string& what) { return Status(Code::bad_file, what); };
     if (file.size() > max_picture_bytes)
-        return bad(std::to_string(file.size()) + " bytes; expected at most " + std::to_string(max_picture_bytes));
+        return Status(Code::bad_file, std::to_string(file.size()) + " bytes; expected at most " + std::to_string(max_picture_bytes));
     const bool png = file.size() > 8 && std::memcmp(file.data(), "\x89PNG\r\n\x1a\n", 8) == 0;
     const bool jpeg = file.size() > 3 && std::memcmp(file.data(), "\xff\xd8\xff", 3) == 0;
-    if (!png && !jpeg) return bad("is no PNG or JPEG file");
-    if (jpeg && !all_tables_fit(file)) return bad("damaged: a Huffman table of more than 256 codes");
-    const int size = static_cast<int>(file.size());
-    int width = 0, height = 0, channels = 0;
-    largest_block = size_t{1} << 20;
-    if (!stbi_info_from_memory(file.data(), size, &width, &height, &channels))
-        return bad(std::string("damaged: ") + stbi_failure_reason());
-    if (width < 1 || height < 1 || width > max_picture_side || height > max_picture_side ||
-        int64_t{width} * height > max_picture_pixels)
-        return bad(std::to_string(width) + " x " + std::to_string(height) + " pixels; expected at most " +
-                   std::to_string(max_picture_pixels) + " in all, and " + std::to_string(max_picture_side) + " on a side");
-    if (jpeg && scans(file) > 500) return bad("more than 500 scans");
-    largest_block =
-        static_cast<size_t>(width) * static_cast<size_t>(height) * 8 + file.size() + (size_t{1} << 20);  // 4 channels of 16 bits
-    std::unique_ptr<stbi_uc, void (*)(void*)> rgb(stbi_load_from_memory(file.data(), size, &width, &height, &channels, 3),
-                                                  std::free);
-    if (!rgb) return bad(std::string("damaged: ") + stbi_failure_reason());
-    Picture picture{width, height, {}};
-    picture.rgb.assign(rgb.get(), rgb.get() + static_cast<size_t>(width) * static_cast<size_t>(height) * 3);
-    rgb.reset();
+    if (!png && !jpeg) return Status(Code::bad_file, "is no PNG or JPEG file");
+    AWQ_ASSIGN(Picture picture, png ? decode_png(file) : decode_jpeg(file));
     set_upright(picture, orientation(exif_block(file, png)));
     return picture;
 }

@@ -102,7 +102,7 @@ void fail_each(const std::function<awq_status()>& task) {
 
 }  // namespace
 
-TEST_CASE("faults: any allocation fails while a model is loaded, talks, is looked at or verified: a status, and no leak") {
+TEST_CASE("faults: any allocation fails while a model is loaded, talks, looks at pictures, is looked at or verified: a status, and no leak") {
     awq_options options = awq_default_options();
     options.model = chat_model().c_str();
     options.backend = "cpu";
@@ -157,6 +157,22 @@ TEST_CASE("faults: any allocation fails while a model is loaded, talks, is looke
             awq_evaluator_free(evaluator);
             return status;
         });
+    }
+    SUBCASE("pictures") {
+        const std::string model = test::model("llava-gemm");
+        options.model = model.c_str();
+        awq_engine* engine = nullptr;
+        REQUIRE(awq_engine_load(&options, &engine) == AWQ_OK);
+        std::vector<float> pixels(3 * 56 * 56);
+        std::vector<std::string> files;
+        for (const char* name : {"rgba16-interlaced.png", "palette8.png", "cmyk-adobe.jpg", "420-progressive.jpg"})
+            files.push_back(test::read_bytes(std::string("tests/data/images/formats/") + name));
+        fail_each([&] {
+            for (const std::string& file : files)
+                if (awq_status status = awq_image_pixels(engine, file.data(), file.size(), pixels.data(), pixels.size())) return status;
+            return AWQ_OK;
+        });
+        awq_engine_free(engine);
     }
 }
 

@@ -21,8 +21,23 @@ cp tests/data/fuzz/gguf/llama "$work/tiny.gguf"
 python3 -c 'import sys, json; sys.path.insert(0, "tests/damage"); import fixture; print(json.dumps(fixture.tokenizer()))' > "$work/model/tokenizer.json"
 echo '{"chat_template": "{{ messages[0].content }}"}' > "$work/model/tokenizer_config.json"
 request='{"ids": [1, 5, 9], "n": 3}'
+mkdir "$work/seeing"
+for file in tests/data/models/llava-gemm/*.gz; do gzip -dc "$file" > "$work/seeing/$(basename "$file" .gz)"; done
+rm "$work/seeing/golden.safetensors"
+python3 - "$work/seeing" <<'PYTHON'
+import sys, json
+sys.path.insert(0, "tests/damage")
+import fixture
+image = json.load(open(sys.argv[1] + "/config.json"))["image_token_index"]
+tokenizer = fixture.tokenizer(400)
+tokenizer["added_tokens"].append(dict(tokenizer["added_tokens"][0], id=image, content="<word%d>" % image))
+json.dump(tokenizer, open(sys.argv[1] + "/tokenizer.json", "w"))
+json.dump({"chat_template": fixture.CHATML}, open(sys.argv[1] + "/tokenizer_config.json", "w"))
+PYTHON
+pictures=tests/data/images/formats
 
 chat() { "$@" "$awq" chat -m "$work/model" -t 2 -p "the inn" -n 3 > "$work/text" 2> "$work/err"; }
+look() { "$@" "$awq" chat -m "$work/seeing" -t 2 -p "the inn" -n 3 --image $pictures/420-progressive.jpg --image $pictures/rgba16-interlaced.png > "$work/text" 2> "$work/err"; }
 inspect() { "$@" "$awq" inspect -m "$work/model" > /dev/null 2> "$work/err"; }
 tokenize() { echo '{"text": "the inn"}' | "$@" "$awq" eval tokenize -m "$work/model" > /dev/null 2> "$work/err"; }
 load() { echo "$request" | "$@" "$awq" eval generate -m "$work/model" -t 2 > "$work/text" 2> "$work/err"; }
@@ -51,7 +66,7 @@ whole() {
     fi
 }
 
-for task in chat inspect tokenize load; do
+for task in chat look inspect tokenize load; do
     $task || bad "$task without faults"
 done
 answer=$(cat "$work/text")
@@ -62,7 +77,7 @@ steps="1 2 3 5 9 17 40 101 307 1009"
 [ -n "${AWQ_SOAK:-}" ] && steps="1 2 3 4 5 6 7 8 9 10 11 13 15 17 20 23 27 31 37 43 50 60 71 85 101 130 170 220 307 500 800 1009 2003 4001 8009"
 for call in $calls; do
     for every in $steps; do
-        for task in load chat inspect tokenize import verify; do
+        for task in load chat look inspect tokenize import verify; do
             $task env LD_PRELOAD="$preload" FAULT_CALL=$call FAULT_EVERY="$every"
             status=$?
             after "$task, every ${every}th $call" $status
