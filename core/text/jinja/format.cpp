@@ -125,6 +125,19 @@ std::string print_double(Env& env, const char* format, int precision, double val
     return out;
 }
 
+// "%#.*g". glibc loses the zeros of what rounds up to the first number with an exponent: 999999.5 gives it "1.e+06".
+std::string print_all_digits(Env& env, int precision, double value) {
+    precision = std::max(precision, 1);
+    std::string scientific = print_double(env, "%#.*e", precision - 1, value);
+    const int exponent = std::stoi(scientific.substr(scientific.find('e') + 1));
+    return exponent < -4 || exponent >= precision ? scientific : print_double(env, "%#.*f", precision - 1 - exponent, value);
+}
+
+void to_upper_letters(std::string& text) {
+    for (char& c : text)
+        if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 32);
+}
+
 void check_grouping(const Spec& spec) {
     if (spec.grouping && spec.type == 'n') fail(Fault::value, std::string("Cannot specify '") + spec.grouping + "' with 'n'.");
 }
@@ -141,8 +154,7 @@ std::string format_real(Env& env, double value, Spec spec, const char* type) {
     bool negative = std::signbit(value) && !std::isnan(value);
     if (!std::isfinite(value)) {
         text = std::isnan(value) ? "nan" : "inf";
-        if (kind == 'E' || kind == 'F' || kind == 'G')
-            std::transform(text.begin(), text.end(), text.begin(), [](char c) { return static_cast<char>(c - 32); });
+        if (kind == 'E' || kind == 'F' || kind == 'G') to_upper_letters(text);
         if (kind == '%') text += '%';
         return number(env, spec, negative, "", text, "");
     }
@@ -155,8 +167,11 @@ std::string format_real(Env& env, double value, Spec spec, const char* type) {
             text = print_double(env, spec.alternate ? "%#.*f" : "%.*f", precision, magnitude) + (kind == '%' ? "%" : "");
             break;
         case 'g':
-        case 'n': text = print_double(env, spec.alternate ? "%#.*g" : "%.*g", precision, magnitude); break;
-        case 'G': text = print_double(env, spec.alternate ? "%#.*G" : "%.*G", precision, magnitude); break;
+        case 'G':
+        case 'n':
+            text = spec.alternate ? print_all_digits(env, precision, magnitude) : print_double(env, "%.*g", precision, magnitude);
+            if (kind == 'G') to_upper_letters(text);
+            break;
         default:
             if (spec.precision < 0) {
                 text = repr_double(magnitude);
@@ -175,7 +190,7 @@ std::string format_real(Env& env, double value, Spec spec, const char* type) {
                     }
                     text = scientific.substr(0, end) + scientific.substr(e);
                 } else {
-                    text = print_double(env, spec.alternate ? "%#.*g" : "%.*g", precision, magnitude);
+                    text = spec.alternate ? print_all_digits(env, precision, magnitude) : print_double(env, "%.*g", precision, magnitude);
                     if (text.find('.') == text.npos) text += ".0";
                 }
             }
@@ -211,9 +226,7 @@ std::string format_integer(Env& env, const Value& value, Spec spec) {
     env.spend(static_cast<int64_t>(integer.bits() * integer.bits() >> 15));
     std::string digits = base == 10 ? integer_text(env, value) : integer.to_string(base);
     if (negative) digits.erase(0, 1);
-    if (kind == 'X')
-        std::transform(digits.begin(), digits.end(), digits.begin(),
-                       [](char c) { return c >= 'a' ? static_cast<char>(c - 32) : c; });
+    if (kind == 'X') to_upper_letters(digits);
     std::string prefix = spec.alternate && base != 10 ? std::string("0") + kind : "";
     return number(env, spec, negative, prefix, digits, "");
 }
@@ -230,7 +243,6 @@ std::string format_spec(Env& env, const Value& value, const std::string& text) {
     if (value.is_int()) return format_integer(env, value, parse_spec(text));
     if (value.is(Kind::real)) return format_real(env, value.real(), parse_spec(text), "float");
     if (!value.is_string()) fail(Fault::type, "unsupported format string passed to " + type_name(value) + ".__format__");
-    if (value.string().markup) fail(Fault::value, "Unsupported format specification for Markup.");
     Spec spec = parse_spec(text);
     if (spec.type && spec.type != 's')
         fail(Fault::value, std::string("Unknown format code '") + spec.type + "' for object of type 'str'");
@@ -338,7 +350,10 @@ private:
         }
         spec = run(spec, depth - 1);
         if (!markup_) return format_spec(env_, value, spec);
-        if (value.is_string() && value.string().markup && spec.empty()) return value.text();
+        if (value.is_string() && value.string().markup) {
+            if (!spec.empty()) fail(Fault::value, "Unsupported format specification for Markup.");
+            return value.text();
+        }
         return escape_html(format_spec(env_, value, spec));
     }
 

@@ -9,6 +9,8 @@ namespace awq::jinja {
 
 std::string strip_tags(std::string_view text);  // white space collapsed, entities as the characters they name
 
+std::string unescape_html(std::string_view text);
+
 struct UrlOptions {
     int64_t trim = -1;  // shown length of a URL; -1: all of it
     std::string rel, target;

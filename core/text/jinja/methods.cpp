@@ -1,5 +1,6 @@
 // Methods of lists, tuples, dicts, numbers, ranges, views and bytes.
 #include "core/text/jinja/methods.h"
+#include "core/text/jinja/markup.h"
 #include <algorithm>
 #include <cmath>
 #include "core/text/jinja/unicode.h"
@@ -152,6 +153,11 @@ const std::vector<MethodInfo> float_methods = {
     {"is_integer", is_whole}, {"hex", hexadecimal}, {"conjugate", conjugate}, {"as_integer_ratio", integer_ratio}};
 const std::vector<MethodInfo> view_methods = {{"isdisjoint", is_disjoint}};
 const std::vector<MethodInfo> range_methods = {{"index", find_in_range}, {"count", count_items}};
+// Beside those of every string.
+const std::vector<MethodInfo> markup_methods = {
+    {"unescape", [](Env& env, const Value& s, Call& c) { return bind(c, "unescape", {}, 0), new_string(env, unescape_html(s.text())); }},
+    {"striptags", [](Env& env, const Value& s, Call& c) { return bind(c, "striptags", {}, 0), new_string(env, strip_tags(s.text())); }},
+};
 const std::vector<MethodInfo> bytes_methods = {{"decode", decode}, {"hex", hex_of_bytes}};
 
 const MethodInfo* find_method(const Value& object, std::string_view name) {
@@ -172,6 +178,9 @@ const MethodInfo* find_method(const Value& object, std::string_view name) {
     }
     if (table)
         for (const MethodInfo& info : *table)
+            if (name == info.name) return &info;
+    if (object.is_string() && object.string().markup)
+        for (const MethodInfo& info : markup_methods)
             if (name == info.name) return &info;
     return nullptr;
 }

@@ -11,7 +11,7 @@ const MethodInfo* find_method(const Value& object, std::string_view name);
 extern const std::vector<MethodInfo> string_methods;     // methods_string.cpp
 extern const std::vector<MethodInfo> string_predicates;  // the same
 extern const std::vector<MethodInfo> list_methods, tuple_methods, dict_methods, number_methods, float_methods, view_methods,
-    range_methods, bytes_methods;  // methods.cpp
+    range_methods, markup_methods, bytes_methods;  // methods.cpp
 
 // Python's str.format and the % operator on strings, in format.cpp.
 Value format_braces(Env& env, const Value& format, Call& call, const Value* mapping = nullptr);

@@ -316,11 +316,26 @@ bool is_printable(char32_t code) {
     }
 }
 
-bool is_identifier_start(char32_t code) { return code == '_' || is_alpha(code) || category(code) == UTF8PROC_CATEGORY_NL; }
+// XID_Start and XID_Continue are categories, and a few characters more (Other_ID_Start, Other_ID_Continue) and less: those that
+// NFKC turns into something that is none.
+namespace {
+bool is_other_start(char32_t code) { return code == 0x1885 || code == 0x1886 || code == 0x2118 || code == 0x212e; }
+bool is_other_part(char32_t code) { return code == 0xb7 || code == 0x387 || (code >= 0x1369 && code <= 0x1371) || code == 0x19da; }
+bool is_only_part(char32_t code) { return code == 0xe33 || code == 0xeb3 || code == 0xff9e || code == 0xff9f; }
+bool is_none(char32_t code) {
+    return code == 0x37a || code == 0x2e2f || (code >= 0xfc5e && code <= 0xfc63) || code == 0xfdfa || code == 0xfdfb ||
+           (code >= 0xfe70 && code <= 0xfe7e && code % 2 == 0);
+}
+bool is_letter_like(char32_t code) {
+    return code == '_' || is_alpha(code) || category(code) == UTF8PROC_CATEGORY_NL || is_other_start(code);
+}
+}  // namespace
+bool is_identifier_start(char32_t code) { return is_letter_like(code) && !is_only_part(code) && !is_none(code); }
 bool is_identifier_part(char32_t code) {
+    if (is_none(code)) return false;
     auto c = category(code);
-    return is_identifier_start(code) || c == UTF8PROC_CATEGORY_MN || c == UTF8PROC_CATEGORY_MC || c == UTF8PROC_CATEGORY_ND ||
-           c == UTF8PROC_CATEGORY_PC;
+    return is_letter_like(code) || is_other_part(code) || c == UTF8PROC_CATEGORY_MN || c == UTF8PROC_CATEGORY_MC ||
+           c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_PC;
 }
 
 std::string to_upper(std::string_view text) {
