@@ -47,22 +47,30 @@ public:
     template <class T>
     SafetensorsFile& add(const std::string& name, const std::string& dtype, const std::vector<int64_t>& shape,
                          const std::vector<T>& values) {
-        std::string extents;
-        for (int64_t extent : shape) extents += (extents.empty() ? "" : ", ") + std::to_string(extent);
-        const size_t begin = data_.size();
-        data_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
-        entries_ += (entries_.empty() ? "\"" : ", \"") + name + "\": {\"dtype\": \"" + dtype + "\", \"shape\": [" + extents +
-                    "], \"data_offsets\": [" + std::to_string(begin) + ", " + std::to_string(data_.size()) + "]}";
+        tensors.push_back({name, dtype, shape, std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T))});
         return *this;
     }
     std::string bytes() const {
-        std::string header = "{" + entries_ + "}";
+        std::string header = "{", data;
+        for (const Tensor& tensor : tensors) {
+            std::string extents;
+            for (int64_t extent : tensor.shape) extents += (extents.empty() ? "" : ", ") + std::to_string(extent);
+            header += (header == "{" ? "\"" : ", \"") + tensor.name + "\": {\"dtype\": \"" + tensor.dtype +
+                      "\", \"shape\": [" + extents + "], \"data_offsets\": [" + std::to_string(data.size()) + ", " +
+                      std::to_string(data.size() + tensor.data.size()) + "]}";
+            data += tensor.data;
+        }
+        header += "}";
         if (header.size() % 2 == 0) header += ' ';
-        return raw_safetensors(header, data_);
+        return raw_safetensors(header, data);
     }
 
-private:
-    std::string entries_, data_;
+    struct Tensor {
+        std::string name, dtype;
+        std::vector<int64_t> shape;
+        std::string data;
+    };
+    std::vector<Tensor> tensors;  // in the order of their data
 };
 
 }  // namespace awq::test

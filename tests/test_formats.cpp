@@ -131,7 +131,6 @@ TEST_CASE("formats: AWQ GEMM, all shapes") {
     other.version = "gemv";  // the tensors decide
     other.backend = "llm-awq";
     check_format("gemm", x, pack_gemm(x), other);
-    check_format("gemm", Numbers(16, 64, 16), pack_gemm(Numbers(16, 64, 16)), AwqConfig());  // not configured: as the scales say
 }
 
 TEST_CASE("formats: AWQ GEMV, padded to 8, 16 or 32 groups") {
@@ -291,6 +290,7 @@ TEST_CASE("formats: numbers that are not finite are found, wherever they stand")
     } cases[] = {{DType::f16, {0x7c00, 0xfe01}, 0xfbff},
                  {DType::bf16, {0x7f80, 0xffc1}, 0xff7f},
                  {DType::f32, {0x7f800000, 0xffc00001}, 0xff7fffff},
+                 {DType::c64, {0x7f800000, 0xffc0000100000000}, 0xff7fffffff7fffff},  // of either part
                  {DType::f64, {0x7ff0000000000000, 0xfff8000000000001}, 0xffefffffffffffff},
                  {DType::f8_e5m2, {0x7c, 0xff}, 0xfb},
                  {DType::f8_e4m3, {0x7f, 0xff}, 0xfe}};
@@ -314,6 +314,14 @@ TEST_CASE("formats: numbers that are not finite are found, wherever they stand")
     large[40 << 20] = 0x7f;
     large[(20 << 20) + 1] = 0x7e;
     CHECK(first_non_finite(DType::f16, large.data(), (24 << 20) + 1) == 10 << 20);
+
+    CHECK(first_non_finite(DType::f16, large.data(), 0) == -1);
+    CHECK(count_non_finite(DType::f16, large.data(), 0) == 0);
+    std::vector<uint8_t> ones(64, 0xff);  // of types without such numbers
+    for (DType type : {DType::i32, DType::u8, DType::i64}) {
+        CHECK(first_non_finite(type, ones.data(), 8) == -1);
+        CHECK(count_non_finite(type, ones.data(), 8) == 0);
+    }
 
     Numbers x(16, 64, 32);
     x.scale[5 * 2 + 1] = 0x7c00;

@@ -1,7 +1,7 @@
 #include "core/checkpoint/finite.h"
 #include <algorithm>
-#include <atomic>
 #include <cstring>
+#include <mutex>
 #include "core/parallel.h"
 
 namespace awq {
@@ -62,18 +62,17 @@ int64_t first_non_finite(DType type, const uint8_t* data, int64_t count) {
     if (count <= 0 || !pattern_of(type, pattern)) return -1;
     const int64_t element = static_cast<int64_t>(dtype_bytes(type)), bytes = count * element;
     const int64_t piece = int64_t{16} << 20;
-    std::atomic<int64_t> first = INT64_MAX;
+    std::mutex mutex;
+    int64_t first = INT64_MAX;
     parallel_for(static_cast<size_t>((bytes + piece - 1) / piece), std::min<size_t>(8, hardware_threads()), [&](size_t i) {
         int64_t begin = static_cast<int64_t>(i) * piece;
-        if (begin > first.load()) return;
         scan(pattern, data + begin, std::min(piece, bytes - begin), [&](int64_t at, uint64_t bits) {
-            const int64_t place = begin + at + __builtin_ctzll(bits) / 8;
-            for (int64_t old = first.load(); place < old && !first.compare_exchange_weak(old, place);) {
-            }
+            std::lock_guard lock(mutex);
+            first = std::min<int64_t>(first, begin + at + __builtin_ctzll(bits) / 8);
             return false;
         });
     });
-    return first.load() == INT64_MAX ? -1 : first.load() / element;
+    return first == INT64_MAX ? -1 : first / element;
 }
 
 int64_t count_non_finite(DType type, const uint8_t* data, int64_t count) {

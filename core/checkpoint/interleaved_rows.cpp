@@ -66,13 +66,13 @@ bool detect_interleaved(const ModuleTensors& tensors, int64_t out, int64_t in, s
 
 Result<std::unique_ptr<WeightRows>> open_interleaved(const ModuleTensors& tensors, const AwqConfig& config, int64_t out,
                                                      int64_t in, std::string_view zeros_name) {
-    AWQ_ASSIGN(int64_t group_size, need_group_size(tensors, config, in, nullptr));
+    AWQ_ASSIGN(int64_t group_size, need_group_size(tensors, config, in));
     AWQ_ASSIGN(int64_t width, zeros_width(tensors, in, group_size));
     const std::string note = group_note(config, group_size);
     if (in % 64 != 0)
         return Status(Code::unsupported, quote(tensors.path, 200) + ": " + std::to_string(in) +
                                              " inputs found; a multiple of 64 expected in a GEMVFast layout");
-    AWQ_ASSIGN(const TensorInfo* qweight, need_tensor(tensors, "qweight", {DType::i16}, {out / 4, in}));
+    const TensorInfo* qweight = tensors.find("qweight");  // of the shape that detect_interleaved() has seen
     AWQ_ASSIGN(const TensorInfo* scales, need_tensor(tensors, "scales", {DType::f16, DType::bf16}, {8 * width, out}, note));
     AWQ_ASSIGN(const TensorInfo* zeros, need_tensor(tensors, zeros_name, {scales->type}, {8 * width, out}, note));
     AWQ_TRY(need_finite(tensors.checkpoint, *scales, in / group_size, out));

@@ -14,7 +14,7 @@ std::string shape_text(std::initializer_list<int64_t> shape) {
 
 bool same_shape(const TensorInfo& tensor, std::initializer_list<int64_t> shape) {
     return std::equal(tensor.shape.begin(), tensor.shape.end(), shape.begin(), shape.end(),
-                      [](uint64_t a, int64_t b) { return b >= 0 && a == static_cast<uint64_t>(b); });
+                      [](uint64_t a, int64_t b) { return a == static_cast<uint64_t>(b); });
 }
 
 }  // namespace
@@ -42,7 +42,7 @@ Result<const TensorInfo*> need_tensor(const ModuleTensors& tensors, std::string_
 
 Status need_finite(const Checkpoint& checkpoint, const TensorInfo& tensor, int64_t rows, int64_t cols) {
     AWQ_ASSIGN(const TensorData data, checkpoint.read(tensor));
-    const int64_t width = rows > 0 ? static_cast<int64_t>(tensor.bytes / dtype_bytes(tensor.type) / tensor.shape[0]) : 0;
+    const int64_t width = static_cast<int64_t>(tensor.shape[1]);
     int64_t bad = -1;
     if (cols == width) {
         bad = first_non_finite(tensor.type, data.data.get(), rows * cols);
@@ -63,14 +63,11 @@ Status non_finite_error(const Checkpoint& checkpoint, const TensorInfo& tensor, 
     return Status(Code::non_finite, error.message());
 }
 
-Result<int64_t> need_group_size(const ModuleTensors& tensors, const AwqConfig& config, int64_t in, const TensorInfo* scales) {
+Result<int64_t> need_group_size(const ModuleTensors& tensors, const AwqConfig& config, int64_t in) {
     std::string where = quote(tensors.path, 200);
     int64_t size = config.group_size == -1 ? in : config.group_size;
-    if (config.quantized() && config.bits != 4)
+    if (config.bits != 4)
         return Status(Code::unsupported, where + ": bits " + std::to_string(config.bits) + " configured; 4 expected");
-    if (!config.quantized() && scales && scales->shape.size() == 2 && scales->shape[0] > 0 &&
-        scales->shape[0] <= static_cast<uint64_t>(in))
-        size = in / static_cast<int64_t>(scales->shape[0]);
     if (size <= 0 || in % size != 0)
         return Status(Code::bad_file, where + ": group_size " + std::to_string(size) + " found; a divisor of its " +
                                           std::to_string(in) + " inputs expected");
@@ -78,7 +75,7 @@ Result<int64_t> need_group_size(const ModuleTensors& tensors, const AwqConfig& c
 }
 
 std::string group_note(const AwqConfig& config, int64_t group_size) {
-    return config.quantized() ? " (group_size " + std::to_string(config.group_size == -1 ? -1 : group_size) + ")" : "";
+    return " (group_size " + std::to_string(config.group_size == -1 ? -1 : group_size) + ")";
 }
 
 Result<std::vector<int32_t>> need_group_order(const ModuleTensors& tensors, std::string_view suffix, int64_t in,

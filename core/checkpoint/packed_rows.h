@@ -22,9 +22,8 @@ Result<const TensorInfo*> need_tensor(const ModuleTensors& tensors, std::string_
 Status need_finite(const Checkpoint& checkpoint, const TensorInfo& tensor, int64_t rows, int64_t cols);
 // The error of need_finite() for the element `place`.
 Status non_finite_error(const Checkpoint& checkpoint, const TensorInfo& tensor, int64_t place);
-// The configured group size (-1: `in`) for bits 4, which must divide `in`. Without a configuration: what the tensor of
-// scales [groups][out] says.
-Result<int64_t> need_group_size(const ModuleTensors& tensors, const AwqConfig& config, int64_t in, const TensorInfo* scales);
+// The configured group size (-1: `in`) for bits 4, which must divide `in`.
+Result<int64_t> need_group_size(const ModuleTensors& tensors, const AwqConfig& config, int64_t in);
 std::string group_note(const AwqConfig& config, int64_t group_size);  // " (group_size 128)"
 
 // The order of inputs in which those of a group, as the tensor g_idx I32 [in] has them, stand together; empty where they

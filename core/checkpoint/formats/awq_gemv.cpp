@@ -47,10 +47,10 @@ bool detect(const ModuleTensors& tensors, const AwqConfig&, int64_t out, int64_t
 }
 
 Result<std::unique_ptr<WeightRows>> open(const ModuleTensors& tensors, const AwqConfig& config, int64_t out, int64_t in) {
-    AWQ_ASSIGN(int64_t group_size, need_group_size(tensors, config, in, nullptr));
+    AWQ_ASSIGN(int64_t group_size, need_group_size(tensors, config, in));
     AWQ_ASSIGN(int64_t width, zeros_width(tensors, in, group_size));
     const std::string note = group_note(config, group_size);
-    AWQ_ASSIGN(const TensorInfo* qweight, need_tensor(tensors, "qweight", {DType::i32}, {out, in / 8}));
+    const TensorInfo* qweight = tensors.find("qweight");  // of the shape that detect() has seen
     AWQ_ASSIGN(const TensorInfo* qzeros, need_tensor(tensors, "qzeros", {DType::i32}, {out, width}, note));
     AWQ_ASSIGN(const TensorInfo* scales, need_tensor(tensors, "scales", {DType::f16, DType::bf16}, {out, 8 * width}, note));
     AWQ_TRY(need_finite(tensors.checkpoint, *scales, out, in / group_size));

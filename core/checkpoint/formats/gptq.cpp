@@ -61,13 +61,13 @@ bool detect(const ModuleTensors& tensors, const AwqConfig&, int64_t out, int64_t
 }
 
 Result<std::unique_ptr<WeightRows>> open(const ModuleTensors& tensors, const AwqConfig& config, int64_t out, int64_t in) {
-    AWQ_ASSIGN(int64_t group_size, need_group_size(tensors, config, in, tensors.find("scales")));
+    AWQ_ASSIGN(int64_t group_size, need_group_size(tensors, config, in));
     const int64_t groups = in / group_size;
     const std::string note = group_note(config, group_size);
     if (out % 8 != 0)
         return Status(Code::unsupported,
                       quote(tensors.path, 200) + ": " + std::to_string(out) + " outputs found; a multiple of 8 expected in GPTQ");
-    AWQ_ASSIGN(const TensorInfo* qweight, need_tensor(tensors, "qweight", {DType::i32}, {in / 8, out}));
+    const TensorInfo* qweight = tensors.find("qweight");  // of the shape that detect() has seen
     AWQ_ASSIGN(const TensorInfo* qzeros, need_tensor(tensors, "qzeros", {DType::i32}, {groups, out / 8}, note));
     AWQ_ASSIGN(const TensorInfo* scales, need_tensor(tensors, "scales", {DType::f16, DType::bf16}, {groups, out}, note));
     AWQ_TRY(need_finite(tensors.checkpoint, *scales, groups, out));
