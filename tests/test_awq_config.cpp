@@ -212,6 +212,24 @@ TEST_CASE("awq config: every refusal names the field and what was expected") {
         {R"({"quant_method": "awq", "fuse_max_seq_len": 8, "modules_to_fuse": {"hidden_size": 1, "num_attention_heads": 1,
             "num_key_value_heads": 1, "mlp": ["a"], "attention": [], "layernorm": [], "use_alibi": false}})",
          "config.json: quantization_config.modules_to_fuse.mlp: an array; expected an array of 3 names, or none"},
+        {R"({"quant_method": "awq", "fuse_max_seq_len": 8, "modules_to_fuse": {"hidden_size": 1, "num_attention_heads": 1,
+            "num_key_value_heads": 1, "mlp": "abc", "attention": [], "layernorm": [], "use_alibi": false}})",
+         "config.json: quantization_config.modules_to_fuse.mlp: \"abc\"; expected an array of 3 names, or none"},
+        {R"({"quant_method": "awq", "fuse_max_seq_len": 8, "modules_to_fuse": {"hidden_size": 1, "num_attention_heads": 1,
+            "num_key_value_heads": 1, "mlp": [], "attention": ["q", "k", "v", 4], "layernorm": [], "use_alibi": false}})",
+         "config.json: quantization_config.modules_to_fuse.attention: an array; expected an array of 4 names, or none"},
+        {R"({"quant_method": "awq", "fuse_max_seq_len": 8, "modules_to_fuse": {"hidden_size": 1, "num_attention_heads": 1,
+            "num_key_value_heads": 1, "mlp": [], "attention": [], "layernorm": [1], "use_alibi": false}})",
+         "config.json: quantization_config.modules_to_fuse.layernorm: an array; expected an array of names"},
+        {R"({"quant_method": "awq", "modules_to_not_convert": ["a", 1, "b"]})",
+         "config.json: quantization_config.modules_to_not_convert: an array; expected an array of strings"},
+        {R"({"quant_method": "gptq", "do_fuse": "yes"})", "config.json: quantization_config.do_fuse: \"yes\"; expected true or false"},
+        {R"({"quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": {"g": {"targets": ["Linear"], "weights": {"group_size": 32}}}})",
+         "config.json: quantization_config.config_groups.g.format: \"marlin-24\"; expected \"pack-quantized\""},
+        {R"({"quant_method": "compressed-tensors", "config_groups": {"g": {"targets": ["Linear"], "input_activations": {"num_bits": 8}, "weights": {"group_size": 32}}}})",
+         "config.json: quantization_config.config_groups.g.input_activations: an object; expected null: only weights quantised"},
+        {R"({"quant_method": "compressed-tensors", "config_groups": {"g": {"targets": ["Conv2d"], "weights": {"group_size": 32}}}})",
+         "config.json: quantization_config.config_groups.g.targets: does not name it; expected \"Linear\""},
         {R"({"quant_method": "gptq", "bits": 3})",
          "config.json: quantization_config.bits: 3; expected 4, the only width this program runs"},
         {R"({"quant_method": "gptq", "checkpoint_format": "marlin"})",
@@ -247,6 +265,12 @@ TEST_CASE("awq config: the neighbours, and files of their own") {
     CHECK(own->quant_method == "awq");
     CHECK(own->group_size == 64);
     CHECK(own->version == "gemm");
+    auto with_version = read(R"({"bits": 4, "desc_act": false, "version": "gemv"})", {}, "quantize_config.json");
+    REQUIRE(with_version.ok());
+    CHECK(with_version->quant_method == "awq");  // AutoGPTQ's files have no version
+    CHECK(error("[1]", {}, "quantize_config.json") == "quantize_config.json: an array; expected an object");
+    CHECK(read(R"({"quant_method": "awq", "backend": "auto"})")->backend == "autoawq");
+    CHECK(*read(R"({"quant_method": "awq", "modules_to_not_convert": "hé"})")->modules_to_not_convert == std::vector<std::string>{"h", "é"});
     auto auto_gptq = read(R"({"bits": 4, "group_size": 128, "desc_act": false, "sym": true})", {}, "quantize_config.json");
     REQUIRE(auto_gptq.ok());
     CHECK(auto_gptq->quant_method == "gptq");
@@ -274,6 +298,23 @@ TEST_CASE("awq config: what a program overrides") {
     CHECK(*all->exllama_version == 2);
     CHECK(*all->max_input_len == 7);
     CHECK(*all->max_batch_size == 8);
+    const std::string fused = R"("fuse_max_seq_len": 5, "modules_to_fuse": {"hidden_size": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "mlp": [],
+        "attention": [], "layernorm": [], "use_alibi": false})";
+    auto merged = read(R"({"quant_method": "awq", "version": "gemm", "exllama_config": {"version": 1, "max_batch_size": 3}})",
+                       *overrides((R"({"version": "exllama", "exllama_config": {"max_input_len": 7}, )" + fused + "}").c_str()));
+    REQUIRE_MESSAGE(merged.ok(), merged.status().message());
+    CHECK(merged->exllama_version == 1);
+    CHECK(merged->exllama_max_input_len == 7);
+    CHECK(merged->exllama_max_batch_size == 3);
+    CHECK(merged->modules_to_fuse.find("hidden_size")->integer() == 1);
+    merged = read(R"({"quant_method": "awq", "version": "exllama", "exllama_config": {"version": 1}})",
+                  *overrides(R"({"exllama_config": {"version": 2, "max_batch_size": 9}})"));
+    REQUIRE_MESSAGE(merged.ok(), merged.status().message());
+    CHECK(merged->exllama_version == 2);
+    CHECK(merged->exllama_max_batch_size == 9);
+    merged = read(R"({"quant_method": "awq", "version": "exllama", "exllama_config": 5})", *overrides(R"({"exllama_config": {"max_batch_size": 9}})"));
+    REQUIRE_MESSAGE(merged.ok(), merged.status().message());  // an option takes the place of what is no object
+    CHECK(merged->exllama_version == 2);
     auto none = overrides(R"({"exllama_config": {}})");
     REQUIRE(none.ok());
     CHECK_FALSE(none->exllama_version.has_value());

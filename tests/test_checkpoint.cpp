@@ -65,6 +65,8 @@ TEST_CASE("checkpoint: a directory of config.json alone opens, without weights")
     CHECK(missing() == none + " (\"model.gguf\" is: \"awq import\" makes a directory of it)");
     directory.write("adapter.safetensors", "");
     CHECK(missing() == none + " (\"adapter.safetensors\" is, but is not read by another name)");
+    for (char c = 'b'; c <= 'z'; c++) directory.write(std::string(1, c) + ".pt", "");  // the first by name is told, in whatever order they come
+    CHECK(missing() == none + " (\"adapter.safetensors\" is, but is not read by another name)");
 }
 
 TEST_CASE("checkpoint: what is no model directory") {
@@ -83,6 +85,10 @@ TEST_CASE("checkpoint: what is no model directory") {
     directory.write("config.json", "{}");
     directory.write("generation_config.json", "3");
     CHECK(open_error(directory) == "generation_config.json: an integer found; an object expected");
+    CHECK(Checkpoint::open(std::string("a\0b", 3)).status().message() == "a\\x00b: a path holds no NUL");
+    CHECK(Checkpoint::from_config("[1]").status().message() == "config.json: an array found; an object expected");
+    CHECK(Checkpoint::from_config("{\"a\": 1").status().message().find("not valid JSON") != std::string::npos);
+    CHECK(Checkpoint::from_config("{\"quantization_config\": 5}").status().message().ends_with("quantization_config: an integer found; an object expected"));
 }
 
 TEST_CASE("checkpoint: quantization_config goes before quant_config.json and quantize_config.json") {
@@ -102,6 +108,9 @@ TEST_CASE("checkpoint: quantization_config goes before quant_config.json and qua
     REQUIRE(checkpoint.ok());
     CHECK((*checkpoint)->quantization_file() == "config.json");
     CHECK((*checkpoint)->quantization().has("quant_method"));
+    directory.write("config.json", "{}");
+    directory.write("quant_config.json", "[4]");
+    CHECK(open_error(directory) == "quant_config.json: an array found; an object expected");
     directory.write("config.json", "{\"quantization_config\": \"awq\"}");
     CHECK(open_error(directory) == "config.json: quantization_config: a string found; an object expected");
 }
@@ -120,6 +129,7 @@ TEST_CASE("checkpoint: model.safetensors, and no other file beside it") {
     REQUIRE(a != nullptr);
     CHECK(checkpoint.read(*a)->data[0] == 7);
     CHECK(checkpoint.shard_name(*a) == "model.safetensors");
+    CHECK(checkpoint.table_path() == directory.file("model.safetensors"));  // though there is an index
     checkpoint.prefetch(*a);
     uint8_t byte = 0;
     CHECK(checkpoint.read(*a, 0, &byte, 1).ok());
@@ -152,6 +162,9 @@ TEST_CASE("checkpoint: the index") {
     CHECK((*opened)->shards().size() == 2);
     CHECK((*opened)->shard_name(*(*opened)->find("x.b")) == "b.safetensors");
     CHECK((*opened)->find("unlisted") != nullptr);
+    CHECK((*opened)->table_path() == directory.file("model.safetensors.index.json"));
+    CHECK(map("\"x.a\": \"a.safetensors\"") == "");
+    CHECK((*Checkpoint::open(directory.path()))->table_path() == directory.file("model.safetensors.index.json"));
 
     CHECK(index("[]") == where + "an array found; an object expected");
     CHECK(index("{}") == where + "weight_map: is missing");
@@ -213,8 +226,14 @@ TEST_CASE("model directory: a directory as it is, or a name in the local cache")
         CHECK(found("org/My.Model_1@evil").ends_with("refs/evil: \"../../../..\" found; the name of a snapshot expected"));
         const std::string none = ": no such directory, and not the name of a model (org/name[@revision])";
         for (const char* name : {"../org", "/org/My.Model_1", "./My.Model_1", "a/b/c", "org/", "org/..", "org/a b",
-                                 "org--My.Model_1", "-a/b", "org/.hidden", "a//b", "~/x"})
+                                 "org--My.Model_1", "-a/b", "org/.hidden", "a//b", "~/x", "org/end.", "org/a..b"})
             CHECK_MESSAGE(found(name) == name + none, name);
+        CHECK(found("org/" + std::string(97, 'x')) == "org/" + std::string(97, 'x') + none);
+        home.write("hub/" + repository + "refs/empty", "\n");
+        home.write("hub/" + repository + "refs/long", std::string(5000, 'f'));
+        CHECK(found("org/My.Model_1@empty").ends_with("refs/empty: \"\" found; the name of a snapshot expected"));
+        CHECK(found("org/My.Model_1@long").ends_with("refs/long: has 5000 bytes; at most 4096 expected"));
+        CHECK(found("org/My.Model_1@refs/pr/2").ends_with("has neither refs/refs/pr/2 nor snapshots/refs/pr/2"));
         for (const char* revision : {"", "../main", "/etc", "a//b", ".hidden", "x y", "a/../b"})
             CHECK_MESSAGE(found("org/My.Model_1@" + std::string(revision)).ends_with("found; a branch, tag or commit expected"),
                           revision);
@@ -229,6 +248,24 @@ TEST_CASE("model directory: a directory as it is, or a name in the local cache")
         CHECK(found("org/My.Model_1") == hub + "/" + snapshot);
         Variable other("HF_HUB_CACHE", home.file("elsewhere"));  // goes before HF_HOME
         CHECK(found("org/My.Model_1").find("elsewhere") != std::string::npos);
+    }
+    fill("huggingface/hub/");
+    {
+        Variable set("XDG_CACHE_HOME", home.path());
+        CHECK(found("org/My.Model_1") == home.file("huggingface/hub/" + snapshot));
+    }
+    {
+        Variable set("HF_HUB_CACHE", "~/hub");
+        CHECK(found("org/My.Model_1") == hub + "/" + snapshot);
+    }
+    home.write(repository + "snapshots/v1/config.json", "{}");
+    {
+        Variable set("HUGGINGFACE_HUB_CACHE", "~");
+        CHECK(found("org/My.Model_1@v1") == home.file(repository + "snapshots/v1"));
+    }
+    {
+        Variable set("HF_HOME", "~elsewhere");  // no home of another user's
+        CHECK(found("org/My.Model_1").find("~elsewhere/hub/models--org--My.Model_1 (from HF_HOME) does not exist") != std::string::npos);
     }
     CHECK(found("org/My.Model_1").find(home.file(".cache/huggingface/hub/models--org--My.Model_1 does not exist")) !=
           std::string::npos);

@@ -200,6 +200,18 @@ TEST_CASE("config: every refusal names field, found and expected") {
         {R"({"model_type": "mpt", "attn_config": {"clip_qkv": 6}})", "config.json: attn_config.clip_qkv: 6; expected null"},
         {R"({"model_type": "mpt", "attn_config": {"alibi": false}})", "config.json: attn_config.alibi: false; expected true"},
         {R"({"model_type": "mpt", "no_bias": false})", "config.json: no_bias: false; expected true"},
+        {R"({"model_type": "qwen3_moe", "mlp_only_layers": 5})",
+         "config.json: mlp_only_layers: 5; expected an array of integers from 0 to 1024"},
+        {R"({"model_type": "qwen3_moe", "mlp_only_layers": [1, 2.0, 3]})",
+         "config.json: mlp_only_layers: an array; expected an array of integers from 0 to 1024"},
+        {R"({"model_type": "qwen3_moe", "mlp_only_layers": [1, -1]})",
+         "config.json: mlp_only_layers: an array; expected an array of integers from 0 to 1024"},
+        {R"({"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": 5, "long_factor": [1]}})",
+         "config.json: rope_scaling.short_factor: 5; expected an array of numbers from 1e-06 to 1e+06"},
+        {R"({"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1, 1e7, 1], "long_factor": [1]}})",
+         "config.json: rope_scaling.short_factor: an array; expected an array of numbers from 1e-06 to 1e+06"},
+        {R"({"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1, "1"], "long_factor": [1]}})",
+         "config.json: rope_scaling.short_factor: an array; expected an array of numbers from 1e-06 to 1e+06"},
         {R"({"model_type": "gptj", "rotary_dim": 512})",
          "config.json: rotary_dim: 512; expected at most the width of a head (256)"},
     };
@@ -211,4 +223,5 @@ TEST_CASE("config: every refusal names field, found and expected") {
               .starts_with("config.json: model_type: \"t5\" is not a model known here; expected one of bloom, cohere, "));
     CHECK(error("{}").starts_with("config.json: model_type: nothing; expected one of bloom"));
     CHECK(error(R"({"model_type": "llama", "unknown_field": {"a": [1]}})") == "accepted");
+    CHECK(error(R"({"model_type": "qwen3_moe", "mlp_only_layers": [0, 5, 1000]})") == "accepted");
 }

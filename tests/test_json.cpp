@@ -10,6 +10,17 @@ TEST_CASE("json: reads, keeps order and types, writes back") {
     CHECK(r->find("b")->is_integer());
     CHECK_FALSE(r->find("a")->items()[0].is_integer());
     CHECK(r->find("big")->unsigned_integer() == 18446744073709551615u);
+    CHECK(r->find("big")->real() == 18446744073709551615.0);
+    CHECK(r->find("big")->type_name() == std::string("an integer"));
+    CHECK(r->find("b")->find("b") == nullptr);
+    Json less = *r, number = 5;
+    less.erase("a"), less.erase("big"), less.erase("none");
+    CHECK(dump_json(less) == "{\"b\": 4}");
+    number.erase("b");  // nothing has members but an object
+    CHECK(number.integer() == 5);
+    Json list;
+    list.push(1);
+    CHECK(dump_json(list) == "[1]");
     CHECK(dump_json(*r) == "{\"b\": 4, \"a\": [4.0, -1, true, null, \"x\xC3\xA9\\n\"], \"big\": 18446744073709551615}");
 }
 
@@ -21,6 +32,8 @@ TEST_CASE("json: what RFC 8259 does not allow is refused") {
     auto twin = parse_json("{\"a\": 1, \"\\u0061\": 2}");
     REQUIRE(!twin.ok());
     CHECK(twin.status().message() == "the key \"a\" stands twice in one object");
+    for (const char* text : {"[[{\"a\": 1, \"a\": 1}]]", "{\"b\": {\"a\": 1, \"a\": 1}}"})
+        CHECK(parse_json(text).status().message() == "the key \"a\" stands twice in one object");
 }
 
 TEST_CASE("json: depth is bounded") {
@@ -56,7 +69,12 @@ TEST_CASE("json: integers beyond 64 bits become reals, wherever they stand; the 
     CHECK(list[6].real() == 123456789012345678901e2);
     CHECK(list[8].real() == 1e30);
     CHECK(json->find("text")->string() == "1000000000000000019884624838656 \" 18446744073709551616");
-    for (const char* text : {"[00000000000000000000000000001]", "[1e999]", "[1000000000000000000000000000000x]", "[--99999999999999999999999]"})
+    auto capital = parse_json("[123456789012345678901E2, 1E0000000000000000000000000002, 99999999999999999999]");
+    REQUIRE(capital.ok());
+    CHECK(capital->items()[0].real() == 123456789012345678901e2);
+    CHECK(capital->items()[1].real() == 100);
+    CHECK(capital->items()[2].real() == 1e20);
+    for (const char* text : {"[00000000000000000000000000001]", "[99999999999999999999, \"\\", "[99999999999999999999, \"\\\"", "[1e999]", "[1000000000000000000000000000000x]", "[--99999999999999999999999]"})
         CHECK_MESSAGE(!parse_json(text).ok(), text);
     CHECK(parse_json("version https://git-lfs.github.com/spec/v1\noid sha256:00\n").status().message().find("Git LFS pointer") == 5);
 }

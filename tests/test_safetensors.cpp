@@ -174,6 +174,17 @@ TEST_CASE("safetensors: shapes are integers of 0 .. 2^64 - 1, and their products
     CHECK(entry_error("\"U8\"", "[" + many + "]", "[0, 1]", 1) == "tensor \"a\": shape: more than 1024 dimensions");
 }
 
+TEST_CASE("safetensors: shapes in messages are cut; a product that has overflown stays so") {
+    std::string ones = "1";
+    for (int i = 0; i < 60; i++) ones += ", 1";
+    std::string message = entry_error("\"F16\"", "[" + ones + "]", "[0, 4]", 4);
+    CHECK_MESSAGE(message.find("1, 1, ...]") != std::string::npos, message);
+    CHECK(message.size() < 300);
+    message = entry_error("\"F16\"", "[4294967296, 4294967296, 0]", "[0, 0]");
+    CHECK_MESSAGE(message.find("F16 [4294967296, 4294967296, 0] found; fewer than 2^64 bits expected") != std::string::npos, message);
+    CHECK(entry_error("18446744073709551615", "[1]", "[0, 1]", 1).find("dtype: an integer found") != std::string::npos);
+}
+
 TEST_CASE("safetensors: data_offsets are two integers that fit type and shape") {
     CHECK(entry_error("\"U8\"", "[1]", "[0]", 1) == "tensor \"a\": data_offsets: 1 values found; [begin, end] expected");
     CHECK(entry_error("\"U8\"", "[1]", "[0, 1, 2]", 1) == "tensor \"a\": data_offsets: 3 values found; [begin, end] expected");
@@ -202,6 +213,20 @@ TEST_CASE("safetensors: no hole, no overlap, nothing past the end") {
     CHECK(two("[18446744073709551611, 18446744073709551615]", "[0, 4]", 4)
               .starts_with("tensor \"a\": data_offsets begin at 18446744073709551611; 4"));
     CHECK(error_of("{}", "x") == "the tensors end at byte 0 of the data; the file has 1");
+}
+
+TEST_CASE("safetensors: a file that is cut short while it is read") {
+    TempDirectory directory;
+    const std::string whole = raw_safetensors("{\"a\": {\"dtype\": \"U8\", \"shape\": [1], \"data_offsets\": [0, 1]}}", "x");
+    for (size_t left : {size_t{3}, size_t{64}}) {  // inside of what is read first, inside of the header
+        directory.write("m.safetensors", whole);
+        auto file = InputFile::open(directory.file("m.safetensors"));
+        REQUIRE(file.ok());
+        std::filesystem::resize_file(directory.file("m.safetensors"), left);
+        Status status = read_safetensors(*file).status();
+        CHECK(status.code() == Code::io);
+        CHECK_MESSAGE(status.message().starts_with(directory.file("m.safetensors") + ": "), status.message());
+    }
 }
 
 TEST_CASE("safetensors: names in messages are cut and escaped") {

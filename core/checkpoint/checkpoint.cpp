@@ -139,15 +139,14 @@ Status Checkpoint::open_weights() {
 }
 
 std::string Checkpoint::table_path() const {
-    std::string index = join(directory_, index_file);
-    return shards_.size() == 1 && !entry_exists(index) ? shards_[0].path() : index;
+    return shards_.size() == 1 && shards_[0].path() == join(directory_, single_file) ? shards_[0].path() : join(directory_, index_file);
 }
 
 Status Checkpoint::missing_weights() const {
     std::string others;
     std::error_code error;
     size_t left = 10000;
-    for (std::filesystem::directory_iterator it(directory_, error), end; !error && it != end && left-- > 0; it.increment(error)) {
+    for (std::filesystem::directory_iterator it(directory_, error), end; it != end && left-- > 0; it.increment(error)) {
         std::string name = it->path().filename().string();
         bool weights = false;
         for (const char* ending : {".bin", ".pt", ".pth", ".gguf", ".safetensors"}) weights = weights || name.ends_with(ending);
