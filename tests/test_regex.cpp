@@ -75,6 +75,35 @@ TEST_CASE("regex: what matches") {
         {"\\s+(?!\\S)|\\s+", "a   b", "a[  ][ ]b"},
         {"\xC5\xBF", "\xC5\xBF", "[\xC5\xBF]"},
         {"[^\\s\\p{L}]", "\xC5\xBF!", "\xC5\xBF[!]"},  // never begins within a character
+        {"(?:ab)*+a", "ababa", "[ababa]"},
+        {"(?:ab)?+ab", "ab abab", "ab [abab]"},  // what a possessive group took it keeps
+        {"(?:ab)+?b?", "ababb", "[ab][abb]"},
+        {"(?:ab){1,2}?c", "ababc abc", "[ababc] [abc]"},
+        {"(?:ab)??a", "aba", "[a]b[a]"},
+        {"a{2,3}?b", "aab aaaab b", "[aab] a[aaab] b"},
+        {"x*?y", "xxxy xxz", "[xxxy] xxz"},
+        {"[a-c]*?[a-d]e", "abde", "[abde]"},
+        {"(?<=x(?:a|b))d", "xad xbd xcd", "xa[d] xb[d] xcd"},
+        {"(?<=(?>ab))d", "abd d", "ab[d] d"},
+        {"(?<=a(?=d))d", "ad d", "a[d] d"},
+        {"(?<=a{2})d", "aad ad", "aa[d] ad"},
+        {"(?<!ab)d", "abd d", "abd [d]"},
+        {"(?:^|x)a", "a\nxa", "[a]\n[xa]"},
+        {"a\\Z", "aa\n", "a[a]\n"},
+        {"a\\Z", "ab", "ab"},
+        {"^", "a\n", "[]a\n"},  // none behind the last line's end
+        {"\\x{0041}\\x42\\u0043", "ABC", "[ABC]"},
+        {"\\x4g", "\x04g", "[\x04g]"},
+        {"[\\b]", "a\b", "a[\b]"},
+        {"[a-\\d]+", "a-5b", "[a-5]b"},  // no range ends at a class
+        {"[[:a]]+", "a:[", "[a:]["},
+        {"[[:Al:]]", "l]", "[l]]"},      // no name of a class: a set in a set
+        {"[[:^alpha:]]", "a1", "a[1]"},
+        {"[[:alnum:]]+", "a1_", "[a1]_"},
+        {"[[:blank:]]", "\t\n ", "[\t]\n[ ]"},
+        {"[[:lower:]][[:upper:]][[:space:]]", "aB ", "[aB ]"},
+        {"\\p{Alphabetic}\\p{Lower-case}\\p{Upper_Case}\\p{White Space}\\p{alnum}", "aaB 1", "[aaB 1]"},
+        {"a{1000000000}", "a{1000000000}", "[a{1000000000}]"},  // more digits than a number has: plain text
     };
     for (const Case& c : cases) CHECK_MESSAGE(marked(c.pattern, c.text) == c.expected, c.pattern, " on ", c.text);
 }
@@ -84,6 +113,49 @@ TEST_CASE("regex: what is refused") {
          {"(",   ")",   "[",      "[a",  "*",   "a|+",  "(?",       "(?<n",  "\\",          "[b-a]",    "\\p{Nope}",
           "\\p", "\\1", "\\k<a>", "\\K", "\\X", "(?s)", "(?<=a+)b", "\\u12", "\\x{110000}", "a{100001}"})
         CHECK_MESSAGE(!Regex::compile(pattern).ok(), pattern);
+    auto refused = [](const std::string& pattern) {
+        auto regex = Regex::compile(pattern);
+        return regex.ok() ? "" : regex.status().message();
+    };
+    auto says = [&](const std::string& pattern, const std::string& what) {
+        const std::string message = refused(pattern);
+        CHECK_MESSAGE(message.find(what) != std::string::npos, pattern.substr(0, 60), ": ", message);
+    };
+    for (const char* pattern : {"(?<=(?:ab*)c)d", "(?<=x(?:a|bc))d", "(?<=(?:ab*){2})d", "(?<=a{1,2})d", "(?<=(?>a+))d",
+                                "(?<=(?:a{400}){400})d", "(?<=a{99999}b{2})d", "(?<=a|(?:b|cd)e*)d"})
+        says(pattern, "a lookbehind of no fixed width is not supported");
+    const std::string set_of_sets = std::string(61, '[') + "a" + std::string(61, ']');
+    says(set_of_sets, "nesting deeper than 60 levels");
+    says("a{100001}", "a repeat of more than 100000");
+    says("a{1,100001}", "a repeat of more than 100000");
+    says("a{3,2}", "an interval {n,m} with n > m");
+    says("a" + std::string(61, '*'), "so many quantifiers in a row");
+    says("[a-\\p{Nope}]", "at byte ");
+    says("[\\p{Nope}]", "at byte ");
+    says("[[:nope:]]", "[:nope:] is not supported");
+    says("[]", "expected a member of the set");
+    says("a[^]", "expected a member of the set");
+    says("[a", "expected ] at the end of the set");
+    says("[a\\", "a backslash at the end");
+    says("[\\R]", "the escape \\R in a set is not supported");
+    says("\\8", "the escape \\8 is not supported");
+    says("\\xff", "\\x with a byte above 7F is not supported");
+    says("\\x{4", "expected one code point and } after \\x{");
+    says("\\uD800", "not a code point");
+    says("(?:a)(?:(?:(?:(", "expected )");
+    // more than a program may hold: in an alternative, a look, a loop, an option, as instructions and as sets
+    const std::string much = "(?:ab){30000}";
+    for (const std::string& pattern : {much, "c|" + much, "(?:" + much + ")|c", "(?=" + much + ")", "(?:" + much + ")*", "(?:" + much + ")?",
+                                       std::string("(?:(?:a|b)?+){11000}")})
+        says(pattern, "a pattern of this size is not supported");
+    std::string sets;
+    for (int i = 0; i < 2100; i++) sets += "[\\x{" + std::string(1, "0123456789abcdef"[i >> 8]) + std::string(1, "0123456789abcdef"[i >> 4 & 15]) +
+                                           std::string(1, "0123456789abcdef"[i & 15]) + "}\\x{5000}]";
+    says(sets, "a pattern of this size is not supported");
+    sets.clear();
+    for (int i = 0; i < 25001; i++) sets += "a?";
+    says(sets + "[b]", "a pattern of this size is not supported");
+    says(std::string(100001, 'a'), "a pattern of more than 100000 bytes is not supported");
     CHECK(marked("a(?#", "") == "error: regular expression \"a(?#\" at byte 4: expected ) at the end of the comment");
 }
 
@@ -138,6 +210,13 @@ TEST_CASE("unicode: normal forms and properties of the versions that count") {
     std::string lower;
     for (uint32_t c : {0x41u, 0x130u, 0x3A3u, 0x1C89u, 0x10D50u}) unicode::append_lowercase(lower, c);
     CHECK(lower == "ai\xCC\x87\xCF\x83\xE1\xB2\x8A\xF0\x90\xB5\xB0");
+    CHECK(normalize("\xEF\xBF\xBF", Form::nfkc) == "\xEF\xBF\xBF");  // U+FFFF is no character, and stays
+    for (uint32_t c : {0x85u, 0x202Fu, 0x205Fu, 0x3000u, 0x2000u, 0x2029u}) CHECK(unicode::is_whitespace(c));
+    for (uint32_t c : {0x84u, 0x200Bu, 0x180Eu}) CHECK_FALSE(unicode::is_whitespace(c));
+    for (uint32_t c : {0x200Cu, 0x200Du, 0x203Fu, 0x300u, 0x661u}) CHECK(unicode::is_word(c));
+    CHECK_FALSE(unicode::is_word(0x2028));
+    CHECK(unicode::case_variants(0) == std::vector<uint32_t>{0});
+    CHECK(unicode::case_variants('k') == std::vector<uint32_t>{'K', 'k', 0x212A});
     CHECK(unicode::is_punctuation('$'));
     CHECK(unicode::is_punctuation(0x2026));
     CHECK_FALSE(unicode::is_punctuation(0x2E52));  // of Unicode 13.0

@@ -8,8 +8,8 @@ namespace {
 
 using Kind = Decoder::Kind;
 
+// `from` is not empty: the loader sees to that.
 void replace_all(std::string& text, std::string_view from, std::string_view to) {
-    if (from.empty()) return;
     std::string out;
     size_t last = 0;
     for (size_t pos; (pos = text.find(from, last)) != text.npos; last = pos + from.size()) {
@@ -156,15 +156,13 @@ Status DecodeStream::feed(size_t index, std::string_view text, std::string& out)
             bool is_last_stage = index + 1 == stages_.size();
             if (!first) {
                 size_t given = is_last_stage ? before.find(step.content) : 0;
-                if (given == before.npos || step.content.empty()) given = before.size();
-                if (!is_last_stage) given = 0;
+                if (given == before.npos) given = before.size();
                 std::string rest = before.substr(given);
                 replace_all(rest, step.content, " ");
                 if (!is_last_stage || !rest.empty()) AWQ_TRY(feed(index + 1, rest, out));
             }
             if (is_last_stage) {
-                size_t sure = step.content.empty() ? text.size() : std::min(text.find(step.content), text.size());
-                return feed(index + 1, text.substr(0, sure), out);
+                return feed(index + 1, text.substr(0, std::min(text.find(step.content), text.size())), out);
             }
             return {};
         }
@@ -205,7 +203,7 @@ Status DecodeStream::end(size_t index, std::string& out) {
     } else if (step.kind == Kind::bpe && stage.seen) {
         bool is_last_stage = index + 1 == stages_.size();
         size_t given = is_last_stage ? std::min(stage.held.find(step.content), stage.held.size()) : 0;
-        std::string rest = step.content.empty() && is_last_stage ? std::string() : stage.held.substr(given);
+        std::string rest = stage.held.substr(given);
         replace_all(rest, step.content, "");
         AWQ_TRY(feed(index + 1, rest, out));
     }

@@ -417,7 +417,9 @@ Status Parser::parse_set(Options options, int depth, Ranges& out) {
     bool first = true;
     for (;; first = false) {
         if (!more()) return bad("expected ] at the end of the set");
-        if (peek() == ']' && !(first && pattern_.find(']', pos_ + 1) != pattern_.npos)) {  // a ] in front is plain
+        bool plain = first && pattern_.find(']', pos_ + 1) != pattern_.npos;  // a ] in front is, where another follows
+        if (peek() == ']' && !plain) {
+            if (first) return bad("expected a member of the set");
             ++pos_;
             break;
         }
