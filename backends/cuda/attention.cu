@@ -81,9 +81,9 @@ struct Shape {
     int row_tiles, splits;
     size_t scratch;
 };
-// Splits of a sequence in decode that give each multiprocessor a block when it is alone, or a few of them two.
+// Splits of a sequence in decode that give nearly each multiprocessor a block when it is alone, and none two.
 int decode_splits(const Context& context, int group, int kv_heads) {
-    return std::clamp((context.multiprocessors + context.multiprocessors / 16) / (kv_heads * ceil_div(group, decode_tile)), 1, 32);
+    return std::clamp(context.multiprocessors / (kv_heads * ceil_div(group, decode_tile)), 1, 32);
 }
 Shape decode_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences) {
     Shape shape = {ceil_div(std::min(decode_rows(group), context.max_query * group), decode_tile), 1, 0};
@@ -148,6 +148,7 @@ Status paged_attention(const KernelCall& call, const AttentionCall::Append& appe
         a.row_tiles = shape.row_tiles;
         a.partial = reinterpret_cast<float*>(ctx.scratch);
         a.prefetch = int64_t{shape.splits} * shape.row_tiles * attrs.kv_heads * sequences <= 2 * ctx.multiprocessors;
+        if (can_decode_pages(ctx, a)) return attention_decode_pages(ctx, a, sequences);
         AWQ_TRY(attention_decode(ctx, a, std::min(ctx.max_query * a.group, limit), sequences));
     }
     if (ctx.max_query * a.group > limit) {

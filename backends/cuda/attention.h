@@ -84,6 +84,9 @@ inline int prefill_rows(int head_dim) { return head_dim <= 128 ? 128 : 64; }
 
 // max_rows: of a sequence in this run
 Status attention_decode(Context& context, const AttentionCall& call, int max_rows, int sequences);
+// Single tokens' attention at the speed of memory, append's work included (sm_90 and later), and whether it takes the call.
+bool can_decode_pages(const Context& context, const AttentionCall& call);
+Status attention_decode_pages(Context& context, const AttentionCall& call, int sequences);
 Status attention_prefill(Context& context, const AttentionCall& call, int sequences);
 
 // Floats of one split of a tile: sums, maximum and denominator of each row.
@@ -155,17 +158,18 @@ __device__ __forceinline__ void position_range(const AttentionCall& call, const 
 }
 
 // Counts the blocks of a tile; true in all threads of the last one, which then sees what the others wrote. One thread's release
-// and acquire serve the block: a barrier lies before and behind them.
-__device__ __forceinline__ bool last_to_arrive(unsigned* counter, int count) {
+// and acquire serve the block: `sync`, its barrier, lies before and behind them.
+template <class Sync>
+__device__ __forceinline__ bool last_to_arrive(unsigned* counter, int count, Sync sync) {
     __shared__ bool last;
-    __syncthreads();
+    sync();
     if (threadIdx.x == 0) {
         unsigned before;
         asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
         last = before == static_cast<unsigned>(count) - 1;
         if (last) *counter = 0;
     }
-    __syncthreads();
+    sync();
     return last;
 }
 

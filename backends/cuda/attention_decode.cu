@@ -9,7 +9,7 @@
 // Between two matrix products what counts is the time from the end of the one before. All that does not depend on it comes
 // first: the cache of earlier runs is on its way to registers and to the second-level cache by then.
 #include <algorithm>
-#include "backends/cuda/attention.h"
+#include "backends/cuda/attention_decode.cuh"
 
 namespace awq::cuda {
 namespace {
@@ -19,23 +19,14 @@ constexpr int step_keys = 32;
 constexpr int few_warps = 4, many_warps = 8, few_warps_keys = 1024;
 static_assert(split_keys == many_warps * step_keys);
 
-__device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
-    uint32_t result;
-    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(fragment));
-    return result;
-}
-
 // Shared memory of a block, from its beginning; behind it the warps' sums, [warps][rows of the tile][width + 4] (the padding
 // spreads a warp's writes over the banks).
 template <int blocks, int warps>
 struct Shared {
-    static constexpr int width = blocks * 32, sums_pitch = width + 4;
-    // 64 bytes more or less than a multiple of 128: two rows' 64 neighbouring bytes are then in different banks.
-    static constexpr int q_pitch = width + (blocks % 2 ? 0 : 32);
-    float2 state[warps][decode_tile];                    // maximum, sum of exponentials
-    float newest[decode_tile];                           // exponentials of the token's own key
-    __align__(16) __half q[decode_tile + 1][q_pitch];    // behind the last row: the token's own key
-    __align__(16) __half v[width];                       // its own value
+    static constexpr int sums_pitch = blocks * 32 + 4;
+    float2 state[warps][decode_tile];  // maximum, sum of exponentials
+    float newest[decode_tile];         // exponentials of the token's own key
+    Staged<blocks> staged;
 };
 
 // Keys and values of a page for each lane, half of the lanes the one, half the other: to the second-level cache.
@@ -48,117 +39,6 @@ __device__ __forceinline__ void prefetch_pages(const AttentionCall& call, const 
     const int bytes = page_size * call.cache.head_dim * 2;
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 #endif
-}
-
-// Has the address at hand, and translated, once the previous kernel is done. (The memory holds what comes of it only then.)
-__device__ __forceinline__ void prepare_to_read(const void* address) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-}
-
-// The token and the head of a tile's row. Where a block appends there is one token to a sequence.
-template <bool append>
-__device__ __forceinline__ int row_token(const AttentionCall& call, const Tile& tile, int row) {
-    return append ? tile.first_token : tile.token(call, row);
-}
-template <bool append>
-__device__ __forceinline__ int row_head(const AttentionCall& call, const Tile& tile, int row) {
-    return append ? tile.kv_head * call.group + tile.first_row + row : tile.head(call, row);
-}
-
-// The tile's rows of q to shared memory once they are there. Where the block appends they are rotated, and so is the token's own
-// key if the block takes it (has_newest), which stands behind them; its value is beside.
-template <int blocks, int warps, bool fast, bool append>
-__device__ __forceinline__ void stage_rows(const AttentionCall& call, const Tile& tile, bool has_newest,
-                                           Shared<blocks, warps>& shared) {
-    constexpr int threads = warps * 32;
-    constexpr int row_rounds = (decode_tile + append + warps - 1) / warps, column_rounds = (blocks * 8 + 31) / 32,
-                  value_rounds = (blocks * 32 + threads - 1) / threads;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = fast ? blocks * 32 : call.cache.head_dim;
-    const auto& a = call.append;
-    const int rows = tile.rows + has_newest;
-    const __half *from[row_rounds], *values = nullptr;
-    const float* table = nullptr;
-    int x[column_rounds], y[column_rounds];  // a lane has columns x, x + 1, y, y + 1: two pairs, or none
-    bool turned[column_rounds];
-#pragma unroll
-    for (int c = 0; c < column_rounds; c++) {
-        const int u = lane + c * 32;
-        x[c] = 4 * u, y[c] = 4 * u + 2;
-        turned[c] = append && x[c] < 2 * a.half;
-        if (turned[c] && !a.interleaved) x[c] = 2 * u, y[c] = a.half + 2 * u;
-    }
-#pragma unroll
-    for (int i = 0; i < row_rounds; i++) {
-        const int row = warp + i * warps;
-        if (row >= rows) break;
-        from[i] = call.q + row_token<append>(call, tile, row) * call.q_stride + row_head<append>(call, tile, row) * dim;
-        if (append && row == tile.rows) from[i] = a.k + tile.first_token * a.k_stride + tile.kv_head * dim;
-        prepare_to_read(from[i]);
-    }
-    if (append) {
-        values = a.v + tile.first_token * a.v_stride + tile.kv_head * dim;
-        table = a.table + tile.first_token * a.table_stride + 2 * lane;
-        prepare_to_read(values);
-        prepare_to_read(table);
-    }
-
-    wait_for_previous();
-    __half value[value_rounds];
-    if (has_newest)
-#pragma unroll
-        for (int i = 0; i < value_rounds; i++)
-            if (int d = threadIdx.x + i * threads; d < dim) value[i] = __ldcg(values + d);
-#pragma unroll
-    for (int c = 0; c < column_rounds; c++) {
-        const int u = lane + c * 32;
-        const bool inside = fast ? u < blocks * 8 : 4 * u < dim;
-        float2 cosine = make_float2(1, 1), sine = make_float2(0, 0);
-        if (turned[c]) {
-            cosine = __ldcg(reinterpret_cast<const float2*>(table + 64 * c));
-            sine = __ldcg(reinterpret_cast<const float2*>(table + 64 * c + a.half));
-        }
-        uint32_t x_bits[row_rounds], y_bits[row_rounds];
-#pragma unroll
-        for (int i = 0; i < row_rounds; i++) {
-            x_bits[i] = y_bits[i] = 0;
-            if (warp + i * warps >= rows || !inside) continue;
-            x_bits[i] = __ldcg(reinterpret_cast<const uint32_t*>(from[i] + x[c]));
-            y_bits[i] = __ldcg(reinterpret_cast<const uint32_t*>(from[i] + y[c]));
-        }
-        // Pairs are made of x and y column by column; interleaved ones lie in x and in y, and are brought apart and back.
-        const unsigned low_halves = a.interleaved ? 0x5410 : 0x3210, high_halves = a.interleaved ? 0x7632 : 0x7654;
-#pragma unroll
-        for (int i = 0; i < row_rounds; i++) {
-            const int row = warp + i * warps;
-            if (row >= rows || u >= blocks * 8) break;
-            if (append) {
-                const float2 p = unpack_half2(__byte_perm(x_bits[i], y_bits[i], low_halves)),
-                             q = unpack_half2(__byte_perm(x_bits[i], y_bits[i], high_halves));
-                const uint32_t p_bits = pack_half2(p.x * cosine.x - q.x * sine.x, p.y * cosine.y - q.y * sine.y),
-                               q_bits = pack_half2(q.x * cosine.x + p.x * sine.x, q.y * cosine.y + p.y * sine.y);
-                x_bits[i] = __byte_perm(p_bits, q_bits, low_halves);
-                y_bits[i] = __byte_perm(p_bits, q_bits, high_halves);
-            }
-            *reinterpret_cast<uint32_t*>(&shared.q[row][x[c]]) = x_bits[i];
-            *reinterpret_cast<uint32_t*>(&shared.q[row][y[c]]) = y_bits[i];
-        }
-    }
-    if (has_newest)
-#pragma unroll
-        for (int i = 0; i < value_rounds; i++)
-            if (int d = threadIdx.x + i * threads; d < dim) shared.v[d] = value[i];
-    __syncthreads();
-}
-
-// A warp puts the token's own key and value into the cache, from shared memory. page: the head's keys in the position's page.
-template <int blocks, int warps>
-__device__ __forceinline__ void put_newest(const AttentionCall& call, const Tile& tile, int newest, __half* page,
-                                           const Shared<blocks, warps>& shared) {
-    const int lane = threadIdx.x % 32, dim = call.cache.head_dim;
-    __half *key = page + newest % page_size * dim,
-           *value = page + static_cast<int64_t>(call.cache.kv_heads) * page_size * dim + newest % page_size;
-    if (lane * 8 < dim) reinterpret_cast<uint4*>(key)[lane] = reinterpret_cast<const uint4*>(shared.q[tile.rows])[lane];
-    for (int d = lane; d < dim; d += 32) value[d * page_size] = shared.v[d];
 }
 
 // blocks: 32-column blocks of a head. fast: no soft cap, no bias, and heads of exactly that many columns. append: rope_append's
@@ -243,8 +123,9 @@ __global__ void __launch_bounds__(warps * 32, (blocks <= 4 ? 16 : 8) / warps) de
     }
     const bool puts = newest >= 0 && warp == warps - 1 && tile.first_row == 0;  // once for the tiles that share the keys
     __half* newest_page = puts ? page_of(newest) : nullptr;
-    stage_rows<blocks, warps, fast, append>(call, tile, newest >= 0, shared);
-    if (puts) put_newest<blocks, warps>(call, tile, newest, newest_page, shared);
+    stage_rows<blocks, warps, fast, append>(call, tile, newest >= 0, shared.staged);
+    __syncthreads();
+    if (puts) put_newest<blocks, fast>(call, tile, newest, newest_page, shared.staged);
     if (early && busy && !settled) load_keys(page, step);
 
     const auto reach = static_cast<unsigned>(call.window > 0 ? call.window : INT32_MAX);
@@ -254,12 +135,12 @@ __global__ void __launch_bounds__(warps * 32, (blocks <= 4 ? 16 : 8) / warps) de
         const __half *k = keys_of(page, step), *v = page + to_values + step * step_keys % page_size + g * page_size + 8 * t;
 #pragma unroll
         for (int i = 0; i < blocks; i++) {
-            const uint4 q = *reinterpret_cast<const uint4*>(&shared.q[g][i * 32 + 8 * t]);
+            const uint4 q = *reinterpret_cast<const uint4*>(&shared.staged.q[g][i * 32 + 8 * t]);
 #pragma unroll
             for (int u = 0; u < 4; u++) {
                 uint4& bits = k_bits[early ? i : 0][u];
                 if constexpr (!early) bits = key_bits(k, i, u);
-                if (append && key + 2 * u == newest) bits = *reinterpret_cast<const uint4*>(&shared.q[tile.rows][key_column(i)]);
+                if (append && key + 2 * u == newest) bits = *reinterpret_cast<const uint4*>(&shared.staged.q[tile.rows][key_column(i)]);
             }
 #pragma unroll
             for (int m = 0; m < 2; m++) {
@@ -380,8 +261,8 @@ __global__ void __launch_bounds__(warps * 32, (blocks <= 4 ? 16 : 8) / warps) de
         if (append && newest >= 0) {
             // Relative to the maximum of the warp that took the last step.
             const float factor = shared.newest[row] * fast_exp2(shared.state[(end - 1 - first) % sharing][row].x - base);
-            const float2 v01 = unpack_half2(*reinterpret_cast<const uint32_t*>(&shared.v[d])),
-                         v23 = unpack_half2(*reinterpret_cast<const uint32_t*>(&shared.v[d + 2]));
+            const float2 v01 = unpack_half2(*reinterpret_cast<const uint32_t*>(&shared.staged.v[d])),
+                         v23 = unpack_half2(*reinterpret_cast<const uint32_t*>(&shared.staged.v[d + 2]));
             add(factor, v01.x, v01.y, v23.x, v23.y);
         }
         if (used == 1) {
@@ -397,7 +278,7 @@ __global__ void __launch_bounds__(warps * 32, (blocks <= 4 ? 16 : 8) / warps) de
             }
         }
     }
-    if (used > 1 && last_to_arrive(call.counters + tile.id, used))
+    if (used > 1 && last_to_arrive(call.counters + tile.id, used, [] { __syncthreads(); }))
         join_splits<width>(call, tile, partials, used, decode_tile, sums);
 }
 

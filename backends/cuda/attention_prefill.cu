@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(Prefill<blocks>::threads) prefill_kernel(const
         }
     }
     // The stages are free by now: every copy has been awaited but empty ones, and last_to_arrive waits for all threads.
-    if (used > 1 && last_to_arrive(call.counters + tile.id, used))
+    if (used > 1 && last_to_arrive(call.counters + tile.id, used, [] { __syncthreads(); }))
         join_splits<width>(call, tile, partials, used, P::tile_rows, reinterpret_cast<float*>(shared + P::q_bytes));
 }
 
