@@ -296,7 +296,7 @@ public:
     Status run(const RunArgs& args) override;
 
 private:
-    Status prepare(const RunArgs& args);
+    Status resolve(const RunArgs& args);
     Status make_room(const Scratch& need);
 
     const Isa* isa_;
@@ -323,7 +323,7 @@ Status CpuBackend::make_room(const Scratch& need) {
 }
 
 // Resolves every node's memory and kernel.
-Status CpuBackend::prepare(const RunArgs& args) {
+Status CpuBackend::resolve(const RunArgs& args) {
     const Graph& graph = *args.graph;
     const NodeId result_root = graph.output == no_node ? no_node : graph.root(graph.output);
     // The graph's output goes where the caller wants it, without a copy, unless it is a part of something wider.
@@ -364,7 +364,7 @@ Status CpuBackend::prepare(const RunArgs& args) {
 }
 
 Status CpuBackend::run(const RunArgs& args) {
-    AWQ_TRY(prepare(args));
+    AWQ_TRY(resolve(args));
     walk_.args = &args;
     walk_.isa = isa_;
     walk_.team = team_.get();

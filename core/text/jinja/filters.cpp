@@ -32,13 +32,14 @@ Value to_int(Env& env, Call& call) {
     return parse_double(a[0].text(), real) && std::isfinite(real) ? truncate_double(real) : otherwise;
 }
 
-Value to_float(Env&, Call& call) {
+Value to_float(Env& env, Call& call) {
     auto a = bind(call, "do_float", {"value", "default"}, 1);
     if (a[0].is_undefined()) fail_undefined(a[0]);
     if (a[0].is_number()) return Value(to_double(a[0]));
+    if (!a[0].is_string()) return a.get(1, Value(0.0));
+    env.slow_text(a[0].text().size());
     double real;
-    if (a[0].is_string() && parse_double(a[0].text(), real)) return Value(real);
-    return a.get(1, Value(0.0));
+    return parse_double(a[0].text(), real) ? Value(real) : a.get(1, Value(0.0));
 }
 
 // round(value, digits) of Python: the nearest decimal, ties (of the exact value) to even.
@@ -122,7 +123,7 @@ Value file_size(Env& env, Call& call) {
         bytes = to_double(a[0]);
     else if (!a[0].is_string())
         fail(Fault::type, "float() argument must be a string or a real number, not '" + type_name(a[0]) + "'");
-    else if (!parse_double(a[0].text(), bytes))
+    else if (env.slow_text(a[0].text().size()); !parse_double(a[0].text(), bytes))
         fail(Fault::value, "could not convert string to float: " + repr(env, a[0]));
     bool binary = !a[1].is_missing() && truthy(env, a[1]);
     double base = binary ? 1024 : 1000, unit = base;

@@ -120,6 +120,7 @@ std::string number(Env& env, const Spec& spec, bool negative, const std::string&
 
 std::string print_double(Env& env, const char* format, int precision, double value) {
     env.text(static_cast<size_t>(precision) + 400);
+    env.slow_text(static_cast<size_t>(precision));
     std::string out(static_cast<size_t>(precision) + 400, '\0');
     out.resize(static_cast<size_t>(snprintf(out.data(), out.size(), format, precision, value)));
     return out;

@@ -1,8 +1,8 @@
 // Methods of lists, tuples, dicts, numbers, ranges, views and bytes.
-#include "core/text/jinja/methods.h"
-#include "core/text/jinja/markup.h"
 #include <algorithm>
 #include <cmath>
+#include "core/text/jinja/markup.h"
+#include "core/text/jinja/methods.h"
 #include "core/text/jinja/unicode.h"
 
 namespace awq::jinja {
@@ -135,6 +135,14 @@ Value hex_of_bytes(Env& env, const Value& self, Call& call) {
     return new_string(env, std::move(out));
 }
 
+// Of Markup: what `change` makes of its text.
+template <std::string (*change)(std::string_view)>
+Value text_method(Env& env, const Value& self, Call& call) {
+    bind(call, "", {}, 0);
+    env.slow_text(self.text().size());
+    return new_string(env, change(self.text()));
+}
+
 }  // namespace
 
 const std::vector<MethodInfo> list_methods = {
@@ -154,10 +162,7 @@ const std::vector<MethodInfo> float_methods = {
 const std::vector<MethodInfo> view_methods = {{"isdisjoint", is_disjoint}};
 const std::vector<MethodInfo> range_methods = {{"index", find_in_range}, {"count", count_items}};
 // Beside those of every string.
-const std::vector<MethodInfo> markup_methods = {
-    {"unescape", [](Env& env, const Value& s, Call& c) { return bind(c, "unescape", {}, 0), new_string(env, unescape_html(s.text())); }},
-    {"striptags", [](Env& env, const Value& s, Call& c) { return bind(c, "striptags", {}, 0), new_string(env, strip_tags(s.text())); }},
-};
+const std::vector<MethodInfo> markup_methods = {{"unescape", text_method<unescape_html>}, {"striptags", text_method<strip_tags>}};
 const std::vector<MethodInfo> bytes_methods = {{"decode", decode}, {"hex", hex_of_bytes}};
 
 const MethodInfo* find_method(const Value& object, std::string_view name) {

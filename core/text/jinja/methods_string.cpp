@@ -186,7 +186,7 @@ Value expand_tabs(Env& env, const Value& self, Call& call) {
         if (c == '\t') {
             int64_t spaces = size > 0 ? size - column % size : 0;
             env.text(static_cast<size_t>(spaces));
-            out.append(static_cast<size_t>(spaces), ' ');
+            env.append(out, std::string(static_cast<size_t>(spaces), ' '));
             column += spaces;
         } else {
             out.append(text, begin, i - begin);
@@ -284,6 +284,7 @@ Value translate(Env& env, const Value& self, Call& call) {
         a[0].is(Kind::dict) || a[0].is_list_or_tuple() || a[0].is_string() || a[0].is(Kind::range) || a[0].is_undefined();
     if (!subscriptable && !str(self).text.empty()) fail(Fault::type, "'" + type_name(a[0]) + "' object is not subscriptable");
     std::string out;
+    env.elements(str(self).length);
     for (size_t i = 0; i < str(self).text.size();) {
         size_t begin = i;
         Value code(static_cast<int64_t>(next_code_point(str(self).text, i)));

@@ -129,7 +129,7 @@ private:
             }
             std::string current;
             for (size_t w = 0; w < words.size(); w++) {
-                env_.text(current.size());
+                env_.slow_text(current.size());
                 std::string candidate = current + std::string(words[w]);
                 size_t limit = w + 1 == words.size() && i + 1 == lines.size() ? last_room : room;
                 if (count_code_points(repr_text(candidate)) > limit) {
