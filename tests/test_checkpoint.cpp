@@ -190,6 +190,15 @@ TEST_CASE("checkpoint: the index") {
           "d.safetensors: tensor \"x.a\": stands in a.safetensors too; one file expected");
 }
 
+TEST_CASE("checkpoint: more tensors than any model has") {
+    TempDirectory directory;
+    directory.write("config.json", "{}");
+    std::string header = "{";
+    for (int i = 0; i < (1 << 19); i++) header += "\"" + std::to_string(i) + "\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},";
+    directory.write("model.safetensors", raw_safetensors(header + "\"x\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}}", ""));
+    CHECK(open_error(directory) == "model.safetensors: 524289 tensors up to here; at most 524288 expected in all");
+}
+
 TEST_CASE("model directory: a directory as it is, or a name in the local cache") {
     TempDirectory home;
     const std::string hub = home.file("hub");

@@ -443,7 +443,7 @@ TEST_CASE("gguf import: vocabularies that would cost gigabytes are refused") {
         w.text("tokenizer.chat_template", chat_template);
         auto gguf = Gguf::open(write_gguf(at, w.bytes()));
         REQUIRE(gguf.ok());
-        return read_gguf_tokenizer(*gguf, 1 << 22, 2048).status().message();
+        return read_gguf_tokenizer(*gguf, 1 << 20, 2048).status().message();
     };
     std::vector<std::string> runs, names;
     for (size_t n = 1; n <= 1024; n++) runs.push_back(std::string(n, 'a'));

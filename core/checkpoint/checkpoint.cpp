@@ -9,6 +9,7 @@ namespace awq {
 namespace {
 
 constexpr size_t config_limit = size_t{16} << 20;
+constexpr size_t tensor_limit = size_t{1} << 19;  // of all files together; the largest models have some 200,000
 constexpr size_t index_limit = size_t{32} << 20;  // one line a tensor; 12 MB for the largest models there are
 const char* const single_file = "model.safetensors";
 const char* const index_file = "model.safetensors.index.json";
@@ -118,6 +119,9 @@ Status Checkpoint::open_weights() {
             tensor.shard = static_cast<int>(shards_.size());
             tensors_.push_back(std::move(tensor));
         }
+        if (tensors_.size() > tensor_limit)
+            return Status(Code::bad_file, quote(file.path(), 300) + ": " + std::to_string(tensors_.size()) +
+                                              " tensors up to here; at most " + std::to_string(tensor_limit) + " expected in all");
         shards_.push_back(std::move(file));
     }
     by_name_.resize(tensors_.size());

@@ -7,7 +7,7 @@ namespace awq {
 namespace {
 
 // Far above any vocabulary, and low enough that a hostile file costs neither minutes nor gigabytes.
-constexpr uint64_t token_limit = 1 << 22, merge_limit = 1 << 23, added_limit = 1 << 16;
+constexpr uint64_t token_limit = 1 << 20, merge_limit = 1 << 21, added_limit = 1 << 16;
 constexpr uint64_t text_limit = 32 << 20;     // bytes of all tokens together, and of all merges together
 // Where merges are rebuilt, which looks every token up as often as it has characters: ways to merge, bytes of all tokens, of one.
 constexpr uint64_t rebuilt_limit = 1 << 20, rebuilt_text_limit = 8 << 20, piece_limit = 1024;
