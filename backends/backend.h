@@ -15,6 +15,8 @@
 
 namespace awq {
 
+class Sampler;
+
 // Memory of a backend; freed with the object.
 class Buffer {
 public:
@@ -85,6 +87,22 @@ struct BackendOptions {
     std::string isa;                        // CPU: force "scalar", "avx2", ...; empty: the best this machine has
 };
 
+// Steps that follow one another: one token of each sequence a step, which chooses the tokens of the next.
+struct ChainArgs {
+    RunArgs run;            // the first step, every row's logits wanted; the page table has the pages of all steps. What it points
+                            // to stays valid as long as the chain
+    std::span<const Sampler* const> samplers;    // of each sequence, copied; null: the likeliest token
+    int32_t steps = 0;      // at most
+};
+class Chain {
+public:
+    virtual ~Chain() = default;                  // waits for what is under way
+    virtual int32_t depth() const = 0;           // steps under way that keep the device busy
+    virtual Status launch() = 0;                 // puts the next step on its way, depth() of them at most; an error ends the chain
+    // Of the oldest step under way: the token chosen for each sequence, -1 where its logits are not finite.
+    virtual Status wait(int32_t* tokens) = 0;
+};
+
 class Backend {
 public:
     virtual ~Backend() = default;
@@ -118,8 +136,12 @@ public:
     virtual const Kernel* kernel(const Graph& graph, const Node& node, int64_t rows) const = 0;
     virtual std::span<const Kernel> kernels() const = 0;
 
-    virtual Status run(const RunArgs& args) = 0;    // one at a time; the engine sees to that
+    virtual Status run(const RunArgs& args) = 0;    // one at a time, and no chain beside it; the engine sees to that
+    virtual Result<std::unique_ptr<Chain>> begin_chain(const ChainArgs& args);    // unless overridden: host_chain
 };
+
+// A chain of runs whose tokens the host chooses, each when it is waited for.
+std::unique_ptr<Chain> host_chain(Backend& backend, const ChainArgs& args, int32_t depth);
 
 // The first row of `table` for this node, or null. What most backends' kernel() does.
 const Kernel* find_kernel(std::span<const Kernel> table, const Graph& graph, const Node& node, int64_t rows);

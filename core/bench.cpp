@@ -96,20 +96,18 @@ public:
             AWQ_ASSIGN(auto session, start(depth));
             sessions.push_back(std::move(session));
         }
-        std::vector<int32_t> best(static_cast<size_t>(batch));
-        std::vector<Feed> feeds(static_cast<size_t>(batch));
+        const auto ids = some_tokens(engine_, batch, 11);
         for (int64_t r = 0; r < repeat_; r++) {
-            for (auto& session : sessions) session->truncate(depth);
-            double begin = 0;
-            auto ids = some_tokens(engine_, batch * (tokens + 1), 11);
-            for (int64_t t = -1; t < tokens; t++) {    // the first step warms up
-                if (t == 0) begin = seconds();
-                for (int64_t b = 0; b < batch; b++) {
-                    size_t at = static_cast<size_t>(b);
-                    feeds[at] = {.session = sessions[at].get(), .tokens = std::span(ids).subspan(static_cast<size_t>((t + 1) * batch + b), 1), .best = &best[at]};
-                }
-                AWQ_TRY(engine_.run(feeds));
+            std::vector<Continuation> all;
+            for (size_t b = 0; b < sessions.size(); b++) {
+                sessions[b]->truncate(depth);
+                all.push_back({sessions[b].get(), ids[b]});
             }
+            double begin = 0;
+            AWQ_TRY(engine_.decode(all, tokens + 1, [&](std::span<const int32_t>) -> Result<bool> {
+                if (begin == 0) begin = seconds();    // the first step warms up
+                return true;
+            }));
             rates.push_back(static_cast<double>(tokens * batch) / (seconds() - begin));
         }
         BatchSize size;

@@ -186,13 +186,16 @@ bool Engine::Pending::wants_row(size_t token) const {
 
 // longrope has one set of frequencies up to the original length and another beyond. Where a sequence passes from one to the
 // other, what its cache holds is rotated by the wrong ones: then it is fed whole, as transformers does.
+bool Engine::rope_is_stale(const Session& session, int64_t length) const {
+    const RopeParams& rope = model_.config.rope;
+    auto beyond = [&](int64_t tokens) { return rope.kind == RopeParams::Kind::longrope && tokens > rope.original_length; };
+    return session.rope_length_ < 0 || beyond(session.rope_length_) != beyond(length);
+}
+
 void Engine::repeat_history(Pending& pending) const {
     Session& session = *pending.feed.session;
-    const RopeParams& rope = model_.config.rope;
     const int64_t length = session.length() + static_cast<int64_t>(pending.feed.tokens.size());
-    auto beyond = [&](int64_t tokens) { return rope.kind == RopeParams::Kind::longrope && tokens > rope.original_length; };
-    const bool stale = session.rope_length_ < 0 || beyond(session.rope_length_) != beyond(length);
-    if (session.length() == 0 || !stale) {
+    if (session.length() == 0 || !rope_is_stale(session, length)) {
         session.rope_length_ = length;
         return;
     }
@@ -262,6 +265,18 @@ Status Engine::run(std::span<Feed> feeds, const std::atomic<bool>* cancel) {
     }
 }
 
+RunArgs Engine::run_args() const {
+    RunArgs args;
+    args.graph = &graph_;
+    args.plan = &memory_plan_;
+    args.activations = activations_.get();
+    args.kv_cache = kv_cache_.get();
+    args.kv = kv_;
+    args.kv_pages = pages_->count();
+    args.check_finite = check_finite_;
+    return args;
+}
+
 Status Engine::run_chunk(std::span<Pending> all, const std::atomic<bool>* cancel) {
     std::vector<int32_t> tokens, positions, sequence, seq_begin, rope_len, page_table, output_rows, image_rows;
     std::vector<Pending*> active;
@@ -312,17 +327,10 @@ Status Engine::run_chunk(std::span<Pending> all, const std::atomic<bool>* cancel
         result = rows.data() + rows.size() - outputs * vocab;
     }
 
-    RunArgs args;
-    args.graph = &graph_;
-    args.plan = &memory_plan_;
-    args.activations = activations_.get();
-    args.kv_cache = kv_cache_.get();
-    args.kv = kv_;
-    args.kv_pages = pages_->count();
+    RunArgs args = run_args();
     args.size = size;
     args.result = result;
     args.argmax = best.empty() ? nullptr : best.data();
-    args.check_finite = check_finite_;
     args.cancel = cancel;
     auto input = [&](Input kind, const auto& values) { args.inputs[static_cast<int>(kind)] = values.data(); };
     input(Input::tokens, tokens);
@@ -337,6 +345,7 @@ Status Engine::run_chunk(std::span<Pending> all, const std::atomic<bool>* cancel
     args.feature_rows = config().hidden_size > 0 ? static_cast<int32_t>(features.size() / static_cast<size_t>(config().hidden_size)) : 0;
     {
         std::lock_guard lock(run_mutex_);
+        land();
         args.node_seconds = node_seconds_;
         AWQ_TRY(backend_->run(args));
     }
@@ -379,6 +388,7 @@ Result<std::vector<float>> Engine::image_features(std::span<const float> pixels)
     args.result = features.data();
     args.check_finite = check_finite_;
     std::lock_guard lock(run_mutex_);
+    land();
     AWQ_TRY(backend_->run(args));
     return features;
 }

@@ -5,6 +5,7 @@
 // Session: one mutable timeline of tokens with its pages of the KV cache. One thread at a time may use it.
 #pragma once
 #include <atomic>
+#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -55,6 +56,28 @@ private:
     int32_t count_;
 };
 
+// A mutex that is had in the order in which it was asked for: who takes it again and again keeps nobody out.
+class FairMutex {
+public:
+    void lock() {
+        std::unique_lock lock(mutex_);
+        const uint64_t mine = asked_++;
+        turn_.wait(lock, [&] { return mine == served_; });
+    }
+    void unlock() {
+        {
+            std::lock_guard lock(mutex_);
+            served_++;
+        }
+        turn_.notify_all();
+    }
+
+private:
+    std::mutex mutex_;
+    std::condition_variable turn_;
+    uint64_t asked_ = 0, served_ = 0;
+};
+
 // Tokens that a session is to be fed in one call of Engine::run.
 struct Feed {
     Session* session = nullptr;
@@ -64,6 +87,13 @@ struct Feed {
     // Images in `tokens`: projected features [n][hidden] put, in order, where the image token stands.
     std::span<const float> features;
     int32_t* best = nullptr;                        // receives the likeliest id after the last token: all that greedy needs
+};
+
+// A sequence that Engine::decode goes on with.
+struct Continuation {
+    Session* session = nullptr;
+    int32_t token = 0;             // fed next; in the end the last one chosen
+    Sampler* sampler = nullptr;    // null: the likeliest token
 };
 
 class Engine : public std::enable_shared_from_this<Engine> {
@@ -93,6 +123,12 @@ public:
     // Feeds every session its tokens, all sessions' in one batch where they fit, long ones in chunks. On an error the
     // sessions that were not completed are as they were before. `cancel`, where given, ends the run early.
     Status run(std::span<Feed> feeds, const std::atomic<bool>* cancel = nullptr);
+    // Step after step: every sequence is fed its token, the next one is chosen, `take` gets them all and says whether to go on; at
+    // most `steps` steps. A token is -1 where logits are not finite: an error, if `take` wants to go on. Each session holds what was
+    // fed. Steps may be computed ahead; those that `take` did not ask for are dropped. No lock is held while `take` runs. An error
+    // leaves the sessions at the last step taken.
+    using Take = std::function<Result<bool>(std::span<const int32_t> tokens)>;
+    Status decode(std::span<Continuation> all, int64_t steps, const Take& take, const std::atomic<bool>* cancel = nullptr);
     // As run(), with the time of each node of graph() added to node_seconds.
     Status profile(std::span<Feed> feeds, std::vector<double>& node_seconds);
     // Pixels [3 * size][size] (channels R, G, B, normalised) of one image to projected features [rows_per_image][hidden].
@@ -115,6 +151,14 @@ private:
     };
     void repeat_history(Pending& pending) const;
     Status run_chunk(std::span<Pending> all, const std::atomic<bool>* cancel);
+    bool rope_is_stale(const Session& session, int64_t length) const;
+    RunArgs run_args() const;
+    // Steps of a decode() that the backend has or may have under way (engine_decode.cpp).
+    struct Flight;
+    class InFlight;
+    int64_t steps_ahead(std::span<Continuation> all, int64_t steps) const;
+    Status decode_alone(std::span<Continuation> all, const std::atomic<bool>* cancel);
+    void land();
 
     ConfiguredModel model_;
     std::shared_ptr<const Checkpoint> checkpoint_;
@@ -130,7 +174,8 @@ private:
     int64_t context_ = 0;
     bool check_finite_ = false;
     double* node_seconds_ = nullptr;    // while profile() runs; guarded by run_mutex_
-    std::mutex run_mutex_;    // the activations and the backend's threads serve one run at a time
+    FairMutex run_mutex_;     // the activations and the backend's threads serve one run at a time
+    Flight* flight_ = nullptr;    // guarded by run_mutex_; whoever needs the backend otherwise lands it first
 };
 
 class Session {

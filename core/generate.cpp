@@ -72,16 +72,12 @@ Result<GenerateResult> generate(Session& session, const std::shared_ptr<const To
     const double begin = seconds();
     auto cancelled = [&] { return request.cancel && request.cancel->load(std::memory_order_relaxed); };
     // Greedy without penalties needs the likeliest id only, which spares the copy of the logits.
-    const SamplingOptions& options = request.sampling;
-    const bool greedy = (!options.sample || options.temperature == 0) && options.repeat_penalty == 1 && options.presence_penalty == 0 &&
-                        options.frequency_penalty == 0;
+    Sampler sampler(request.sampling);
+    sampler.prompt(prompt);
+    const bool greedy = !sampler.draws() && !sampler.penalizes();
     std::vector<float> logits;
     int32_t best = -1;
-    auto feed_of = [&](std::span<const int32_t> tokens) {
-        return Feed{.session = &session, .tokens = tokens, .want = Feed::Logits::last, .logits = greedy ? nullptr : &logits, .best = greedy ? &best : nullptr};
-    };
-    Feed feed = feed_of(std::span(prompt).subspan(shared));
-    feed.features = features;
+    Feed feed{.session = &session, .tokens = std::span(prompt).subspan(shared), .logits = greedy ? nullptr : &logits, .features = features, .best = greedy ? &best : nullptr};
     if (Status fed = engine.run({&feed, 1}, request.cancel); !fed.ok()) {
         if (fed.code() != Code::cancelled) return fed;
         result.finish = Finish::cancelled;
@@ -89,8 +85,6 @@ Result<GenerateResult> generate(Session& session, const std::shared_ptr<const To
     }
     result.prompt_seconds = seconds() - begin;
 
-    Sampler sampler(request.sampling);
-    sampler.prompt(prompt);
     StopFilter filter(request.stop);
     std::unique_ptr<Detokenizer> detokenizer;
     if (tokenizer) detokenizer = std::make_unique<Detokenizer>(tokenizer, true);
@@ -99,25 +93,18 @@ Result<GenerateResult> generate(Session& session, const std::shared_ptr<const To
         return !request.on_text || request.on_text(text, token);
     };
     bool stopped = false;
-    for (;;) {
-        if (cancelled()) {
-            result.finish = Finish::cancelled;
-            break;
-        }
-        if (request.max_tokens >= 0 && result.new_tokens >= request.max_tokens) {
-            result.finish = Finish::length;
-            break;
-        }
-        int32_t token = best;
-        if (greedy) {
-            AWQ_TRY(check_token(engine, token));
-        } else {
-            AWQ_ASSIGN(token, sampler.next(logits));
-        }
-        if (std::find(request.eos_ids.begin(), request.eos_ids.end(), token) != request.eos_ids.end()) {
-            result.finish = Finish::eos;
-            break;
-        }
+    auto ends = [&](Finish finish) {
+        result.finish = finish;
+        return false;
+    };
+    // Whether the answer may go on before its next token is looked at, and behind it.
+    auto before = [&] {
+        if (cancelled()) return ends(Finish::cancelled);
+        if (request.max_tokens >= 0 && result.new_tokens >= request.max_tokens) return ends(Finish::length);
+        return true;
+    };
+    auto behind = [&](int32_t token) -> Result<bool> {
+        if (std::find(request.eos_ids.begin(), request.eos_ids.end(), token) != request.eos_ids.end()) return ends(Finish::eos);
         result.ids.push_back(token);
         result.new_tokens++;
         std::string piece;
@@ -125,19 +112,29 @@ Result<GenerateResult> generate(Session& session, const std::shared_ptr<const To
             AWQ_ASSIGN(piece, detokenizer->push(token));
         }
         bool go_on = emit(filter.push(piece, stopped), token);
-        if (stopped || !go_on) {
-            result.finish = stopped ? Finish::stop : Finish::cancelled;
-            break;
+        if (stopped || !go_on) return ends(stopped ? Finish::stop : Finish::cancelled);
+        if (session.length() + 1 > engine.context()) return ends(Finish::context);
+        return true;
+    };
+    bool go_on = before();
+    if (go_on) {
+        Continuation next{&session, best, greedy ? nullptr : &sampler};
+        if (greedy) {
+            AWQ_TRY(check_token(engine, best));
+        } else {
+            AWQ_ASSIGN(next.token, sampler.next(logits));
         }
-        if (session.length() + 1 > engine.context()) {
-            result.finish = Finish::context;
-            break;
-        }
-        Feed next = feed_of({&token, 1});
-        if (Status fed = engine.run({&next, 1}, request.cancel); !fed.ok()) {
-            if (fed.code() != Code::cancelled) return fed;
-            result.finish = Finish::cancelled;
-            break;
+        AWQ_ASSIGN(go_on, behind(next.token));
+        // The last token of an answer is fed as well, for one that goes on from there.
+        const int64_t steps = request.max_tokens >= 0 ? request.max_tokens - result.new_tokens + 1 : engine.context();
+        if (go_on) {
+            Status decoded = engine.decode({&next, 1}, steps, [&](std::span<const int32_t> tokens) -> Result<bool> {
+                if (!before()) return false;
+                if (tokens[0] < 0) return true;    // decode() tells
+                return behind(tokens[0]);
+            }, request.cancel);
+            if (decoded.code() == Code::cancelled) result.finish = Finish::cancelled;
+            else AWQ_TRY(decoded);
         }
     }
     if (!stopped) {
@@ -168,17 +165,17 @@ Result<std::vector<std::vector<int32_t>>> generate_batch(Engine& engine, const s
     std::vector<std::vector<int32_t>> answers(prompts.size());
     if (count <= 0) return answers;
     AWQ_TRY(engine.run(feeds));
-    for (;;) {
-        std::vector<int32_t> next;
-        for (size_t i = 0; i < prompts.size(); i++) {
-            AWQ_TRY(check_token(engine, best[i]));
-            next.push_back(best[i]);
-            answers[i].push_back(best[i]);
-        }
-        if (static_cast<int64_t>(answers[0].size()) == count) return answers;
-        for (size_t i = 0; i < prompts.size(); i++) feeds[i] = {.session = sessions[i].get(), .tokens = {&next[i], 1}, .best = &best[i]};
-        AWQ_TRY(engine.run(feeds));
+    std::vector<Continuation> all;
+    for (size_t i = 0; i < prompts.size(); i++) {
+        AWQ_TRY(check_token(engine, best[i]));
+        answers[i].push_back(best[i]);
+        all.push_back({sessions[i].get(), best[i]});
     }
+    AWQ_TRY(engine.decode(all, count - 1, [&](std::span<const int32_t> tokens) -> Result<bool> {
+        for (size_t i = 0; i < tokens.size(); i++) answers[i].push_back(tokens[i]);
+        return true;
+    }));
+    return answers;
 }
 
 }  // namespace awq

@@ -69,6 +69,11 @@ void Sampler::prompt(std::span<const int32_t> ids) {
     for (int32_t id : ids) seen_.emplace(id, 0);
 }
 
+void Sampler::accept(int32_t token) {
+    if (draws()) uniform();
+    seen_[token]++;
+}
+
 // splitmix64
 double Sampler::uniform() {
     uint64_t z = random_ += 0x9e3779b97f4a7c15u;
@@ -79,7 +84,7 @@ double Sampler::uniform() {
 
 Result<int32_t> Sampler::next(std::span<float> logits) {
     const SamplingOptions& o = options_;
-    if (o.repeat_penalty != 1 || o.presence_penalty != 0 || o.frequency_penalty != 0)
+    if (penalizes())
         for (auto [id, count] : seen_) {
             if (id < 0 || static_cast<size_t>(id) >= logits.size()) continue;
             float& logit = logits[static_cast<size_t>(id)];
@@ -94,7 +99,7 @@ Result<int32_t> Sampler::next(std::span<float> logits) {
     }
     if (!finite) return Status(Code::non_finite, "the model's logits hold NaN or infinity; --check-finite names the layer where it began");
     int32_t chosen = best;
-    if (o.sample && o.temperature > 0) {
+    if (draws()) {
         auto order = [](const auto& a, const auto& b) { return a.first > b.first || (a.first == b.first && a.second < b.second); };
         // Only logits near the best can be drawn: exp(-60) is below what a double's sum would notice.
         float floor = logits[static_cast<size_t>(best)] - 60 * o.temperature;

@@ -36,6 +36,15 @@ public:
     void prompt(std::span<const int32_t> ids);            // tokens the repetition penalty counts from the start
     // The next token; among equal logits the lowest id. Changes `logits`. An error where they are not finite.
     Result<int32_t> next(std::span<float> logits);
+    // A token that a device chose as next() would have: the state is then as after next().
+    void accept(int32_t token);
+
+    // What a device needs to go on from here.
+    bool draws() const { return options_.sample && options_.temperature > 0; }
+    bool penalizes() const { return options_.repeat_penalty != 1 || options_.presence_penalty != 0 || options_.frequency_penalty != 0; }
+    const SamplingOptions& options() const { return options_; }
+    uint64_t random() const { return random_; }
+    const std::unordered_map<int32_t, int32_t>& seen() const { return seen_; }
 
 private:
     double uniform();                                     // [0, 1), the same on every machine
