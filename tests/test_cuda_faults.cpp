@@ -141,7 +141,8 @@ Result<std::shared_ptr<Engine>> load(const std::string& name, bool check_finite)
     return Engine::load(options);
 }
 
-// A prompt, tokens one by one (launched, captured, replayed), one profiled; an image where the model sees.
+// A prompt, tokens one by one (launched, captured, replayed), one profiled; steps chained, drawn with penalties and the likeliest; an
+// image where the model sees.
 Status talk(Engine& engine, std::vector<float>& all) {
     all.clear();
     AWQ_ASSIGN(auto session, engine.new_session());
@@ -159,6 +160,17 @@ Status talk(Engine& engine, std::vector<float>& all) {
         AWQ_TRY(at + 1 == ids.size() ? engine.profile({&feed, 1}, seconds) : engine.run({&feed, 1}));
         all.insert(all.end(), rows.begin(), rows.end());
         all.push_back(static_cast<float>(best));
+    }
+    SamplingOptions options;
+    options.sample = true, options.temperature = 2, options.repeat_penalty = 1.2f, options.frequency_penalty = 0.1f;
+    Sampler sampler(options);
+    sampler.prompt(ids);
+    for (Sampler* choosing : {&sampler, static_cast<Sampler*>(nullptr)}) {
+        Continuation next{session.get(), ids[0], choosing};
+        AWQ_TRY(engine.decode({&next, 1}, 4, [&](std::span<const int32_t> tokens) -> Result<bool> {
+            all.push_back(static_cast<float>(tokens[0]));
+            return true;
+        }));
     }
     if (!engine.has_vision()) return {};
     const auto side = static_cast<size_t>(engine.config().vision.image_size);
@@ -243,7 +255,7 @@ TEST_CASE("faults: any call of the GPU fails while a model is loaded, talks and 
     if (!has_gpu()) return;
     const std::vector<const char*> all = {
         "cudaGetDeviceCount", "cudaGetDeviceProperties", "cudaDeviceGetAttribute", "cudaSetDevice", "cudaMemGetInfo",
-        "cudaFuncGetAttributes", "cudaFuncSetAttribute", "cudaMalloc", "cudaMallocHost", "cudaMemcpyAsync", "cudaMemset",
+        "cudaFuncGetAttributes", "cudaFuncSetAttribute", "cudaMalloc", "cudaMallocHost", "cudaMemcpyAsync", "cudaMemset", "cudaMemsetAsync",
         "cudaLaunchKernelExC", "__cudaLaunchKernel", "cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate",
         "cudaGraphLaunch", "cudaEventRecord", "cudaEventElapsedTime", "cudaEventSynchronize", "cudaStreamSynchronize",
         "cudaDeviceSynchronize", "cudaEventCreate", "cudaEventCreateWithFlags", "cudaStreamCreateWithFlags"};

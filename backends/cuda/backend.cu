@@ -57,6 +57,18 @@ double measure_bandwidth(int multiprocessors) {
     return best;
 }
 
+class DeviceChain : public Chain {
+public:
+    explicit DeviceChain(Executor& executor) : executor_(executor) {}
+    ~DeviceChain() override { executor_.end_chain(); }
+    int32_t depth() const override { return step_slots; }
+    Status launch() override { return executor_.launch_step(); }
+    Status wait(int32_t* tokens) override { return executor_.wait_step(tokens); }
+
+private:
+    Executor& executor_;
+};
+
 class CudaBackend : public Backend {
 public:
     Status open(int device) {
@@ -206,6 +218,12 @@ public:
     std::span<const Kernel> kernels() const override { return kernel_table(); }
 
     Status run(const RunArgs& args) override { return executor_.run(args); }
+    Result<std::unique_ptr<Chain>> begin_chain(const ChainArgs& args) override {
+        if (args.run.check_finite || args.run.size.sequences > captured_tokens) return Backend::begin_chain(args);
+        std::unique_ptr<Chain> chain = std::make_unique<DeviceChain>(executor_);
+        AWQ_TRY(executor_.begin_chain(args));
+        return std::move(chain);
+    }
 
 private:
     int device_ = 0;

@@ -14,30 +14,6 @@ Status cuda_error(cudaError_t error, const char* what) {
     return Status(Code::internal, "CUDA: " + call + ": " + cudaGetErrorString(error));
 }
 
-Status DeviceMemory::grow(size_t bytes, bool& moved) {
-    if (bytes <= bytes_) return {};
-    moved = true;
-    AWQ_CUDA(cudaDeviceSynchronize());  // nobody reads the old memory any more
-    cudaFree(data_);
-    data_ = nullptr;
-    bytes_ = 0;
-    AWQ_CUDA(cudaMalloc(&data_, bytes));
-    AWQ_CUDA(cudaMemset(data_, 0, bytes));
-    AWQ_CUDA(cudaDeviceSynchronize());
-    bytes_ = bytes;  // only now: memory that is not zero is not there
-    return {};
-}
-
-Status PinnedMemory::grow(size_t bytes) {
-    if (bytes <= bytes_) return {};
-    cudaFreeHost(data_);
-    data_ = nullptr;
-    bytes_ = 0;
-    AWQ_CUDA(cudaMallocHost(&data_, bytes));
-    bytes_ = bytes;
-    return {};
-}
-
 std::span<const Kernel> kernel_table() {
     static const std::vector<Kernel> rows = [] {
         std::vector<Kernel> all;
@@ -51,7 +27,6 @@ std::span<const Kernel> kernel_table() {
 
 namespace {
 
-constexpr int captured_tokens = 64;  // runs of more tokens are launched one by one: they take long enough
 constexpr size_t captured_limit = 64;
 
 // First row of a matrix with a value that is not finite, of the first node that has one: node << 32 | row, the least wins.
@@ -63,57 +38,6 @@ __global__ void find_non_finite(const T* data, int64_t stride, int64_t cols, int
     if (i >= count) return;
     float x = static_cast<float>(data[i / cols * stride + i % cols]);
     if (!isfinite(x)) atomicMin(verdict, node << 32 | static_cast<unsigned long long>(i / cols));
-}
-
-// Index of the largest element of each row, the lowest among equals. Blocks (part, row); the last of a row joins the parts.
-constexpr int argmax_parts = 32, argmax_threads = 256;
-struct Best {
-    float value;
-    int32_t index;
-    __device__ void take(const Best& other) {
-        if (other.value > value || (other.value == value && other.index < index)) *this = other;
-    }
-};
-__device__ Best block_best(Best best) {
-    __shared__ Best of_warp[argmax_threads / 32];
-    auto join = [](Best& b) {
-#pragma unroll
-        for (int mask = 16; mask; mask >>= 1) b.take({__shfl_xor_sync(~0u, b.value, mask), __shfl_xor_sync(~0u, b.index, mask)});
-    };
-    join(best);
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = best;
-    __syncthreads();
-    best = of_warp[threadIdx.x % (argmax_threads / 32)];
-    join(best);
-    __syncthreads();
-    return best;
-}
-__global__ void __launch_bounds__(argmax_threads)
-    argmax_kernel(const float* logits, int64_t stride, int cols, int32_t* index, Best* parts, unsigned* counters) {
-    __shared__ bool last;
-    let_next_begin();
-    wait_for_previous();
-    const float* row = logits + blockIdx.y * stride;
-    Best best = {-INFINITY, 0x7fffffff};
-    for (int c = blockIdx.x * argmax_threads + threadIdx.x; c < cols; c += argmax_parts * argmax_threads) best.take({row[c], c});
-    best = block_best(best);
-    Best* mine = parts + blockIdx.y * argmax_parts;
-    if (threadIdx.x == 0) {
-        mine[blockIdx.x] = best;
-        __threadfence();
-        last = atomicAdd(counters + blockIdx.y, 1) == argmax_parts - 1;
-        if (last) counters[blockIdx.y] = 0;
-    }
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-    best = {-INFINITY, 0x7fffffff};
-    if (threadIdx.x < argmax_parts) {
-        const volatile Best* part = mine + threadIdx.x;
-        best = {part->value, part->index};
-    }
-    best = block_best(best);
-    if (threadIdx.x == 0) index[blockIdx.y] = min(best.index, cols - 1);  // a row of NaN has no largest: any valid index
 }
 
 template <class T>
@@ -140,29 +64,28 @@ bool read_by_none_but(const Graph& graph, NodeId id, NodeId reader) {
     return true;
 }
 
-size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+}  // namespace
 
-// An upper limit of so many keys that does not change with every token.
 int32_t rounded_keys(int64_t keys) {
     int32_t rounded = 128;
     while (rounded < keys && rounded < 1 << 30) rounded *= 2;
     return rounded;
 }
 
-}  // namespace
-
 bool Executor::Key::operator==(const Key& o) const {
     return graph == o.graph && output == o.output && nodes == o.nodes && peak == o.peak && plan == o.plan &&
            activations == o.activations && kv_cache == o.kv_cache && size.tokens == o.size.tokens &&
            size.sequences == o.size.sequences && size.outputs == o.size.outputs && size.max_pages == o.size.max_pages &&
            feature_rows == o.feature_rows && min_query == o.min_query && max_query == o.max_query && max_keys == o.max_keys &&
-           inputs == o.inputs && argmax == o.argmax;
+           inputs == o.inputs && choosing == o.choosing;
 }
 
 Executor::~Executor() {
     if (context_.stream) cudaStreamSynchronize(context_.stream);
     forget_captured();
     for (cudaEvent_t event : marks_) cudaEventDestroy(event);
+    for (cudaEvent_t event : step_done_)
+        if (event) cudaEventDestroy(event);
     if (context_.stream) cudaStreamDestroy(context_.stream);
 }
 
@@ -221,7 +144,7 @@ Executor::Scratch Executor::scratch_of(const Graph& graph, const BatchSize& size
         const Node& output = graph.nodes[graph.output];
         const auto output_rows = static_cast<size_t>(node_rows(output, size));
         scratch = std::max(scratch, output_rows * static_cast<size_t>(output.cols) * (output.dtype == DType::f32 ? 0 : sizeof(float)));
-        scratch = std::max(scratch, output_rows * (argmax_parts * sizeof(Best) + sizeof(int32_t)));
+        scratch = std::max(scratch, output_rows * (best_parts * sizeof(Best) + sizeof(int32_t)));
     }
     return {aligned(scratch), aligned(matmul_scratch_bytes(rows, in))};
 }
@@ -241,14 +164,17 @@ Executor::Scratch Executor::largest_scratch(const Graph& graph, const BatchSize&
     return most;
 }
 
+// Of one sequence; a batch of some that draw takes more when it comes.
 size_t Executor::scratch_bytes(const Graph& graph, const BatchSize& capacity, int64_t positions) const {
     Scratch scratch = largest_scratch(graph, capacity, positions);
-    return scratch.call + scratch.matmul;
+    return scratch.call + scratch.matmul + DeviceSampler::bytes(1, graph.nodes[graph.output].cols);
 }
 
 Status Executor::reserve(const Graph& graph, const BatchSize& capacity, int64_t positions) {
     AWQ_CUDA(cudaSetDevice(device_));
-    return grow(largest_scratch(graph, capacity, positions));
+    AWQ_TRY(grow(largest_scratch(graph, capacity, positions)));
+    bool moved = false;
+    return sampler_.reserve(1, graph.nodes[graph.output].cols, moved);
 }
 
 Status Executor::grow(const Scratch& scratch) {
@@ -319,7 +245,7 @@ Status Executor::send_inputs(const RunArgs& args) {
 }
 
 // Every node's kernel, in order.
-Status Executor::issue(const RunArgs& host, bool capturing) try {
+Status Executor::issue(const RunArgs& host, Choosing choosing, bool capturing) try {
     const Graph& graph = *host.graph;
     const RunArgs& args = on_device_;
     std::vector<Tensor> in, append_in;
@@ -361,15 +287,17 @@ Status Executor::issue(const RunArgs& host, bool capturing) try {
                            call.out.stride, call.out.cols, count, number, verdict));
         context_.chained = false;
     }
-    if (args.argmax && graph.output != no_node) {
-        Tensor logits = node_tensor(args, graph.output);
-        Best* parts = reinterpret_cast<Best*>(context_.scratch);
-        if (logits.rows > 0 && logits.dtype == DType::f32)
-            AWQ_TRY(launch(context_, argmax_kernel, dim3(argmax_parts, static_cast<unsigned>(logits.rows)), argmax_threads, 0,
-                           static_cast<const float*>(logits.data), logits.stride, static_cast<int>(logits.cols),
-                           reinterpret_cast<int32_t*>(parts + logits.rows * argmax_parts), parts, context_.counters));
-    }
-    return {};
+    if (choosing == Choosing::nothing || graph.output == no_node) return {};
+    Tensor logits = node_tensor(args, graph.output);
+    if (logits.rows == 0 || logits.dtype != DType::f32) return {};
+    Best* parts = reinterpret_cast<Best*>(context_.scratch);
+    if (choosing == Choosing::best)
+        return choose_best(context_, logits, parts, reinterpret_cast<int32_t*>(parts + logits.rows * best_parts), {});
+    auto input = [&](Input kind) { return const_cast<int32_t*>(static_cast<const int32_t*>(args.inputs[static_cast<int>(kind)])); };
+    const StepInputs next = {input(Input::tokens), input(Input::positions), input(Input::rope_len),
+                             reinterpret_cast<int32_t*>(chosen_host_.data())};
+    if (choosing == Choosing::best_for_next) return choose_best(context_, logits, parts, nullptr, next);
+    return sampler_.choose(context_, logits, parts, next);
 } catch (const std::bad_alloc&) {  // no exception: the stream must leave a capture, and what was launched be waited for
     return Status(Code::out_of_memory, "out of memory");
 }
@@ -416,7 +344,7 @@ Status Executor::run_captured(const RunArgs& args, const Key& key, bool& done) {
     found->last_use = ++uses_;
     if (!found->exec) {
         AWQ_CUDA(cudaStreamBeginCapture(context_.stream, cudaStreamCaptureModeThreadLocal));
-        Status issued = issue(args, true);
+        Status issued = issue(args, key.choosing, true);
         cudaGraph_t graph = nullptr;
         cudaError_t ended = cudaStreamEndCapture(context_.stream, &graph);  // also after an error: the stream must leave the mode
         cudaError_t made = ended == cudaSuccess && issued.ok() ? cudaGraphInstantiate(&found->exec, graph, 0) : cudaSuccess;
@@ -440,7 +368,7 @@ Status Executor::fetch_result(const RunArgs& args) {
     const size_t argmax_bytes = args.argmax ? static_cast<size_t>(output.rows) * sizeof(int32_t) : 0;
     AWQ_TRY(result_host_.grow(result_bytes + argmax_bytes));
     if (argmax_bytes) {
-        const char* index = context_.scratch + static_cast<size_t>(output.rows) * argmax_parts * sizeof(Best);
+        const char* index = context_.scratch + static_cast<size_t>(output.rows) * best_parts * sizeof(Best);
         AWQ_CUDA(
             cudaMemcpyAsync(result_host_.data() + result_bytes, index, argmax_bytes, cudaMemcpyDeviceToHost, context_.stream));
     }
@@ -476,11 +404,7 @@ Status Executor::report_finite(const RunArgs& args) {
                                         " holds a value that is not finite");
 }
 
-Status Executor::run(const RunArgs& args) {
-    AWQ_CUDA(cudaSetDevice(device_));
-    if (args.cancel && args.cancel->load(std::memory_order_relaxed)) return Status(Code::cancelled, "cancelled");
-    AWQ_TRY(prepare(args));
-    AWQ_TRY(send_inputs(args));
+Executor::Key Executor::key_of(const RunArgs& args, Choosing choosing) const {
     Key key = {args.graph->serial.value,
                args.graph->output,
                args.graph->nodes.size(),
@@ -494,17 +418,26 @@ Status Executor::run(const RunArgs& args) {
                context_.max_query,
                context_.max_keys,
                0,
-               args.argmax != nullptr};
+               choosing};
     for (int i = 0; i < input_count; i++) key.inputs |= args.inputs[i] ? 1u << i : 0;
+    return key;
+}
+
+Status Executor::run(const RunArgs& args) {
+    AWQ_CUDA(cudaSetDevice(device_));
+    if (args.cancel && args.cancel->load(std::memory_order_relaxed)) return Status(Code::cancelled, "cancelled");
+    AWQ_TRY(prepare(args));
+    AWQ_TRY(send_inputs(args));
+    const Choosing choosing = args.argmax ? Choosing::best : Choosing::nothing;
 
     Status status = [&]() -> Status {
         bool done = false;
         if (args.check_finite)
             AWQ_CUDA(cudaMemsetAsync(verdict_.data(), 0xff, sizeof(unsigned long long), context_.stream));
         else if (!args.node_seconds && args.size.tokens > 0 && args.size.tokens <= captured_tokens)
-            AWQ_TRY(run_captured(args, key, done));
+            AWQ_TRY(run_captured(args, key_of(args, choosing), done));
         marked_.clear();
-        if (!done) AWQ_TRY(issue(args, false));
+        if (!done) AWQ_TRY(issue(args, choosing, false));
         if (args.node_seconds) AWQ_TRY(read_marks(args));
         if (args.check_finite) AWQ_TRY(report_finite(args));
         return fetch_result(args);

@@ -2,45 +2,27 @@
 // decode step, replayed from a captured CUDA graph.
 #pragma once
 #include <vector>
-#include "backends/cuda/cuda.h"
+#include "backends/cuda/sample.h"
 
 namespace awq::cuda {
 
-// Memory that grows; what it held is lost when it does.
-class DeviceMemory {
-public:
-    DeviceMemory() = default;
-    DeviceMemory(const DeviceMemory&) = delete;
-    ~DeviceMemory() { cudaFree(data_); }
-    // True in `moved` where the address changed; the new memory is zero.
-    Status grow(size_t bytes, bool& moved);
-    char* data() const { return static_cast<char*>(data_); }
-    size_t bytes() const { return bytes_; }
-
-private:
-    void* data_ = nullptr;
-    size_t bytes_ = 0;
-};
-class PinnedMemory {
-public:
-    PinnedMemory() = default;
-    PinnedMemory(const PinnedMemory&) = delete;
-    ~PinnedMemory() { cudaFreeHost(data_); }
-    Status grow(size_t bytes);
-    char* data() const { return static_cast<char*>(data_); }
-
-private:
-    void* data_ = nullptr;
-    size_t bytes_ = 0;
-};
-
 std::span<const Kernel> kernel_table();
+
+// An upper limit of so many keys that does not change with every token.
+int32_t rounded_keys(int64_t keys);
+
+inline constexpr int captured_tokens = 64;  // runs of more tokens are launched one by one: they take long enough
 
 class Executor {
 public:
     ~Executor();
     Status open(int device, const cudaDeviceProp& properties);
     Status run(const RunArgs& args);
+    // Chains of steps (backend.h; chain.cu), one at a time.
+    Status begin_chain(const ChainArgs& args);
+    Status launch_step();
+    Status wait_step(int32_t* tokens);
+    void end_chain();
     // Memory that runs of a graph take, up to this size and so many keys of a sequence, and taking it.
     size_t scratch_bytes(const Graph& graph, const BatchSize& capacity, int64_t positions) const;
     Status reserve(const Graph& graph, const BatchSize& capacity, int64_t positions);
@@ -54,6 +36,8 @@ private:
     Scratch largest_scratch(const Graph& graph, const BatchSize& capacity, int64_t positions) const;
     Status grow(const Scratch& scratch);
 
+    // What becomes of the logits on the device.
+    enum class Choosing : uint8_t { nothing, best, best_for_next, sampled_for_next };
     // Everything that decides launches: two runs with equal keys issue the same ones.
     struct Key {
         uint64_t graph;
@@ -63,7 +47,7 @@ private:
         BatchSize size;
         int32_t feature_rows, min_query, max_query, max_keys;
         uint32_t inputs;  // bit i: Input i is there
-        bool argmax;
+        Choosing choosing;
         bool operator==(const Key&) const;
     };
     struct Captured {
@@ -74,7 +58,8 @@ private:
 
     Status prepare(const RunArgs& args);
     Status send_inputs(const RunArgs& args);
-    Status issue(const RunArgs& host, bool capturing);
+    Key key_of(const RunArgs& args, Choosing choosing) const;
+    Status issue(const RunArgs& host, Choosing choosing, bool capturing);
     Status run_captured(const RunArgs& args, const Key& key, bool& done);
     Status mark(const RunArgs& args, NodeId node, bool end);
     Status read_marks(const RunArgs& args);
@@ -84,6 +69,15 @@ private:
 
     int device_ = 0;
     Context context_;
+    DeviceSampler sampler_;
+    struct {
+        RunArgs args;    // of the first step
+        Choosing choosing;
+        int32_t steps, launched, waited_for, keys;    // keys: of the longest sequence, its first step's token included
+        std::vector<int32_t> positions;               // of the first step
+    } chain_ = {};
+    PinnedMemory chosen_host_;                        // [step_slots][sequences]
+    cudaEvent_t step_done_[step_slots] = {};
     RunArgs on_device_;  // the run's arguments with device memory as inputs
     DeviceMemory inputs_, scratch_, matmul_scratch_, counters_, verdict_;
     PinnedMemory inputs_host_, result_host_;
