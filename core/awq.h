@@ -149,8 +149,8 @@ awq_status awq_generate(awq_session* session, const int32_t* ids, size_t count, 
                         awq_on_text on_text, void* user, awq_stats* stats);
 /* Feeds ids after what the cache holds; logits of the last one: `vocab_size` floats, may be null. */
 awq_status awq_feed(awq_session* session, const int32_t* ids, size_t count, float* logits);
-/* From any thread or signal handler: the session's running call, or its next one, ends at the next op: awq_feed with
-   AWQ_CANCELLED, the others well with AWQ_FINISH_CANCELLED. */
+/* From any thread or signal handler: the session's running call, or its next one, ends at the next op or token: awq_feed
+   with AWQ_CANCELLED, the others well with AWQ_FINISH_CANCELLED. */
 void awq_cancel(awq_session* session);
 void awq_uncancel(awq_session* session);    /* takes it back, where it came too late for the call it was meant for */
 

@@ -251,7 +251,8 @@ TEST_CASE("cuda: logits that are not finite give no token, wherever they are and
     compare(bench, rows, samplers, 2, "not finite");
     std::vector<const Sampler*> pointers;
     for (const Sampler& sampler : samplers) pointers.push_back(&sampler);
-    for (int32_t token : bench.choose(rows, pointers, 1)[0]) CHECK(token == -1);
+    const auto none = bench.choose(rows, pointers, 1);
+    for (int32_t token : none[0]) CHECK(token == -1);
     // The likeliest token alone is one as long as there is a number.
     const std::vector<const Sampler*> likeliest(rows.size(), nullptr);
     const auto tokens = bench.choose(rows, likeliest, 1)[0];
@@ -285,7 +286,7 @@ TEST_CASE("cuda: the time of choosing on the device") {
                 std::vector<const Sampler*> pointers;
                 for (const Sampler& sampler : samplers) pointers.push_back(kind == 0 ? nullptr : &sampler);
                 bench.choose(rows, pointers, 1);
-                MESSAGE(vocab << " tokens, " << count << (count == 1 ? " row, " : " rows, ") << std::string(names[kind]) << ": " << bench.microseconds(count, vocab) << " us");
+                MESSAGE(vocab << " tokens, " << count << std::string(count == 1 ? " row, " : " rows, ") << std::string(names[kind]) << ": " << bench.microseconds(count, vocab) << " us");
             }
 }
 

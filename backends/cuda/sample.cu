@@ -13,9 +13,9 @@ struct Choice {
     bool checked;     // logits that are not finite are an error
 };
 
-// A logit x temperatures below the largest is in bin 16 x; candidates reach to 60, and where rounding of the limit adds to that,
-// not beyond 120.
-constexpr int bin_count = 2048;
+// A logit x temperatures below the largest is in bin 16 x, candidates up to 60 and what rounding of that limit adds: the last bin
+// takes all that is left.
+constexpr int bin_count = 1024;
 struct RowBins {
     Best best;
     int last;                         // no token of a later bin can be drawn
@@ -28,8 +28,9 @@ struct RowBins {
 
 namespace {
 
-constexpr int threads = 256, choose_threads = 512;
-constexpr int digits = 2048;          // of a key, told apart in one pass
+constexpr int threads = 256, draw_threads = 512;
+constexpr int few_keys = 256;         // that are put in order, each compared with all
+constexpr int digit_bits = 10, digits = 1 << digit_bits;    // of a key, told apart in one pass
 
 __device__ void take(Best& best, float value, int32_t index) {
     if (value > best.value || (value == best.value && index < best.index)) best = {value, index};
@@ -88,36 +89,51 @@ __device__ float penalized(const Choice& choice, float logit, int seen) {
     return __fsub_rn(logit, __fadd_rn(choice.presence_penalty, __fmul_rn(choice.frequency_penalty, static_cast<float>(seen - 1))));
 }
 
+// Every `step`-th element from `first` on, and its index; some are loaded before the first one is looked at.
+template <class T, class Body>
+__device__ void each(const T* data, unsigned first, unsigned step, unsigned count, Body body) {
+    constexpr int together = 8;
+    for (unsigned at = first; at < count; at += together * step) {
+        T loaded[together];
+#pragma unroll
+        for (int i = 0; i < together; i++)
+            if (at + i * step < count) loaded[i] = data[at + i * step];
+#pragma unroll
+        for (int i = 0; i < together; i++)
+            if (at + i * step < count) body(loaded[i], at + i * step);
+    }
+}
+// The values of a row, shared out to its blocks.
+template <class Body>
+__device__ void each_value(const float* values, int cols, Body body) {
+    each(values, blockIdx.x * threads + threadIdx.x, gridDim.x * threads, static_cast<unsigned>(cols), body);
+}
+
 __global__ void __launch_bounds__(threads) best_kernel(float* logits, int64_t stride, int cols, Best* parts, unsigned* counters, int32_t* index,
                                                        StepInputs next, Choice* choices, RowBins* all_bins) {
     let_next_begin();
     wait_for_previous();
-    const int row = blockIdx.y, first = blockIdx.x * threads + threadIdx.x;
+    const int row = blockIdx.y;
     Choice* choice = choices ? choices + row : nullptr;
     float* values = logits + row * stride;
     Best best = {-INFINITY, INT32_MAX};
     const int32_t* seen = choice ? choice->seen : nullptr;
-    if (choice && choice->checked) {
-        for (int c = first; c < cols; c += best_parts * threads) {
-            float value = values[c];
-            if (seen && seen[c] > 0) values[c] = value = penalized(*choice, value, seen[c]);
-            if (isfinite(value)) take(best, value, c);
-            else best = {INFINITY, -1};    // nothing is larger, and no index lower
-        }
-    } else {
-#pragma unroll 4
-        for (int c = first; c < cols; c += best_parts * threads) take(best, values[c], c);
-    }
+    const bool checked = choice && choice->checked;
+    each_value(values, cols, [&](float value, unsigned c) {
+        if (seen && seen[c] > 0) values[c] = value = penalized(*choice, value, seen[c]);
+        if (checked && !isfinite(value)) best = {INFINITY, -1};    // nothing is larger, and no index lower
+        else take(best, value, static_cast<int32_t>(c));
+    });
     if (choice && choice->draws) {
         RowBins& bins = all_bins[row];
-        for (int b = first; b < bin_count; b += best_parts * threads) bins.count[b] = 0, bins.sum[b] = 0, bins.taken[b] = 0;
+        for (int b = blockIdx.x * threads + threadIdx.x; b < bin_count; b += gridDim.x * threads) bins.count[b] = 0, bins.sum[b] = 0, bins.taken[b] = 0;
     }
     best = block_best(best);
-    Best* mine = parts + row * best_parts;
+    Best* mine = parts + row * gridDim.x;
     if (threadIdx.x == 0) mine[blockIdx.x] = best;
     if (!last_block(counters + row)) return;
     best = {-INFINITY, INT32_MAX};
-    if (threadIdx.x < best_parts) {
+    if (threadIdx.x < gridDim.x) {
         const volatile Best* part = mine + threadIdx.x;
         best = {part->value, part->index};
     }
@@ -135,9 +151,9 @@ struct Scale {
     __device__ double distance(float value) const { return (static_cast<double>(best) - static_cast<double>(value)) * rate; }
     __device__ int bin(float value) const { return min(static_cast<int>(distance(value) * 16), bin_count - 1); }
     __device__ u64 weight(float value) const { return max(1ull, __double2ull_rn(exp(-distance(value)) * unit)); }
-    static __device__ u64 key(float value, int index) {
+    static __device__ u64 key(float value, unsigned index) {
         const unsigned bits = __float_as_uint(value + 0.0f);    // -0 is 0
-        return static_cast<u64>(bits >> 31 ? bits : 0x7fffffffu - bits) << 32 | static_cast<unsigned>(index);
+        return static_cast<u64>(bits >> 31 ? bits : 0x7fffffffu - bits) << 32 | index;
     }
     static __device__ float value(u64 key) {
         const auto bits = static_cast<unsigned>(key >> 32);
@@ -151,6 +167,15 @@ __device__ Scale scale_of(const Choice& choice, float best, int cols) {
 
 // Whether a block has anything to do in a row: it draws, and its logits were finite.
 __device__ bool draws(const Choice& choice, const RowBins& bins) { return choice.draws && bins.best.index >= 0; }
+
+// Sums in shared memory in two halves, as no 64-bit addition is there: the upper one gets the lower one's carries, whoever adds when.
+__device__ void add(unsigned* count, unsigned* low, unsigned* high, int at, u64 weight) {
+    const auto lower = static_cast<unsigned>(weight);
+    const unsigned carry = atomicAdd(&low[at], lower) + lower < lower;
+    atomicAdd(&count[at], 1);
+    if (const unsigned upper = static_cast<unsigned>(weight >> 32) + carry) atomicAdd(&high[at], upper);
+}
+__device__ u64 both(unsigned low, unsigned high) { return static_cast<u64>(high) << 32 | low; }
 
 // Sum over the threads before this one; the same in every run. All threads call.
 template <int block_threads, class T>
@@ -191,8 +216,8 @@ __device__ int min_p_bin(float min_p) { return min(static_cast<int>(-log(static_
 
 __global__ void __launch_bounds__(threads) bins_kernel(const float* logits, int64_t stride, int cols, unsigned* counters, const Choice* choices,
                                                        RowBins* all_bins) {
-    // A sum in two halves: the upper one gets the lower one's carries, whoever adds when.
-    __shared__ unsigned count[bin_count], low[bin_count], high[bin_count];
+    __shared__ unsigned count[bin_count], low[bin_count], high[bin_count], all;
+    __shared__ u64 all_sum;
     let_next_begin();
     for (int b = threadIdx.x; b < bin_count; b += threads) count[b] = 0, low[b] = 0, high[b] = 0;
     __syncthreads();
@@ -201,48 +226,45 @@ __global__ void __launch_bounds__(threads) bins_kernel(const float* logits, int6
     RowBins& bins = all_bins[blockIdx.y];
     if (!draws(choice, bins)) return;
     const Scale scale = scale_of(choice, bins.best.value, cols);
-    const float* values = logits + blockIdx.y * stride;
-#pragma unroll 4
-    for (int c = blockIdx.x * threads + threadIdx.x; c < cols; c += best_parts * threads) {
-        const float value = values[c];
-        if (!(value >= scale.floor)) continue;
-        const int b = scale.bin(value);
-        const u64 weight = scale.weight(value);
-        const auto lower = static_cast<unsigned>(weight);
-        const unsigned carry = atomicAdd(&low[b], lower) + lower < lower;
-        atomicAdd(&count[b], 1);
-        if (const unsigned upper = static_cast<unsigned>(weight >> 32) + carry) atomicAdd(&high[b], upper);
-    }
+    each_value(logits + blockIdx.y * stride, cols, [&](float value, unsigned) {
+        if (!(value >= scale.floor)) return;
+        add(count, low, high, scale.bin(value), scale.weight(value));
+    });
     __syncthreads();
     for (int b = threadIdx.x; b < bin_count; b += threads) {
         if (count[b] == 0) continue;
         atomicAdd(&bins.count[b], count[b]);
-        atomicAdd(&bins.sum[b], static_cast<u64>(high[b]) << 32 | low[b]);
+        atomicAdd(&bins.sum[b], both(low[b], high[b]));
     }
     if (!last_block(counters + blockIdx.y)) return;
 
-    constexpr int each = bin_count / threads;
+    for (int b = threadIdx.x; b < bin_count; b += threads) {
+        const u64 sum = __ldcg(&bins.sum[b]);
+        count[b] = __ldcg(&bins.count[b]), low[b] = static_cast<unsigned>(sum), high[b] = static_cast<unsigned>(sum >> 32);
+    }
+    __syncthreads();
+    constexpr int own = bin_count / threads;
+    const int first = threadIdx.x * own;
     unsigned own_count = 0;
     u64 own_sum = 0;
-    for (int i = 0, b = threadIdx.x * each; i < each; i++, b++) own_count += __ldcg(&bins.count[b]), own_sum += __ldcg(&bins.sum[b]);
+    for (int b = first; b < first + own; b++) own_count += count[b], own_sum += both(low[b], high[b]);
     unsigned begin = sum_before<threads>(own_count);
     u64 before = sum_before<threads>(own_sum);
-    for (int i = 0, b = threadIdx.x * each; i < each; i++, b++) {
-        bins.begin[b] = begin, bins.before[b] = before;
-        begin += __ldcg(&bins.count[b]), before += __ldcg(&bins.sum[b]);
+    if (threadIdx.x == threads - 1) {
+        bins.begin[bin_count] = all = begin + own_count;
+        bins.before[bin_count] = all_sum = before + own_sum;
     }
-    if (threadIdx.x == threads - 1) bins.begin[bin_count] = begin, bins.before[bin_count] = before;
-    __threadfence_block();
     __syncthreads();
-
     // What is left once all cuts are made ends in this bin or before. The share of top-p is of what top-k leaves: so where there
     // are both, that must be known exactly, and the keys reach to its end.
-    const unsigned all = bins.begin[bin_count];
-    const bool cut = choice.top_k > 0 && static_cast<unsigned>(choice.top_k) < all;
-    int last = first_bin(bins.begin, (cut ? static_cast<unsigned>(choice.top_k) : all) - 1);
-    if (!cut && choice.top_p < 1) last = first_bin(bins.before, below_share(choice.top_p, bins.before[bin_count]));
-    if (!cut && choice.min_p > 0) last = min(last, min_p_bin(choice.min_p));
-    if (threadIdx.x == 0) bins.last = last;
+    const bool cut = choice.top_k > 0 && static_cast<unsigned>(choice.top_k) < all, share = !cut && choice.top_p < 1;
+    const u64 target = share ? below_share(choice.top_p, all_sum) : (cut ? static_cast<unsigned>(choice.top_k) : all) - 1;
+    for (int b = first; b < first + own; b++) {
+        const u64 sum = both(low[b], high[b]), from = share ? before : begin, to = from + (share ? sum : count[b]);
+        if (from <= target && to > target) bins.last = !cut && choice.min_p > 0 ? min(b, min_p_bin(choice.min_p)) : b;
+        bins.begin[b] = begin, bins.before[b] = before;
+        begin += count[b], before += sum;
+    }
 }
 
 // The keys of all candidates up to the last bin, by bin.
@@ -257,22 +279,20 @@ __global__ void __launch_bounds__(threads) keys_kernel(const float* logits, int6
     if (!draws(choice, bins)) return;
     const Scale scale = scale_of(choice, bins.best.value, cols);
     const float* values = logits + blockIdx.y * stride;
-    const int last = bins.last, first = blockIdx.x * threads + threadIdx.x;
+    const int last = bins.last;
     keys += static_cast<int64_t>(blockIdx.y) * cols;
     auto each_candidate = [&](auto body) {
-#pragma unroll 4
-        for (int c = first; c < cols; c += best_parts * threads) {
-            const float value = values[c];
-            if (!(value >= scale.floor)) continue;
+        each_value(values, cols, [&](float value, unsigned c) {
+            if (!(value >= scale.floor)) return;
             if (const int b = scale.bin(value); b <= last) body(b, value, c);
-        }
+        });
     };
-    each_candidate([&](int b, float, int) { atomicAdd(&count[b], 1); });
+    each_candidate([&](int b, float, unsigned) { atomicAdd(&count[b], 1); });
     __syncthreads();
     for (int b = threadIdx.x; b <= last; b += threads)
         if (count[b] > 0) count[b] = bins.begin[b] + atomicAdd(&bins.taken[b], count[b]);
     __syncthreads();
-    each_candidate([&](int b, float value, int c) { keys[atomicAdd(&count[b], 1)] = Scale::key(value, c); });
+    each_candidate([&](int b, float value, unsigned c) { keys[atomicAdd(&count[b], 1)] = Scale::key(value, c); });
 }
 
 // The first tokens in order: how many they are, the sum of their weights, the key of the last one.
@@ -281,84 +301,90 @@ struct Prefix {
     u64 sum, key;
 };
 
-// The shortest prefix of `n` keys in no order, behind `base`, whose count or sum is more than `target`. All threads call; there is one.
-__device__ __noinline__ Prefix shortest_prefix(const u64* keys, unsigned n, Prefix base, bool by_count, u64 target, const Scale& scale) {
-    __shared__ unsigned count[digits], low[digits], high[digits];
-    __shared__ u64 few[choose_threads], weights[choose_threads], lo, hi;
-    __shared__ unsigned few_count;
-    __shared__ Prefix result;
-    __syncthreads();    // the last call's results have been read
-    if (threadIdx.x == 0) lo = ~0ull, hi = 0, few_count = 0, result = base;
+// Few keys, each with its place among them: a thread has one at most.
+struct Ranked {
+    Prefix upto;       // its own and all before; count 0: none
+    u64 weight;        // its own
+};
+struct Few {
+    u64 keys[few_keys], weights[few_keys];
+    unsigned count;
+};
+// Of `n` keys those from `lo` to `hi`, few_keys at most, behind `base`. All threads call, as for the next two.
+__device__ Ranked rank(const u64* keys, unsigned n, u64 lo, u64 hi, const Prefix& base, const Scale& scale) {
+    __shared__ Few few;
+    if (threadIdx.x == 0) few.count = 0;
     __syncthreads();
-    if (n <= choose_threads) {
-        if (threadIdx.x == 0) lo = 0, hi = ~0ull;
-    } else {
-        u64 least = ~0ull, most = 0;
-        for (unsigned i = threadIdx.x; i < n; i += choose_threads) least = min(least, keys[i]), most = max(most, keys[i]);
-        atomicMin(&lo, least);
-        atomicMax(&hi, most);
+    each(keys, threadIdx.x, draw_threads, n, [&](u64 key, unsigned) {
+        if (key < lo || key > hi) return;
+        const unsigned at = atomicAdd(&few.count, 1);
+        few.keys[at] = key;
+        few.weights[at] = scale.weight(Scale::value(key));
+    });
+    __syncthreads();
+    const unsigned count = few.count;
+    Ranked mine = {};
+    if (threadIdx.x < count) {
+        mine = {{base.count, base.sum, few.keys[threadIdx.x]}, few.weights[threadIdx.x]};
+#pragma unroll 4
+        for (unsigned i = 0; i < count; i++)
+            if (few.keys[i] <= mine.upto.key) mine.upto.count++, mine.upto.sum += few.weights[i];
     }
     __syncthreads();
-    // The range of keys shrinks to one digit's, until few are left. Keys differ, so a range of one has one.
-    for (unsigned left = n; left > choose_threads;) {
-        const u64 from = lo, to = hi;
-        const int shift = max(0, 53 - __clzll(static_cast<long long>(to - from)));
-        for (int d = threadIdx.x; d < digits; d += choose_threads) count[d] = 0, low[d] = 0, high[d] = 0;
-        __syncthreads();
-        for (unsigned i = threadIdx.x; i < n; i += choose_threads) {
-            const u64 key = keys[i];
-            if (key < from || key > to) continue;
-            const auto d = static_cast<int>((key - from) >> shift);
-            const u64 weight = scale.weight(Scale::value(key));
-            const auto lower = static_cast<unsigned>(weight);
-            const unsigned carry = atomicAdd(&low[d], lower) + lower < lower;
-            atomicAdd(&count[d], 1);
-            if (const unsigned upper = static_cast<unsigned>(weight >> 32) + carry) atomicAdd(&high[d], upper);
-        }
-        __syncthreads();
-        constexpr int each = digits / choose_threads;
-        unsigned own_count = 0;
-        u64 own_sum = 0;
-        auto sum_of = [&](int d) { return static_cast<u64>(high[d]) << 32 | low[d]; };
-        for (int i = 0, d = threadIdx.x * each; i < each; i++, d++) own_count += count[d], own_sum += sum_of(d);
-        const Prefix reached = result;
-        unsigned counted = reached.count + sum_before<choose_threads>(own_count);
-        u64 summed = reached.sum + sum_before<choose_threads>(own_sum);
-        for (int i = 0, d = threadIdx.x * each; i < each; i++, d++) {
-            const u64 now = by_count ? counted : summed, then = by_count ? counted + count[d] : summed + sum_of(d);
-            if (now <= target && then > target) {
-                lo = from + (static_cast<u64>(d) << shift);
-                hi = min(to, lo + ((1ull << shift) - 1));
-                result = {counted, summed, 0};
-                few_count = count[d];
-            }
-            counted += count[d], summed += sum_of(d);
-        }
-        __syncthreads();
-        left = few_count;
-        __syncthreads();
-        if (threadIdx.x == 0) few_count = 0;
-    }
+    return mine;
+}
+// The shortest prefix that ends with a ranked key and whose count or sum is more than `target`; there is one.
+__device__ Prefix find(const Ranked& mine, bool by_count, u64 target) {
+    __shared__ Prefix found;
+    const u64 upto = by_count ? mine.upto.count : mine.upto.sum, before = upto - (by_count ? 1 : mine.weight);
+    if (mine.upto.count > 0 && before <= target && upto > target) found = mine.upto;
     __syncthreads();
-    for (unsigned i = threadIdx.x; i < n; i += choose_threads)
-        if (const u64 key = keys[i]; key >= lo && key <= hi) {
-            const unsigned at = atomicAdd(&few_count, 1);
-            few[at] = key;
-            weights[at] = scale.weight(Scale::value(key));
-        }
-    __syncthreads();
-    const Prefix reached = result;
-    __syncthreads();
-    if (const unsigned left = few_count; threadIdx.x < left) {
-        const u64 key = few[threadIdx.x], weight = weights[threadIdx.x];
-        Prefix mine = {reached.count, reached.sum, key};
-        for (unsigned i = 0; i < left; i++)
-            if (few[i] <= key) mine.count++, mine.sum += weights[i];
-        const u64 then = by_count ? mine.count : mine.sum, now = by_count ? mine.count - 1 : mine.sum - weight;
-        if (now <= target && then > target) result = mine;
-    }
+    const Prefix result = found;
     __syncthreads();
     return result;
+}
+// The same among any number of keys in no order.
+__device__ __noinline__ Prefix find_among(const u64* keys, unsigned n, Prefix base, bool by_count, u64 target, const Scale& scale) {
+    __shared__ unsigned count[digits], low[digits], high[digits], left;
+    __shared__ u64 lo, hi;
+    __shared__ Prefix reached;
+    if (threadIdx.x == 0) lo = ~0ull, hi = 0, reached = base;
+    __syncthreads();
+    u64 least = ~0ull, most = 0;
+    each(keys, threadIdx.x, draw_threads, n, [&](u64 key, unsigned) { least = min(least, key), most = max(most, key); });
+    atomicMin(&lo, least);
+    atomicMax(&hi, most);
+    __syncthreads();
+    // The range of keys shrinks to one digit's, until few are left. Keys differ, so a range of one has one.
+    for (unsigned remaining = n; remaining > few_keys; remaining = left) {
+        const u64 from = lo, to = hi;
+        const Prefix start = reached;
+        const int shift = max(0, 64 - digit_bits - __clzll(static_cast<long long>(to - from)));
+        for (int d = threadIdx.x; d < digits; d += draw_threads) count[d] = 0, low[d] = 0, high[d] = 0;
+        __syncthreads();
+        each(keys, threadIdx.x, draw_threads, n, [&](u64 key, unsigned) {
+            if (key >= from && key <= to) add(count, low, high, static_cast<int>((key - from) >> shift), scale.weight(Scale::value(key)));
+        });
+        __syncthreads();
+        constexpr int own = digits / draw_threads;
+        unsigned own_count = 0;
+        u64 own_sum = 0;
+        for (int i = 0, d = threadIdx.x * own; i < own; i++, d++) own_count += count[d], own_sum += both(low[d], high[d]);
+        unsigned counted = start.count + sum_before<draw_threads>(own_count);
+        u64 summed = start.sum + sum_before<draw_threads>(own_sum);
+        for (int i = 0, d = threadIdx.x * own; i < own; i++, d++) {
+            const u64 sum = both(low[d], high[d]), before = by_count ? counted : summed, upto = before + (by_count ? count[d] : sum);
+            if (before <= target && upto > target) {
+                lo = from + (static_cast<u64>(d) << shift);
+                hi = min(to, lo + ((1ull << shift) - 1));
+                reached = {counted, summed, 0};
+                left = count[d];
+            }
+            counted += count[d], summed += sum;
+        }
+        __syncthreads();
+    }
+    return find(rank(keys, n, lo, hi, reached, scale), by_count, target);
 }
 
 // splitmix64, as Sampler::uniform
@@ -369,7 +395,7 @@ __device__ double uniform(u64& state) {
     return static_cast<double>((z ^ (z >> 31)) >> 11) * 0x1p-53;
 }
 
-__global__ void __launch_bounds__(choose_threads) draw_kernel(int cols, Choice* choices, const RowBins* all_bins, const u64* keys, StepInputs next) {
+__global__ void __launch_bounds__(draw_threads) draw_kernel(int cols, Choice* choices, const RowBins* all_bins, const u64* keys, StepInputs next) {
     __shared__ unsigned likely;
     __shared__ u64 likely_sum, at;
     let_next_begin();
@@ -381,11 +407,13 @@ __global__ void __launch_bounds__(choose_threads) draw_kernel(int cols, Choice* 
     keys += static_cast<int64_t>(blockIdx.y) * cols;
     const int last = bins.last;
     const unsigned ready = bins.begin[last + 1];
+    const bool few = ready <= few_keys;
+    Ranked mine = {};
+    if (few) mine = rank(keys, ready, 0, ~0ull, {0, 0, 0}, scale);
     auto prefix = [&](bool by_count, u64 target) {
-        int from = 0, to = last;    // bins to look in: all, where they hold little
-        if (ready > choose_threads) from = to = by_count ? first_bin(bins.begin, target) : first_bin(bins.before, target);
-        const unsigned first = bins.begin[from];
-        return shortest_prefix(keys + first, bins.begin[to + 1] - first, {first, bins.before[from], 0}, by_count, target, scale);
+        if (few) return find(mine, by_count, target);
+        const int b = by_count ? first_bin(bins.begin, target) : first_bin(bins.before, target);
+        return find_among(keys + bins.begin[b], bins.count[b], {bins.begin[b], bins.before[b], 0}, by_count, target, scale);
     };
 
     // As Sampler::next: top-k, top-p of what that leaves, min-p, and a draw from what that leaves.
@@ -397,7 +425,7 @@ __global__ void __launch_bounds__(choose_threads) draw_kernel(int cols, Choice* 
     if (const int b = choice.min_p > 0 ? min_p_bin(choice.min_p) : bin_count; b <= last) {
         if (threadIdx.x == 0) likely = bins.begin[b], likely_sum = bins.before[b];
         __syncthreads();
-        for (unsigned i = bins.begin[b] + threadIdx.x; i < bins.begin[b + 1]; i += choose_threads)
+        for (unsigned i = bins.begin[b] + threadIdx.x; i < bins.begin[b + 1]; i += draw_threads)
             if (const float value = Scale::value(keys[i]); exp(-scale.distance(value)) >= static_cast<double>(choice.min_p)) {
                 atomicAdd(&likely, 1);
                 atomicAdd(&likely_sum, scale.weight(value));
@@ -488,7 +516,7 @@ Status DeviceSampler::choose(Context& context, const Tensor& logits, Best* parts
     AWQ_TRY(launch(context, best_kernel, blocks, threads, 0, values, logits.stride, cols, parts, context.counters, nullptr, next, choices_, bins_));
     AWQ_TRY(launch(context, bins_kernel, blocks, threads, 0, values, logits.stride, cols, context.counters, choices_, bins_));
     AWQ_TRY(launch(context, keys_kernel, blocks, threads, 0, values, logits.stride, cols, choices_, bins_, keys_));
-    return launch(context, draw_kernel, rows, choose_threads, 0, cols, choices_, bins_, keys_, next);
+    return launch(context, draw_kernel, rows, draw_threads, 0, cols, choices_, bins_, keys_, next);
 }
 
 }  // namespace awq::cuda

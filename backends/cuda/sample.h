@@ -16,7 +16,7 @@ struct Best {
     float value;
     int32_t index;
 };
-inline constexpr int best_parts = 32;    // blocks of a row
+inline constexpr int best_parts = 64;    // blocks of a row
 
 // What one step of a chain leaves to the next; by row. tokens null: nothing.
 struct StepInputs {
