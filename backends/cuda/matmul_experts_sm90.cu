@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(threads, 1)
 #pragma unroll
             for (float& sum : d) sum = 0.0f;
             multiply_units<N, Groups, IntegerZeros>(d, rings, wr, xr, p, my_tile, lane, 0, p.units);
-            store_block<N>(p, block.row_block * block_tiles + my_tile, block.token, block.token + block.tokens, ~0u, d);
+            store_block<N, true>(p, block.row_block * block_tiles + my_tile, block.token, block.token + block.tokens, ~0u, d);
         };
         switch (width_for<Wide>(block.tokens)) {
             case 0: multiply(Width<width_of<Wide>(0)>()); break;

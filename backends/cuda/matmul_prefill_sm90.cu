@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(threads, 1)
             }
         }
         const Block place = block_place(p, schedule.block);
-        store_block<TN>(p, place.row * block_tiles + my_tile, place.token * TN, p.output.rows, mine, d);
+        store_block<TN, false>(p, place.row * block_tiles + my_tile, place.token * TN, p.output.rows, mine, d);
     }
 #endif
 }

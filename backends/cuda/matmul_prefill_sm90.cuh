@@ -88,6 +88,11 @@ __device__ __forceinline__ void send_units(const Rings& rings, Ring& ring, const
     }
 }
 
+// The compiler would make two stores of a pair that lies in registers apart.
+__device__ __forceinline__ void store_global8(half* to, uint32_t a, uint32_t b) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(a), "r"(b) : "memory");
+}
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // A consumer warp's part of a block: d += its 16 slots of units first .. last - 1 times TN tokens. While the wgmmas of one
 // span of 64 columns run, the next span is dequantised. my_tile: of the block's eight.
@@ -148,8 +153,8 @@ __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& 
 
 // A warp's sums of 16 slots x TN tokens, the first of them `token`, to y; `mine`: the octets of tokens to be stored. Only outputs
 // that can be stored in whole words come here (wgmma_fits), and the code is kept small: it is unrolled over the tokens, and one
-// that outgrows the instruction cache costs microseconds.
-template <int TN>
+// that outgrows the instruction cache costs microseconds. Alone: there is no bias and no residual.
+template <int TN, bool Alone>
 __device__ __forceinline__ void store_block(const Product& p, int tile, int token, int rows, uint32_t mine,
                                             const float (&d)[TN / 2]) {
     const int lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2, t = lane & 3;
@@ -169,26 +174,37 @@ __device__ __forceinline__ void store_block(const Product& p, int tile, int toke
         return;
     }
     const int row = tile * tile_rows + 4 * (g >> 1) + (g & 1), column = tile * tile_rows + 4 * t;
-    const float bias0 = o.bias && row < o.out ? __ldg(o.bias + row) : 0.0f,
-                bias1 = o.bias && row + 2 < o.out ? __ldg(o.bias + row + 2) : 0.0f;
+    const float bias0 = Alone || !o.bias || row >= o.out ? 0.0f : __ldg(o.bias + row),
+                bias1 = Alone || !o.bias || row + 2 >= o.out ? 0.0f : __ldg(o.bias + row + 2);
     half* y = o.y + token * o.ldy + column;
-    const half* residual = o.residual ? o.residual + token * o.ld_residual + column : nullptr;
+    const half* residual = !Alone && o.residual ? o.residual + token * o.ld_residual + column : nullptr;
     const bool there = column < o.out;
+    // y may be the residual itself, so that the compiler moves no load of it across a store: many at a time are asked for here.
+    constexpr int octets = TN / 8, at_once = octets < 16 ? octets : 16;
 #pragma unroll
-    for (int j = 0; j < TN / 8; j++, token += 8, y += 8 * o.ldy) {
-        if (mine >> j & 1) {
+    for (int from = 0; from < octets; from += at_once) {
+        uint2 added[at_once];
+        if (residual) {
+#pragma unroll
+            for (int i = 0; i < at_once; i++) {
+                added[i] = make_uint2(0, 0);
+                if (from + i < octets && (mine >> (from + i) & 1) && there && token + 8 * i < rows)
+                    added[i] = __ldcg(reinterpret_cast<const uint2*>(residual + 8 * i * o.ld_residual));
+            }
+            residual += 8 * at_once * o.ld_residual;
+        }
+#pragma unroll
+        for (int i = 0; i < at_once; i++, token += 8, y += 8 * o.ldy) {
+            const int j = from + i;
+            if (j >= octets || !(mine >> j & 1)) continue;
             uint32_t low = transpose8x8(pack_half2(d[4 * j] + bias0, d[4 * j + 1] + bias0));
             uint32_t high = transpose8x8(pack_half2(d[4 * j + 2] + bias1, d[4 * j + 3] + bias1));
-            if (there && token < rows) {
-                if (residual) {
-                    uint2 r = __ldcg(reinterpret_cast<const uint2*>(residual));
-                    low = as_bits(__hadd2(as_half2(low), as_half2(r.x)));
-                    high = as_bits(__hadd2(as_half2(high), as_half2(r.y)));
-                }
-                *reinterpret_cast<uint2*>(y) = make_uint2(low, high);
+            if (residual) {
+                low = as_bits(__hadd2(as_half2(low), as_half2(added[i].x)));
+                high = as_bits(__hadd2(as_half2(high), as_half2(added[i].y)));
             }
+            if (there && token < rows) store_global8(y, low, high);
         }
-        if (residual) residual += 8 * o.ld_residual;
     }
 }
 

@@ -1,6 +1,6 @@
 // Times the shipped matrix kernels on the four linears of a Llama-3-8B layer, beside cuBLAS on half weights in the same run.
 //
-//   bench_matmul table          the table of docs/experiments.md: microseconds for the four linears of a layer
+//   bench_matmul table [rows...]     the table of docs/experiments.md: microseconds for the four linears of a layer
 //   bench_matmul decode         sweeps of slices, window and CTAs per SM, up to 16 rows
 //   bench_matmul prefill [rows...]   sweeps of tokens per CTA and schedule
 //   bench_matmul check          all four linears against float SGEMM at the table's row counts
@@ -8,9 +8,10 @@
 //
 // "direct" behind any of them: decode_3_direct.cu in the place of the decode kernel.
 //
-// Each layer has weights of its own (2.7 GB at decode), so that none is found in L2. A layer is a chain: norm + qkv, o +
-// residual, norm + gate_up + silu, down + residual; no attention. From 17 rows on the norms are left out (they are kernels of
-// their own there) unless "norm" is among the arguments.
+// Each layer has weights of its own (2.7 GB at decode), so that none is found in L2. A layer is norm + qkv, o + residual, norm +
+// gate_up + silu, down + residual; no attention. From 17 rows on the norms are left out (they are kernels of their own there)
+// unless "norm" is among the arguments. Every product reads random numbers that stay as they are: outputs fed to the next product
+// would shrink to zeros or grow to infinities within some layers, and the card takes less power for those and runs faster.
 #include <cublas_v2.h>
 #include <unistd.h>
 #include <cstring>
@@ -38,7 +39,8 @@ cublasHandle_t blas;
 std::vector<Q4Weight> weights[4];
 std::vector<half*> half_weights[4];      // for cuBLAS
 float* dense[4];                         // layer 0 as float, for the check
-half *hidden, *qkv, *attended, *middle;  // activations: [rows][4096], [6144], [4096], [14336]
+half *hidden, *qkv, *attended, *middle;  // what products read: [rows][4096], [6144], [4096], [14336]
+half* made;                              // what they write: [rows][28672] at most
 float* norm_weight;
 bool with_norm = false;
 std::string at;  // what is being timed, for whoever finds the program hanging
@@ -91,11 +93,12 @@ MatmulArgs args_of(int linear, int rows) {
     MatmulArgs a;
     a.rows = rows;
     const bool norm = (rows <= 16 && tuning.kernel != 2) || with_norm;
+    a.y = made;
     switch (linear) {
-        case 0: a.x = hidden, a.ldx = 4096, a.y = qkv, a.ldy = 6144; break;
-        case 1: a.x = qkv, a.ldx = 6144, a.y = attended, a.ldy = 4096, a.residual = hidden, a.ld_residual = 4096; break;
-        case 2: a.x = attended, a.ldx = 4096, a.y = middle, a.ldy = 14336, a.gate_activation = Activation::silu; break;
-        default: a.x = middle, a.ldx = 14336, a.y = hidden, a.ldy = 4096, a.residual = attended, a.ld_residual = 4096; break;
+        case 0: a.x = hidden, a.ldx = 4096, a.ldy = 6144; break;
+        case 1: a.x = qkv, a.ldx = 6144, a.ldy = 4096, a.residual = hidden, a.ld_residual = 4096; break;
+        case 2: a.x = attended, a.ldx = 4096, a.ldy = 14336, a.gate_activation = Activation::silu; break;
+        default: a.x = middle, a.ldx = 14336, a.ldy = 4096, a.residual = attended, a.ld_residual = 4096; break;
     }
     if (norm && (linear == 0 || linear == 2)) a.norm_weight = norm_weight, a.norm_eps = 1e-5f;
     return a;
@@ -106,12 +109,11 @@ void layer(int n, int rows, int mask = 15) {
 }
 void blas_layer(int n, int rows) {
     const half* x[4] = {hidden, qkv, attended, middle};
-    half* y[4] = {qkv, attended, middle, hidden};  // gate_up's two halves one behind the other: as many bytes as its product has
     const float one = 1, zero = 0;
     for (int i = 0; i < 4; i++)
         blas_check(cublasGemmEx(blas, CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(linears[i].out), rows,
                                 static_cast<int>(linears[i].in), &one, half_weights[i][static_cast<size_t>(n % 8)], CUDA_R_16F,
-                                static_cast<int>(linears[i].in), x[i], CUDA_R_16F, static_cast<int>(linears[i].in), &zero, y[i],
+                                static_cast<int>(linears[i].in), x[i], CUDA_R_16F, static_cast<int>(linears[i].in), &zero, made,
                                 CUDA_R_16F, static_cast<int>(linears[i].out), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
 }
 
@@ -146,11 +148,14 @@ double median(std::vector<double> v) {
     std::sort(v.begin(), v.end());
     return v[v.size() / 2];
 }
-void reset_activations(int rows) {
-    fill_half<<<256, 256, 0, stream>>>(hidden, static_cast<int64_t>(rows) * 4096, 5, 1.7f);
-    fill_half<<<256, 256, 0, stream>>>(qkv, static_cast<int64_t>(rows) * 6144, 6, 1.7f);
-    fill_half<<<256, 256, 0, stream>>>(attended, static_cast<int64_t>(rows) * 4096, 7, 1.7f);
-    fill_half<<<256, 256, 0, stream>>>(middle, static_cast<int64_t>(rows) * 28672, 8, 1.7f);
+void make_activations() {
+    auto make = [](int64_t columns, uint32_t seed) {
+        half* p = lab::device_alloc<half>(static_cast<size_t>(most_rows * columns));
+        fill_half<<<256, 256, 0, stream>>>(p, most_rows * columns, seed, 1.7f);
+        return p;
+    };
+    hidden = make(4096, 5), qkv = make(6144, 6), attended = make(4096, 7), middle = make(14336, 8);
+    made = lab::device_alloc<half>(static_cast<size_t>(most_rows) * 28672);
 }
 // Back to back, warm.
 double sustained(const Graph& graph, int repeats) {
@@ -254,11 +259,11 @@ double int4_bytes() {
     return bytes;
 }
 
-void table() {
-    std::printf("%6s | %8s %8s | %8s %8s | %6s %6s  (microseconds a layer; burst and back to back)\n", "rows", "cuBLAS", "int4",
-                "cuBLAS", "int4", "ratio", "GB/s");
-    for (int rows : {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096}) {
-        reset_activations(rows);
+void table(std::vector<int> counts) {
+    if (counts.empty()) counts = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
+    std::printf("%6s | %8s %8s %6s | %8s %8s %6s | %6s  (microseconds a layer; burst and back to back)\n", "rows", "cuBLAS", "int4",
+                "ratio", "cuBLAS", "int4", "ratio", "GB/s");
+    for (int rows : counts) {
         const int n = rows <= 64 ? layers : 8;
         Graph ours([&] {
             for (int i = 0; i < n; i++) layer(i, rows);
@@ -271,15 +276,14 @@ void table() {
         b[0] = burst(theirs) / 8, a[0] = burst(ours) / n;
         for (int r = 0; r < (rows > 512 ? 7 : 25); r++) tb.push_back(once(theirs) / 8), ta.push_back(once(ours) / n);
         a[1] = median(ta), b[1] = median(tb);
-        std::printf("%6d | %8.1f %8.2f | %8.1f %8.2f | %6.2f %6.0f\n", rows, b[0], a[0], b[1], a[1], b[0] / a[0],
-                    int4_bytes() / a[0] * 1e-3);
+        std::printf("%6d | %8.1f %8.2f %6.2f | %8.1f %8.2f %6.2f | %6.0f\n", rows, b[0], a[0], b[0] / a[0], b[1], a[1],
+                    b[1] / a[1], int4_bytes() / a[0] * 1e-3);
         std::fflush(stdout);
     }
 }
 
 void decode_sweep() {
     for (int rows : {1, 2, 3, 4, 8}) {
-        reset_activations(rows);
         double best = 1e9;
         for (int slots : {0, 2, 3})
             for (auto [first_window, window] : {std::pair{1, 2}, {1, 3}, {1, 4}, {2, 2}, {2, 3}, {2, 4}}) {
@@ -320,7 +324,6 @@ void decode_sweep() {
 
 void prefill_sweep(const std::vector<int>& counts) {
     for (int rows : counts) {
-        reset_activations(rows);
         const int n = 8;
         MatmulTuning chosen[4];
         double sum = 0;
@@ -450,10 +453,7 @@ int main(int argc, char** argv) {
     context.scratch_bytes = matmul_scratch_bytes(most_rows, 14336);
     context.scratch = lab::device_alloc<char>(context.scratch_bytes);
     LAB_CHECK(cudaMemset(context.scratch, 0, context.scratch_bytes));
-    hidden = lab::device_alloc<half>(static_cast<size_t>(most_rows) * 4096);
-    qkv = lab::device_alloc<half>(static_cast<size_t>(most_rows) * 6144);
-    attended = lab::device_alloc<half>(static_cast<size_t>(most_rows) * 4096);
-    middle = lab::device_alloc<half>(static_cast<size_t>(most_rows) * 28672);
+    make_activations();
     norm_weight = lab::device_alloc<float>(4096);
     fill_float<<<1, 256>>>(norm_weight, 4096, 0.7f);
     blas_check(cublasCreate(&blas));
@@ -464,8 +464,7 @@ int main(int argc, char** argv) {
     make_weights(has("check"));
     if (has("check")) check();
     if (has("table") || has("prefill")) make_half_weights();
-    reset_activations(most_rows);
-    if (has("table")) table();
+    if (has("table")) table(counts);
     if (has("decode")) decode_sweep();
     if (has("prefill")) prefill_sweep(counts.empty() ? std::vector<int>{32, 64, 128, 256, 512, 1024} : counts);
     if (has("head")) head();
