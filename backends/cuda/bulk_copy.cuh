@@ -48,6 +48,14 @@ __device__ __forceinline__ uint64_t stream_policy() {
 #endif
     return policy;
 }
+// They are read by several blocks at about the same time.
+__device__ __forceinline__ uint64_t keep_policy() {
+    uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 800
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+#endif
+    return policy;
+}
 // bytes: a multiple of 16; both addresses 16-byte aligned. Completion is counted on `bar`.
 __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t bar, uint64_t policy) {
 #if __CUDA_ARCH__ >= 900

@@ -142,7 +142,7 @@ cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
         d.encode_tensor_map = encode;
     cudaGetLastError();  // a driver without it is no error: the check of a later launch must not report it
     if (cudaError_t error = open_decode(d)) return error;
-    if (cudaError_t error = open_prefill(d)) return error;
+    if (cudaError_t error = open_prefill(&d)) return error;
     if (cudaError_t error = open_few(d)) return error;
     if (cudaError_t error = open_token(d)) return error;
     if (cudaError_t error = open_experts(d)) return error;

@@ -30,6 +30,7 @@ struct MatmulDevice {
     int ordinal = 0;
     int sm_count = 0;
     int arch = 0;                         // 90 for compute capability 9.0
+    int cluster_pairs = 0;                // clusters of two CTAs, one an SM, that run at the same time
     int shared_block = 0, shared_sm = 0;  // bytes of shared memory: of one CTA at most, of an SM
     void* encode_tensor_map = nullptr;    // the driver's cuTensorMapEncodeTiled, or null
 };

@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(threads, 1)
     const int lane = static_cast<int>(threadIdx.x) & 31;
 
     pdl_trigger();
-    if (threadIdx.x == 0) rings.init(p);
+    if (threadIdx.x == 0) rings.init(p, 1);
     pdl_wait();
     make_list<Wide>(list, p);
     Cursor block;
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(threads, 1)
             float d[N / 2];
 #pragma unroll
             for (float& sum : d) sum = 0.0f;
-            multiply_units<N, Groups, IntegerZeros>(d, rings, wr, xr, p, my_tile, lane, 0, p.units);
+            multiply_units<N, Groups, IntegerZeros, 1>(d, rings, wr, xr, p, my_tile, lane, 0, p.units);
             store_block<N, true>(p, block.row_block * block_tiles + my_tile, block.token, block.token + block.tokens, ~0u, d);
         };
         switch (width_for<Wide>(block.tokens)) {

@@ -26,6 +26,7 @@ struct MatmulTuning {
     int slots = 0, window = 0, first_window = 0;  // decode: of the ring; parts on their way, and until x is there
     int tokens = 0;                                              // prefill: tokens of a CTA
     int schedule = -1;                                           // prefill: see plan_schedule
+    int cluster = 0;                                             // prefill: CTAs that share what they load of x
     // An attempt of the lab that takes the place of the decode kernel, up to 16 rows.
     cudaError_t (*decode)(const MatmulContext&, const Q4Weight&, const MatmulArgs&) = nullptr;
 };
@@ -48,20 +49,31 @@ inline Output output_of(const MatmulArgs& args, int64_t out, bool gated) {
 }
 inline bool rows_aligned(const half* x, int64_t ldx) { return reinterpret_cast<uintptr_t>(x) % 16 == 0 && ldx % 8 == 0; }
 
+// cluster: CTAs of one.
 template <class... Params, class... Args>
-cudaError_t launch(const MatmulContext& context, void (*kernel)(Params...), dim3 grid, int threads, int shared_bytes,
-                   Args... args) {
+cudaError_t launch_clusters(const MatmulContext& context, void (*kernel)(Params...), int cluster, dim3 grid, int threads,
+                            int shared_bytes, Args... args) {
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
     config.stream = context.stream;
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute;
-    config.numAttrs = context.pdl && context.device.arch >= 90 ? 1 : 0;
+    cudaLaunchAttribute attributes[2] = {};
+    config.attrs = attributes;
+    if (context.pdl && context.device.arch >= 90) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+        attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    }
     return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+}
+template <class... Params, class... Args>
+cudaError_t launch(const MatmulContext& context, void (*kernel)(Params...), dim3 grid, int threads, int shared_bytes,
+                   Args... args) {
+    return launch_clusters(context, kernel, 1, grid, threads, shared_bytes, args...);
 }
 // Raises a kernel's dynamic shared memory limit. All matrix kernels ask for the largest carve-out: two kernels of different
 // carve-outs cannot share an SM, and dependent launch lives from sharing.
@@ -77,7 +89,7 @@ cudaError_t open_decode(const MatmulDevice& device);
 bool decode_fits(const MatmulDevice& device, const Q4Layout& layout, int rows);
 cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);
 // matmul_prefill_sm90.cu
-cudaError_t open_prefill(const MatmulDevice& device);
+cudaError_t open_prefill(MatmulDevice* device);
 bool prefill_fits(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args);
 cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);
 // matmul_experts_decode.cu

@@ -21,8 +21,8 @@ struct Params : Product {
     uint32_t* flags;
     int token_blocks;
     int raster;             // token blocks that go along the rows together
-    int workers;            // CTAs that work
-    int full_waves, parts;  // whole blocks for each CTA; > 0: equal parts of a block
+    int workers;            // clusters that work
+    int full_waves, parts;  // whole blocks for each worker; > 0: equal parts of a block
 };
 
 // A CTA's work: output blocks, with a range of units each.
@@ -70,8 +70,20 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
     return v;
 }
 
+// What a block of `TN` tokens adds to its product, into the second-level cache.
+template <int TN>
+__device__ __forceinline__ void prefetch_residual(const Params& p, int first_tile, int token, int lane) {
+    const Output& o = p.output;
+    const int column = first_tile * tile_rows, bytes = min(block_tiles * tile_rows, o.out - column) * 2 / 16 * 16;
+    if (bytes <= 0) return;
+    for (int t = token + lane; t < min(token + TN, o.rows); t += 32) {
+        const uintptr_t at = reinterpret_cast<uintptr_t>(o.residual + t * o.ld_residual + column) & ~uintptr_t{15};
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
+    }
+}
+
 // Groups: 2 for 128 columns a group; 8 serves every size.
-template <int TN, int Groups, bool IntegerZeros>
+template <int TN, int Groups, bool IntegerZeros, int Cluster>
 __global__ void __launch_bounds__(threads, 1)
     prefill_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -83,32 +95,52 @@ __global__ void __launch_bounds__(threads, 1)
     const int warp = tid >> 5, lane = tid & 31;
 
     pdl_trigger();
-    if (threadIdx.x == 0) rings.init(p);
-    __syncthreads();
-    Schedule schedule(p, static_cast<int>(blockIdx.x), p.workers);
+    if (threadIdx.x == 0) rings.init(p, Cluster);
+    if constexpr (Cluster == 1)
+        __syncthreads();
+    else
+        cluster_sync();
+    const int rank = Cluster == 1 ? 0 : static_cast<int>(cluster_rank());
+    Schedule schedule(p, static_cast<int>(blockIdx.x) / Cluster, p.workers);
 
     if (warpgroup == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (warp == 0) {  // W: does not depend on the kernel before
-            const uint64_t policy = stream_policy();
+            // Read once, or by blocks of other tokens at about the same time.
+            const uint64_t policy = p.token_blocks == 1 ? stream_policy() : keep_policy();
             Ring ring(p.w_slots, 1);
             while (schedule.next())
-                send_units(rings, ring, p, p.w, block_place(p, schedule.block).row * block_tiles, lane, schedule.first,
-                           schedule.last - schedule.first, policy);
-        } else if (warp == 1 && lane == 0) {  // X
-            asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+                send_units(rings, ring, p, p.w, (block_place(p, schedule.block).row * Cluster + rank) * block_tiles, lane,
+                           schedule.first, schedule.last - schedule.first, policy);
+        } else if (warp == 1) {  // X
+            if (lane == 0) asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
             pdl_wait();
             Ring ring(p.x_slots, 1);
             while (schedule.next()) {
-                int token = block_place(p, schedule.block).token * TN;
-                for (int span = schedule.first * 4; span < schedule.last * 4; span++) {
-                    barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                    barrier_expect(rings.x_full + 8 * ring.slot, x_bytes);
-                    load_tile(rings.x + ring.slot * x_bytes, &map, span * 64, token, rings.x_full + 8 * ring.slot);
-                    ring.next();
-                }
+                const Block place = block_place(p, schedule.block);
+                auto send_spans = [&](int span, int end) {
+                    for (; span < end; span++, ring.next()) {
+                        const uint32_t to = rings.x + ring.slot * x_bytes, bar = rings.x_full + 8 * ring.slot;
+                        barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
+                        if (lane != 0) continue;
+                        barrier_expect(bar, x_bytes);
+                        if constexpr (Cluster == 1)
+                            load_tile(to, &map, span * 64, place.token * TN, bar);
+                        else  // each CTA its share of the tokens, for all
+                            load_tile_to_all(to + rank * (x_bytes / Cluster), &map, span * 64,
+                                             place.token * TN + rank * (TN / Cluster), bar, Cluster);
+                    }
+                    __syncwarp();
+                };
+                // A little before the end the residual is asked for, so that the second-level cache has it then.
+                const int ahead = max(schedule.first, schedule.last - 3) * 4;
+                send_spans(schedule.first * 4, ahead);
+                if (p.output.residual && (schedule.first == 0 || p.parts > 0))
+                    prefetch_residual<TN>(p, (place.row * Cluster + rank) * block_tiles, place.token * TN, lane);
+                send_spans(ahead, schedule.last * 4);
             }
         }
+        if constexpr (Cluster > 1) cluster_sync();
         return;
     }
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
@@ -119,7 +151,7 @@ __global__ void __launch_bounds__(threads, 1)
         float d[TN / 2];
 #pragma unroll
         for (int i = 0; i < TN / 2; i++) d[i] = 0.0f;
-        multiply_units<TN, Groups, IntegerZeros>(d, rings, wr, xr, p, my_tile, lane, schedule.first, schedule.last);
+        multiply_units<TN, Groups, IntegerZeros, Cluster>(d, rings, wr, xr, p, my_tile, lane, schedule.first, schedule.last);
         if (!waited) {
             pdl_wait();
             waited = true;
@@ -128,8 +160,9 @@ __global__ void __launch_bounds__(threads, 1)
         uint32_t mine = ~0u;
         const bool whole = schedule.last - schedule.first == p.units;
         const int local = schedule.block - schedule.base, me = schedule.worker;
+        auto cta_of = [&](int worker) { return worker * Cluster + rank; };
         auto partial = [&](int worker) {
-            return p.partials + (static_cast<int64_t>(worker) * 2 + group_index) * octets * 128 + tid;
+            return p.partials + (static_cast<int64_t>(cta_of(worker)) * 2 + group_index) * octets * 128 + tid;
         };
         auto add_partials = [&](int worker) {
             const float4* from = partial(worker);
@@ -156,7 +189,7 @@ __global__ void __launch_bounds__(threads, 1)
         }
         if (whole) {
         } else if (p.parts > 0) {  // the part's CTA finishes the octets j with j % parts == its part
-            uint32_t* counter = p.flags + (schedule.block * 2 + group_index) * 2;
+            uint32_t* counter = p.flags + (cta_of(schedule.block) * 2 + group_index) * 2;
             if (tid == 0) {
                 atomicAdd(counter, 1u);
                 while (load_acquire(counter) < static_cast<uint32_t>(p.parts)) {
@@ -167,13 +200,13 @@ __global__ void __launch_bounds__(threads, 1)
                 if (w != me) add_partials(w);
             if (tid == 0 && atomicAdd(counter + 1, 1u) == static_cast<uint32_t>(p.parts) - 1) counter[0] = 0, counter[1] = 0;
         } else if (schedule.first > 0) {
-            if (tid == 0) atomicExch(p.flags + me * 2 + group_index, 1u);
+            if (tid == 0) atomicExch(p.flags + cta_of(me) * 2 + group_index, 1u);
             continue;
         } else {  // the owner
             const int last_worker = schedule.worker_at(static_cast<int64_t>(local + 1) * p.units - 1);
             for (int w = me + 1; w <= last_worker; w++) {
                 if (tid == 0) {
-                    uint32_t* flag = p.flags + w * 2 + group_index;
+                    uint32_t* flag = p.flags + cta_of(w) * 2 + group_index;
                     while (load_acquire(flag) == 0) {
                     }
                     *flag = 0;
@@ -183,8 +216,9 @@ __global__ void __launch_bounds__(threads, 1)
             }
         }
         const Block place = block_place(p, schedule.block);
-        store_block<TN, false>(p, place.row * block_tiles + my_tile, place.token * TN, p.output.rows, mine, d);
+        store_block<TN, false>(p, (place.row * Cluster + rank) * block_tiles + my_tile, place.token * TN, p.output.rows, mine, d);
     }
+    if constexpr (Cluster > 1) cluster_sync();  // a CTA's shared memory is written and its barriers are used by the other one
 #endif
 }
 
@@ -192,13 +226,15 @@ using PrefillKernel = void (*)(CUtensorMap, Params);
 struct Variant {
     int tokens, groups;  // groups 8: any
     bool integer_zeros;
+    int cluster;
     PrefillKernel kernel;
 };
 const Variant variants[] = {
-    {32, 2, true, prefill_kernel<32, 2, true>},   {64, 2, true, prefill_kernel<64, 2, true>},
-    {128, 2, true, prefill_kernel<128, 2, true>}, {256, 2, true, prefill_kernel<256, 2, true>},
-    {64, 8, true, prefill_kernel<64, 8, true>},   {128, 8, true, prefill_kernel<128, 8, true>},
-    {64, 8, false, prefill_kernel<64, 8, false>}, {128, 8, false, prefill_kernel<128, 8, false>},
+    {32, 2, true, 1, prefill_kernel<32, 2, true, 1>},   {64, 2, true, 1, prefill_kernel<64, 2, true, 1>},
+    {128, 2, true, 1, prefill_kernel<128, 2, true, 1>}, {256, 2, true, 1, prefill_kernel<256, 2, true, 1>},
+    {256, 2, true, 2, prefill_kernel<256, 2, true, 2>},
+    {64, 8, true, 1, prefill_kernel<64, 8, true, 1>},   {128, 8, true, 1, prefill_kernel<128, 8, true, 1>},
+    {64, 8, false, 1, prefill_kernel<64, 8, false, 1>}, {128, 8, false, 1, prefill_kernel<128, 8, false, 1>},
 };
 
 // How blocks are given to CTAs. 0: whole blocks only; 1: all blocks cut into equal shares; 2: whole waves, the rest in
@@ -207,21 +243,21 @@ struct ScheduleChoice {
     int workers = 0, waves = 0, parts = 0;
     bool possible = false;
 };
-ScheduleChoice choose_schedule(int kind, int blocks, int units, int sms) {
+ScheduleChoice choose_schedule(int kind, int blocks, int units, int workers) {
     ScheduleChoice c;
-    c.workers = sms;
+    c.workers = workers;
     if (kind == 0) {
-        c.workers = std::min(sms, blocks);
-        c.waves = (blocks + sms - 1) / sms;
+        c.workers = std::min(workers, blocks);
+        c.waves = (blocks + workers - 1) / workers;
         c.possible = true;
     } else if (kind == 4) {
-        c.parts = std::min(sms / blocks, units);
+        c.parts = std::min(workers / blocks, units);
         c.workers = blocks * c.parts;
         c.possible = c.parts >= 2;
     } else {
-        c.waves = kind == 1 ? 0 : blocks / sms - (kind - 2);
-        c.possible = blocks % sms != 0 && c.waves >= 0 && (kind == 1 || c.waves > 0) &&
-                     static_cast<int64_t>(blocks - c.waves * sms) * units >= sms;
+        c.waves = kind == 1 ? 0 : blocks / workers - (kind - 2);
+        c.possible = blocks % workers != 0 && blocks - c.waves * workers < 2 * workers && c.waves >= 0 && (kind == 1 || c.waves > 0) &&
+                     static_cast<int64_t>(blocks - c.waves * workers) * units >= workers;
     }
     return c;
 }
@@ -232,15 +268,18 @@ struct PrefillPlan {
 };
 
 // What a schedule costs, in microseconds, fitted to measurements on an H100 (docs/experiments.md): a CTA's time for one unit
-// (128 rows x 256 columns) at this many tokens, and what cutting blocks along K costs, in equal parts or in equal shares.
+// (128 rows x 256 columns) at this many tokens and for the start and end of a block, and what cutting blocks along K costs, in
+// equal parts or in equal shares. Shares leave the CTAs at different columns, where they do not find each other's tiles of X in
+// the second-level cache: the more so, the more columns there are.
 struct Cost {
-    double unit, parts, shares;
+    double unit, block, launch, parts, shares;
 };
-Cost cost_of(int tokens) {
-    return tokens == 32    ? Cost{0.75, 5.2, 6.5}
-           : tokens == 64  ? Cost{1.02, 5.0, 7.5}
-           : tokens == 128 ? Cost{1.42, 7.0, 12.0}
-                           : Cost{2.75, 22.0, 14.0};
+Cost cost_of(int tokens, int cluster) {
+    return tokens == 32    ? Cost{0.75, 1.0, 2.5, 5.2, 6.5}
+           : tokens == 64  ? Cost{1.02, 1.0, 2.5, 5.0, 7.5}
+           : tokens == 128 ? Cost{1.53, 2.0, 2.5, 7.0, 12.0}
+           : cluster == 1  ? Cost{2.65, 4.0, 2.5, 22.0, 18.0}
+                           : Cost{2.60, 4.0, 5.5, 22.0, 18.0};
 }
 
 PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int rows) {
@@ -252,17 +291,22 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
     for (const Variant& v : variants) {
         if (v.integer_zeros != layout.integer_zeros || v.groups != groups) continue;
         if (tuning.tokens && v.tokens != tuning.tokens) continue;
-        const int token_blocks = (rows + v.tokens - 1) / v.tokens, blocks = row_blocks * token_blocks;
+        if (tuning.cluster && v.cluster != tuning.cluster) continue;
+        if (row_blocks % v.cluster) continue;
+        const int workers = v.cluster == 1 ? device.sm_count : device.cluster_pairs;
+        if (workers == 0) continue;
+        const int token_blocks = (rows + v.tokens - 1) / v.tokens, blocks = row_blocks / v.cluster * token_blocks;
         for (int kind = 0; kind < 5; kind++) {
             if (tuning.schedule >= 0 && kind != tuning.schedule) continue;
-            ScheduleChoice c = choose_schedule(kind, blocks, units, device.sm_count);
-            if (!c.possible || static_cast<int64_t>(blocks) * 4 > counter_count) {
+            ScheduleChoice c = choose_schedule(kind, blocks, units, workers);
+            if (!c.possible || static_cast<int64_t>(blocks) * v.cluster * 4 > counter_count) {
                 if (kind != 0) continue;
             }
-            Cost one = cost_of(v.tokens);
-            double cost = kind == 0   ? c.waves * (units * one.unit + 1) + 2.5
-                          : kind == 4 ? (units + c.parts - 1) / c.parts * (one.unit + (v.tokens == 32 ? 0.2 : 0.0)) + one.parts
-                                      : static_cast<double>(blocks) * units / device.sm_count * one.unit + one.shares;
+            const Cost one = cost_of(v.tokens, v.cluster);
+            const double whole = units * one.unit + one.block, shares = one.shares * std::max(1.0, units / 16.0);
+            const double cost = kind == 0   ? c.waves * whole + one.launch
+                                : kind == 4 ? (units + c.parts - 1) / c.parts * (one.unit + (v.tokens == 32 ? 0.2 : 0.0)) + one.parts
+                                            : blocks * whole / workers + one.launch + shares;
             if (cost < best_cost) best_cost = cost, best = {&v, c};
         }
     }
@@ -271,10 +315,20 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
 
 }  // namespace
 
-cudaError_t open_prefill(const MatmulDevice& device) {
-    if (device.arch != 90) return cudaSuccess;
-    for (const Variant& v : variants)
+cudaError_t open_prefill(MatmulDevice* device) {
+    if (device->arch != 90) return cudaSuccess;
+    for (const Variant& v : variants) {
         if (cudaError_t error = allow_shared(v.kernel, shared_limit)) return error;
+        if (v.cluster == 1) continue;
+        cudaLaunchAttribute attribute = {};
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim = {static_cast<unsigned>(v.cluster), 1, 1};
+        cudaLaunchConfig_t config = {};
+        config.gridDim = dim3(static_cast<unsigned>(device->sm_count / v.cluster * v.cluster)), config.blockDim = dim3(threads);
+        config.dynamicSmemBytes = shared_limit;
+        config.attrs = &attribute, config.numAttrs = 1;
+        if (cudaError_t error = cudaOccupancyMaxActiveClusters(&device->cluster_pairs, v.kernel, &config)) return error;
+    }
     return cudaSuccess;
 }
 
@@ -285,13 +339,15 @@ bool prefill_fits(const MatmulDevice& device, const Q4Layout& layout, const Matm
 
 cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
     const PrefillPlan plan = plan_prefill(context.device, weight.layout, args.rows);
-    const int tokens = plan.variant->tokens;
+    const int tokens = plan.variant->tokens, cluster = plan.variant->cluster;
     CUtensorMap map;
-    if (cudaError_t error = map_rows(context.device, args.x, weight.layout.in, args.rows, args.ldx, tokens, &map)) return error;
+    if (cudaError_t error = map_rows(context.device, args.x, weight.layout.in, args.rows, args.ldx, tokens / cluster, &map))
+        return error;
     Scratch scratch = scratch_of(context);
     Params p;
     static_cast<Product&>(p) = product_of(weight, args);
     p.partials = scratch.partials, p.flags = scratch.counters;
+    p.row_blocks /= cluster;
     p.token_blocks = (args.rows + tokens - 1) / tokens;
     p.raster = std::min(p.token_blocks, 2048 / tokens);
     p.workers = plan.schedule.workers;
@@ -303,7 +359,8 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     while (limit - p.w_slots * w_bytes < 4 * x_bytes) p.w_slots--;
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / x_bytes);
     const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * x_bytes;
-    return launch(context, plan.variant->kernel, dim3(static_cast<unsigned>(p.workers)), threads, shared_bytes, map, p);
+    return launch_clusters(context, plan.variant->kernel, cluster, dim3(static_cast<unsigned>(p.workers * cluster)), threads,
+                           shared_bytes, map, p);
 }
 
 }  // namespace awq::cuda

@@ -38,6 +38,39 @@ __device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap* map, i
         : "memory");
 }
 
+// The same rows to all CTAs of a cluster, at the same places of their shared memory and counted on barriers there.
+__device__ __forceinline__ void load_tile_to_all(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t bar,
+                                                 uint32_t ctas) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], "
+        "%5;" ::"r"(to),
+        "l"(map), "r"(column), "r"(row), "r"(bar), "h"(static_cast<uint16_t>((1 << ctas) - 1))
+        : "memory");
+}
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// On the barrier at the same place in CTA `rank` of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(uint32_t bar, int rank) {
+    asm volatile(
+        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(bar),
+        "r"(rank)
+        : "memory");
+}
+
+// Into the shared memory of CTA `rank` of the cluster.
+__device__ __forceinline__ void store_cluster16(uint32_t to, int rank, float a, float b, float c, float d) {
+    asm volatile(
+        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nst.shared::cluster.v4.f32 [there], {%2, %3, %4, %5};\n}" ::"r"(to),
+        "r"(rank), "f"(a), "f"(b), "f"(c), "f"(d)
+        : "memory");
+}
+
 struct Ring {
     int slots, slot = 0;
     uint32_t phase;
@@ -59,16 +92,26 @@ struct Rings {
         w_full = shared_address(barriers), w_empty = w_full + 8 * max_slots;
         x_full = w_empty + 8 * max_slots, x_empty = x_full + 8 * max_slots;
     }
-    __device__ __forceinline__ void init(const Product& p) const {
+    // x_readers: the CTAs that give a slot of X back.
+    __device__ __forceinline__ void init(const Product& p, int x_readers) const {
         for (int i = 0; i < p.w_slots; i++) {
             barrier_init(w_full + 8 * i, 1);
             barrier_init(w_empty + 8 * i, 8);
         }
         for (int i = 0; i < p.x_slots; i++) {
             barrier_init(x_full + 8 * i, 1);
-            barrier_init(x_empty + 8 * i, 8);
+            barrier_init(x_empty + 8 * i, 8 * x_readers);
         }
         barrier_init_done();
+    }
+    // By all lanes of a consumer warp. The CTAs of a cluster hold the same X: all of them are told.
+    template <int Cluster>
+    __device__ __forceinline__ void release_x(int slot, int lane) const {
+        if constexpr (Cluster == 1) {
+            if (lane == 0) barrier_arrive(x_empty + 8 * slot);
+        } else {
+            if (lane < Cluster) barrier_arrive_at(x_empty + 8 * slot, lane);
+        }
     }
 };
 
@@ -96,7 +139,7 @@ __device__ __forceinline__ void store_global8(half* to, uint32_t a, uint32_t b) 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // A consumer warp's part of a block: d += its 16 slots of units first .. last - 1 times TN tokens. While the wgmmas of one
 // span of 64 columns run, the next span is dequantised. my_tile: of the block's eight.
-template <int TN, int Groups, bool IntegerZeros>
+template <int TN, int Groups, bool IntegerZeros, int Cluster>
 __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& rings, Ring& wr, Ring& xr, const Product& p,
                                                int my_tile, int lane, int first, int last) {
     const int g = lane >> 2;
@@ -138,7 +181,7 @@ __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& 
             for (int j = 0; j < 4; j++) Wgmma<TN>::run(d, a[j], b + 2 * j);
             wgmma_commit();
             wgmma_wait<1>();
-            if (previous >= 0 && lane == 0) barrier_arrive(rings.x_empty + 8 * previous);
+            if (previous >= 0) rings.release_x<Cluster>(previous, lane);
             previous = xr.slot;
             xr.next();
         }
@@ -147,7 +190,7 @@ __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& 
     wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < TN / 2; i++) asm volatile("" : "+f"(d[i])::"memory");
-    if (previous >= 0 && lane == 0) barrier_arrive(rings.x_empty + 8 * previous);
+    if (previous >= 0) rings.release_x<Cluster>(previous, lane);
 }
 #endif
 

@@ -2,7 +2,7 @@
 //
 //   bench_matmul table [rows...]     the table of docs/experiments.md: microseconds for the four linears of a layer
 //   bench_matmul decode         sweeps of slices, window and CTAs per SM, up to 16 rows
-//   bench_matmul prefill [rows...]   sweeps of tokens per CTA and schedule
+//   bench_matmul prefill [rows...]   sweeps of tokens per CTA (x CTAs that share x), each with its schedules
 //   bench_matmul check          all four linears against float SGEMM at the table's row counts
 //   bench_matmul head | moe     the dense output head; a mixture of experts
 //
@@ -165,11 +165,11 @@ double sustained(const Graph& graph, int repeats) {
     for (int i = 0; i < repeats; i++) t.push_back(once(graph));
     return median(t);
 }
-// 0.1 s of rest, one warm replay, one timed: the clock has not fallen to the power limit yet.
-double burst(const Graph& graph, int repeats = 5) {
+// Rest, one warm replay, one timed: the clock has not fallen to the power limit yet.
+double burst(const Graph& graph, int repeats = 5, useconds_t rest = 100000) {
     std::vector<double> t;
     for (int i = 0; i < repeats; i++) {
-        usleep(100000);
+        usleep(rest);
         graph.run();
         t.push_back(once(graph));
     }
@@ -329,26 +329,30 @@ void prefill_sweep(const std::vector<int>& counts) {
         double sum = 0;
         for (int l = 0; l < 4; l++) {
             double best = 1e9;
-                    for (int tokens : {32, 64, 128, 256})
-                    for (int schedule = 0; schedule < 5; schedule++) {
-                        tuning = lab::base;
-                        tuning.kernel = 2, tuning.tokens = tokens, tuning.schedule = schedule;
-                        if (tokens > rows * 2 || tokens * 8 < rows || (rows >= 512 && tokens < 128)) continue;
+            std::printf("rows %4d %-8s", rows, linears[l].name);
+            for (int tokens : {32, 64, 128, 256})
+                for (int cluster : {1, 2}) {
+                    tuning = lab::base;
+                    tuning.kernel = 2, tuning.tokens = tokens, tuning.cluster = cluster;
+                    if (tokens > rows * 2 || tokens < std::min(rows / 8, 256) || (rows >= 512 && tokens < 128)) continue;
+                    if (!prefill_fits(context.device, weights[l][0].layout, args_of(l, rows))) continue;
+                    std::printf("; %dx%d:", tokens, cluster);
+                    for (tuning.schedule = 0; tuning.schedule < 5; tuning.schedule++) {
                         if (!prefill_fits(context.device, weights[l][0].layout, args_of(l, rows))) continue;
                         Graph g([&] {
                             for (int i = 0; i < n; i++) layer(i, rows, 1 << l);
                         });
-                        double t = sustained(g, rows >= 512 ? 3 : 7) / n;
-                        std::printf("rows %4d %-8s tokens %3d schedule %d: %.2f\n", rows, linears[l].name, tokens,
-                                    schedule, t);
+                        double t = burst(g, 3, 20000) / n;
+                        std::printf(" %d %.1f", tuning.schedule, t);
                         if (t < best) best = t, chosen[l] = tuning;
                     }
+                }
             tuning = lab::base;
             Graph g([&] {
                 for (int i = 0; i < n; i++) layer(i, rows, 1 << l);
             });
-            std::printf("rows %4d %-8s best %.2f: tokens %d schedule %d; default %.2f\n", rows, linears[l].name, best,
-                        chosen[l].tokens, chosen[l].schedule, sustained(g, 7) / n);
+            std::printf("; best %dx%d %d %.1f, default %.1f\n", chosen[l].tokens, chosen[l].cluster, chosen[l].schedule, best,
+                        burst(g, 3, 20000) / n);
             sum += best;
         }
         tuning = lab::base;

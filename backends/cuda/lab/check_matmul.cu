@@ -249,13 +249,14 @@ void check_q4(const Shape& s, const std::vector<int>& counts, bool all_schedules
                         tuning.slots = tuning.window = 0;
                     }
                 if (kernel == 2 && variant < 2 && all_schedules)
-                    for (int tokens : {32, 64, 128, 256})
-                        for (int schedule = 0; schedule < 5; schedule++) {
-                            tuning.tokens = tokens, tuning.schedule = schedule;
-                            if (prefill_fits(context.device, packed.layout, plain_args))
-                                run(name + " tokens " + std::to_string(tokens) + " schedule " + std::to_string(schedule), want);
-                            tuning.tokens = 0, tuning.schedule = -1;
-                        }
+                    for (int option = 0; option < 40; option++) {
+                        tuning.tokens = 32 << option % 4, tuning.cluster = 1 + option / 4 % 2, tuning.schedule = option / 8;
+                        if (prefill_fits(context.device, packed.layout, plain_args))
+                            run(name + " tokens " + std::to_string(tuning.tokens) + " cluster " + std::to_string(tuning.cluster) +
+                                    " schedule " + std::to_string(tuning.schedule),
+                                want);
+                        tuning.tokens = tuning.cluster = 0, tuning.schedule = -1;
+                    }
             }
         }
     tuning = lab::base;
