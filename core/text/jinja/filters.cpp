@@ -24,7 +24,7 @@ Value to_int(Env& env, Call& call) {
     if (!a[0].is_string()) return otherwise;
     Value base = a.get(2, Value(10));
     size_t digits = std::min<size_t>(a[0].text().size(), 4300);
-    env.slow_text(a[0].text().size());
+    env.slow_text(2 * a[0].text().size());    // read as an integer, then as a real number
     env.spend(static_cast<int64_t>(digits * digits >> 11));
     Value value = base.is(Kind::integer) || base.is(Kind::boolean) ? parse_integer(a[0].text(), base.integer()) : Value();
     if (!value.is_missing()) return value;

@@ -121,6 +121,8 @@ Value strftime_now(Env& env, Call& call) {
     }
     static const locale_t c_locale = newlocale(LC_ALL_MASK, "C", nullptr);
     for (size_t size = 1024; !format.empty(); size *= 2) {
+        env.text(size);
+        env.spend(4 * static_cast<int64_t>(format.size()));
         std::string out(size, '\0');
         size_t n = strftime_l(out.data(), size, format.c_str(), &env.now, c_locale);
         if (n > 0) {

@@ -84,7 +84,10 @@ Value integer_ratio(Env& env, const Value& self, Call& call) {
     if (!std::isfinite(value))
         fail(std::isnan(value) ? Fault::value : Fault::overflow, "cannot convert " + repr_double(value) + " to integer ratio");
     BigInt denominator(1);
-    for (; value != std::trunc(value); value *= 2) denominator = denominator * BigInt(2);
+    for (; value != std::trunc(value); value *= 2) {
+        env.spend(2);
+        denominator = denominator * BigInt(2);
+    }
     return new_tuple(env, {new_integer(BigInt::from_double(value)), new_integer(denominator)});
 }
 
