@@ -61,7 +61,9 @@ TEST_CASE("image: every kind of PNG and JPEG file is decoded as Pillow decodes i
     auto expected = parse_json(test::read_bytes(directory + "expected.json"));
     REQUIRE(expected.ok());
     CHECK(expected->members().size() == 35);
-    for (const auto& [name, hex] : expected->members()) {
+    for (const auto& member : expected->members()) {
+        const std::string& name = member.first;
+        const Json& hex = member.second;
         INFO(name);
         const std::string file = test::read_bytes(directory + name);
         auto picture = decode_picture(bytes(file));
