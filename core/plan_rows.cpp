@@ -71,9 +71,11 @@ public:
         }
         // hostile lists: entries x modules is the work to do
         if (entries.size() * work.tree.modules.size() > match_work)
-            return Status(Code::bad_file, field + ": " + std::to_string(entries.size()) + " entries for " +
-                                              std::to_string(work.tree.modules.size()) + " modules; expected fewer");
-        AWQ_ASSIGN(rules.list_, SkipRule::create(std::move(entries), reading, field));
+            return Status(Code::bad_file, work.checkpoint.quantization_file() + ": " + field + ": " + std::to_string(entries.size()) +
+                                              " entries for " + std::to_string(work.tree.modules.size()) + " modules; expected fewer");
+        auto list = SkipRule::create(std::move(entries), reading, field);
+        if (!list.ok()) return list.status().in(work.checkpoint.quantization_file());
+        rules.list_ = std::move(*list);
         return rules;
     }
 
@@ -141,7 +143,7 @@ public:
         row.action = verdict.action;
         row.rule = verdict.rule;
         bool has_tensors = work_.has_weights() && row.module.tied_to.empty() && row.module.needed;
-        return has_tensors ? by_tensors(row, facts) : by_configuration(row, facts);
+        return has_tensors ? located(by_tensors(row, facts), row.module) : by_configuration(row, facts);
     }
 
     Status other(PlanRow& row) {
@@ -198,8 +200,13 @@ private:
 
     static std::string shape_text(const Module& module) { return std::to_string(module.out) + " x " + std::to_string(module.in); }
 
+    // What is wrong with a module as a whole, or with a tensor that is not there, is told of the file that lists them.
+    Status located(const Status& status, const Module& module) const {
+        return status.message().starts_with(quote(module.path, 200)) ? status.in(quote(work_.checkpoint.table_path(), 300)) : status;
+    }
+
     Status missing(const std::string& name, const Module& module) const {
-        return Status(Code::not_found, work_.checkpoint.table_path() + ": " + name + " is missing; expected a tensor for " + shape_text(module));
+        return Status(Code::not_found, quote(work_.checkpoint.table_path(), 300) + ": " + name + " is missing; expected a tensor for " + shape_text(module));
     }
 
     Status by_configuration(PlanRow& row, LinearFacts& facts) {

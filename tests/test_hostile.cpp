@@ -128,7 +128,7 @@ TEST_CASE("hostile: tensors that contradict the configuration") {
     };
     REQUIRE(plan_error(model.path()) == "");
     CHECK(holds(with("num_hidden_layers", 1), "found; expected none of model.layers.1: config.json counts fewer"));
-    CHECK(holds(with("num_hidden_layers", 3), "model.layers.2.self_attn.q_proj: no weights in the checkpoint"));
+    CHECK(holds(with("num_hidden_layers", 3), "model.safetensors: model.layers.2.self_attn.q_proj: no weights in the checkpoint"));
     CHECK(holds(with("vocab_size", model.config().find("vocab_size")->integer() + 8), "model.embed_tokens.weight"));
 }
 

@@ -598,7 +598,7 @@ TEST_CASE("plan: the newer reading of the list, and what vision models' lists me
     planned = plan_config(config_with("llama-3-8b", R"({"modules_to_not_convert": ["(unclosed"]})"), newer);
     REQUIRE_FALSE(planned.ok());
     CHECK(planned.status().message() ==
-          "modules_to_not_convert: \"(unclosed\": missing closing parenthesis; expected a regular expression");
+          "config.json: modules_to_not_convert: \"(unclosed\": missing closing parenthesis; expected a regular expression");
     planned = plan_config(read_json("tests/data/plan/configs/llava-1.5-7b.json"), newer);
     REQUIRE(planned.ok());
     CHECK(planned->plan.find("vision_tower.vision_model.encoder.layers.0.mlp.fc1")->action == Action::skip);

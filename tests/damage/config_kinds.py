@@ -82,7 +82,7 @@ def quantization():
         yield "fuse_max_seq_len is %s" % shown(value), q(do_fuse=True, fuse_max_seq_len=value), ["fuse_max_seq_len", "expected"]
     for value in ({}, {"version": 3}, {"version": "2"}, {"version": 2, "max_input_len": 0}, {"version": 2, "max_batch_size": "8"}, [], 7):
         yield "exllama_config is %s" % shown(value), q(version="exllama", exllama_config=value), ["exllama_config", "expected"]
-    yield "a million modules not to convert", q(modules_to_not_convert=["m%d" % i for i in range(300000)]), ["modules_to_not_convert", "expected"]
+    yield "a million modules not to convert", q(modules_to_not_convert=["m%d" % i for i in range(300000)]), ["config.json", "modules_to_not_convert", "expected"]
     yield "a name that looks like a regular expression bomb", q(modules_to_not_convert=["(a+)+" * 200 + "$", "lm_head"]), None
 
 
