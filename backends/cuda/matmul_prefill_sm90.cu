@@ -3,7 +3,9 @@
 // The product is computed as Y^T = W X^T: a CTA makes 128 rows of W times `TN` tokens. W comes as packed units through a ring
 // of bulk copies, is turned into A fragments in registers (exact q - z, one rounding by the scale) and multiplied with
 // X tiles that the tensor copy engine puts into a second ring. One producer warp for each ring, two consumer warpgroups
-// of 64 rows. While the wgmmas of one span of 64 columns run, the next span is dequantised.
+// of 64 rows. While the wgmmas of one span of 64 columns run, the next span is dequantised. A residual comes through the
+// ring of X too, behind a block's last tile. In the variants with clusters two CTAs have neighbouring rows of W and the same
+// tokens: each loads half of every tile of X, for both.
 //
 // CTAs are persistent. A schedule (plan_schedule) gives each whole output blocks first, then an equal share of the rest,
 // cut along K. Who has the first part of a cut block owns it: the others leave partial sums in scratch, the owner adds
@@ -54,6 +56,10 @@ struct Schedule {
         return true;
     }
 };
+// The CTA finishes the block (or its part of the tokens), and there is a residual.
+__device__ __forceinline__ bool adds(const Params& p, const Schedule& schedule) {
+    return p.output.residual && (schedule.first == 0 || p.parts > 0);
+}
 struct Block {
     int row, token;
 };
@@ -70,22 +76,11 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
     return v;
 }
 
-// What a block of `TN` tokens adds to its product, into the second-level cache.
-template <int TN>
-__device__ __forceinline__ void prefetch_residual(const Params& p, int first_tile, int token, int lane) {
-    const Output& o = p.output;
-    const int column = first_tile * tile_rows, bytes = min(block_tiles * tile_rows, o.out - column) * 2 / 16 * 16;
-    if (bytes <= 0) return;
-    for (int t = token + lane; t < min(token + TN, o.rows); t += 32) {
-        const uintptr_t at = reinterpret_cast<uintptr_t>(o.residual + t * o.ld_residual + column) & ~uintptr_t{15};
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
-    }
-}
-
 // Groups: 2 for 128 columns a group; 8 serves every size.
 template <int TN, int Groups, bool IntegerZeros, int Cluster>
 __global__ void __launch_bounds__(threads, 1)
-    prefill_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ Params p) {
+    prefill_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ CUtensorMap residual_map,
+                   const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int x_bytes = TN * 128, octets = TN / 8;
     extern __shared__ uint8_t raw[];
@@ -112,32 +107,31 @@ __global__ void __launch_bounds__(threads, 1)
             while (schedule.next())
                 send_units(rings, ring, p, p.w, (block_place(p, schedule.block).row * Cluster + rank) * block_tiles, lane,
                            schedule.first, schedule.last - schedule.first, policy);
-        } else if (warp == 1) {  // X
-            if (lane == 0) asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+        } else if (warp == 1 && lane == 0) {  // X, and behind a block's last tile of it the residual: 64 columns for either warpgroup
+            asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
             pdl_wait();
             Ring ring(p.x_slots, 1);
             while (schedule.next()) {
                 const Block place = block_place(p, schedule.block);
-                auto send_spans = [&](int span, int end) {
-                    for (; span < end; span++, ring.next()) {
-                        const uint32_t to = rings.x + ring.slot * x_bytes, bar = rings.x_full + 8 * ring.slot;
-                        barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                        if (lane != 0) continue;
-                        barrier_expect(bar, x_bytes);
-                        if constexpr (Cluster == 1)
-                            load_tile(to, &map, span * 64, place.token * TN, bar);
-                        else  // each CTA its share of the tokens, for all
-                            load_tile_to_all(to + rank * (x_bytes / Cluster), &map, span * 64,
-                                             place.token * TN + rank * (TN / Cluster), bar, Cluster);
-                    }
-                    __syncwarp();
-                };
-                // A little before the end the residual is asked for, so that the second-level cache has it then.
-                const int ahead = max(schedule.first, schedule.last - 3) * 4;
-                send_spans(schedule.first * 4, ahead);
-                if (p.output.residual && (schedule.first == 0 || p.parts > 0))
-                    prefetch_residual<TN>(p, (place.row * Cluster + rank) * block_tiles, place.token * TN, lane);
-                send_spans(ahead, schedule.last * 4);
+                const int token = place.token * TN;
+                for (int span = schedule.first * 4; span < schedule.last * 4; span++, ring.next()) {
+                    barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
+                    const uint32_t to = rings.x + ring.slot * x_bytes, bar = rings.x_full + 8 * ring.slot;
+                    barrier_expect(bar, x_bytes);
+                    if constexpr (Cluster == 1)
+                        load_tile(to, &map, span * 64, token, bar);
+                    else  // each CTA its share of the tokens, for all
+                        load_tile_to_all(to + rank * (x_bytes / Cluster), &map, span * 64, token + rank * (TN / Cluster), bar, Cluster);
+                }
+                if (!adds(p, schedule)) continue;
+                for (int group = 0; group < 2; group++, ring.next()) {
+                    barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
+                    const uint32_t to = rings.x + ring.slot * x_bytes, bar = rings.x_full + 8 * ring.slot;
+                    barrier_expect(bar, x_bytes);
+                    const int column = (place.row * Cluster + rank) * block_tiles * tile_rows + group * 64;
+                    for (int part = 0; part < Cluster; part++)
+                        load_tile(to + part * (x_bytes / Cluster), &residual_map, column, token + part * (TN / Cluster), bar);
+                }
             }
         }
         if constexpr (Cluster > 1) cluster_sync();
@@ -216,13 +210,26 @@ __global__ void __launch_bounds__(threads, 1)
             }
         }
         const Block place = block_place(p, schedule.block);
-        store_block<TN, false>(p, (place.row * Cluster + rank) * block_tiles + my_tile, place.token * TN, p.output.rows, mine, d);
+        const bool add = adds(p, schedule);
+        int slots[2] = {};
+        if (add)
+            for (int i = 0; i < 2; i++, xr.next()) {
+                barrier_wait(rings.x_full + 8 * xr.slot, xr.phase);
+                slots[i] = xr.slot;
+            }
+        store_block<TN, false>(p, (place.row * Cluster + rank) * block_tiles + my_tile, place.token * TN, p.output.rows, mine, d,
+                               rings.x + (group_index ? slots[1] : slots[0]) * x_bytes);
+        if (add) {
+            __syncwarp();
+            rings.release_x<Cluster>(slots[0], lane);
+            rings.release_x<Cluster>(slots[1], lane);
+        }
     }
     if constexpr (Cluster > 1) cluster_sync();  // a CTA's shared memory is written and its barriers are used by the other one
 #endif
 }
 
-using PrefillKernel = void (*)(CUtensorMap, Params);
+using PrefillKernel = void (*)(CUtensorMap, CUtensorMap, Params);
 struct Variant {
     int tokens, groups;  // groups 8: any
     bool integer_zeros;
@@ -237,8 +244,8 @@ const Variant variants[] = {
     {64, 8, false, 1, prefill_kernel<64, 8, false, 1>}, {128, 8, false, 1, prefill_kernel<128, 8, false, 1>},
 };
 
-// How blocks are given to CTAs. 0: whole blocks only; 1: all blocks cut into equal shares; 2: whole waves, the rest in
-// equal shares; 3: likewise with one wave less; 4: every block in equally many parts.
+// How blocks are given to CTAs. 0: whole blocks only; 1: all blocks cut into equal shares; 2: whole waves but one, the rest in
+// equal shares; 3: all whole waves, the rest likewise; 4: every block in equally many parts.
 struct ScheduleChoice {
     int workers = 0, waves = 0, parts = 0;
     bool possible = false;
@@ -255,7 +262,7 @@ ScheduleChoice choose_schedule(int kind, int blocks, int units, int workers) {
         c.workers = blocks * c.parts;
         c.possible = c.parts >= 2;
     } else {
-        c.waves = kind == 1 ? 0 : blocks / workers - (kind - 2);
+        c.waves = kind == 1 ? 0 : blocks / workers - (3 - kind);
         c.possible = blocks % workers != 0 && blocks - c.waves * workers < 2 * workers && c.waves >= 0 && (kind == 1 || c.waves > 0) &&
                      static_cast<int64_t>(blocks - c.waves * workers) * units >= workers;
     }
@@ -278,8 +285,8 @@ Cost cost_of(int tokens, int cluster) {
     return tokens == 32    ? Cost{0.75, 1.0, 2.5, 5.2, 6.5}
            : tokens == 64  ? Cost{1.02, 1.0, 2.5, 5.0, 7.5}
            : tokens == 128 ? Cost{1.53, 2.0, 2.5, 7.0, 12.0}
-           : cluster == 1  ? Cost{2.65, 4.0, 2.5, 22.0, 18.0}
-                           : Cost{2.60, 4.0, 5.5, 22.0, 18.0};
+           : cluster == 1  ? Cost{2.65, 4.0, 2.5, 10.0, 18.0}
+                           : Cost{2.60, 4.0, 6.0, 10.0, 18.0};
 }
 
 PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int rows) {
@@ -334,15 +341,21 @@ cudaError_t open_prefill(MatmulDevice* device) {
 
 bool prefill_fits(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args) {
     return wgmma_fits(device, layout, args) && rows_aligned(args.x, args.ldx) &&
+           (!args.residual || rows_aligned(args.residual, args.ld_residual)) &&
            plan_prefill(device, layout, args.rows).variant != nullptr;
 }
 
 cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
     const PrefillPlan plan = plan_prefill(context.device, weight.layout, args.rows);
     const int tokens = plan.variant->tokens, cluster = plan.variant->cluster;
-    CUtensorMap map;
+    CUtensorMap map, residual_map;
     if (cudaError_t error = map_rows(context.device, args.x, weight.layout.in, args.rows, args.ldx, tokens / cluster, &map))
         return error;
+    residual_map = map;
+    if (args.residual)
+        if (cudaError_t error = map_rows(context.device, args.residual, weight.layout.out, args.rows, args.ld_residual, tokens / cluster,
+                                         &residual_map))
+            return error;
     Scratch scratch = scratch_of(context);
     Params p;
     static_cast<Product&>(p) = product_of(weight, args);
@@ -360,7 +373,7 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / x_bytes);
     const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * x_bytes;
     return launch_clusters(context, plan.variant->kernel, cluster, dim3(static_cast<unsigned>(p.workers * cluster)), threads,
-                           shared_bytes, map, p);
+                           shared_bytes, map, residual_map, p);
 }
 
 }  // namespace awq::cuda

@@ -199,7 +199,7 @@ __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& 
 // that outgrows the instruction cache costs microseconds. Alone: there is no bias and no residual.
 template <int TN, bool Alone>
 __device__ __forceinline__ void store_block(const Product& p, int tile, int token, int rows, uint32_t mine,
-                                            const float (&d)[TN / 2]) {
+                                            const float (&d)[TN / 2], uint32_t residual_at = 0) {
     const int lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2, t = lane & 3;
     const Output& o = p.output;
     token += g;
@@ -220,34 +220,20 @@ __device__ __forceinline__ void store_block(const Product& p, int tile, int toke
     const float bias0 = Alone || !o.bias || row >= o.out ? 0.0f : __ldg(o.bias + row),
                 bias1 = Alone || !o.bias || row + 2 >= o.out ? 0.0f : __ldg(o.bias + row + 2);
     half* y = o.y + token * o.ldy + column;
-    const half* residual = !Alone && o.residual ? o.residual + token * o.ld_residual + column : nullptr;
     const bool there = column < o.out;
-    // y may be the residual itself, so that the compiler moves no load of it across a store: many at a time are asked for here.
-    constexpr int octets = TN / 8, at_once = octets < 16 ? octets : 16;
+    // The 16-byte pieces of a token's 128 bytes lie in an order that its last three bits turn (the 128-byte swizzle).
+    residual_at += g * 128 + ((2 * (tile & 3) + (t >> 1)) ^ g) * 16 + (t & 1) * 8;
 #pragma unroll
-    for (int from = 0; from < octets; from += at_once) {
-        uint2 added[at_once];
-        if (residual) {
-#pragma unroll
-            for (int i = 0; i < at_once; i++) {
-                added[i] = make_uint2(0, 0);
-                if (from + i < octets && (mine >> (from + i) & 1) && there && token + 8 * i < rows)
-                    added[i] = __ldcg(reinterpret_cast<const uint2*>(residual + 8 * i * o.ld_residual));
-            }
-            residual += 8 * at_once * o.ld_residual;
+    for (int j = 0; j < TN / 8; j++, token += 8, y += 8 * o.ldy) {
+        if (!(mine >> j & 1)) continue;
+        uint32_t low = transpose8x8(pack_half2(d[4 * j] + bias0, d[4 * j + 1] + bias0));
+        uint32_t high = transpose8x8(pack_half2(d[4 * j + 2] + bias1, d[4 * j + 3] + bias1));
+        if (!Alone && o.residual) {
+            const uint2 r = load_shared8(residual_at + j * 1024);
+            low = as_bits(__hadd2(as_half2(low), as_half2(r.x)));
+            high = as_bits(__hadd2(as_half2(high), as_half2(r.y)));
         }
-#pragma unroll
-        for (int i = 0; i < at_once; i++, token += 8, y += 8 * o.ldy) {
-            const int j = from + i;
-            if (j >= octets || !(mine >> j & 1)) continue;
-            uint32_t low = transpose8x8(pack_half2(d[4 * j] + bias0, d[4 * j + 1] + bias0));
-            uint32_t high = transpose8x8(pack_half2(d[4 * j + 2] + bias1, d[4 * j + 3] + bias1));
-            if (residual) {
-                low = as_bits(__hadd2(as_half2(low), as_half2(added[i].x)));
-                high = as_bits(__hadd2(as_half2(high), as_half2(added[i].y)));
-            }
-            if (there && token < rows) store_global8(y, low, high);
-        }
+        if (there && token < rows) store_global8(y, low, high);
     }
 }
 
