@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(threads, 1)
             while (schedule.next())
                 send_units(rings, ring, p, p.w, (block_place(p, schedule.block).row * Cluster + rank) * block_tiles, lane,
                            schedule.first, schedule.last - schedule.first, policy);
-        } else if (warp == 1 && lane == 0) {  // X, and behind a block's last tile of it the residual: 64 columns for either warpgroup
+        } else if (warp == 1 && lane == 0) {  // X; behind a block's last tile the residual: 64 columns for either warpgroup
             asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
             pdl_wait();
             Ring ring(p.x_slots, 1);
@@ -121,7 +121,8 @@ __global__ void __launch_bounds__(threads, 1)
                     if constexpr (Cluster == 1)
                         load_tile(to, &map, span * 64, token, bar);
                     else  // each CTA its share of the tokens, for all
-                        load_tile_to_all(to + rank * (x_bytes / Cluster), &map, span * 64, token + rank * (TN / Cluster), bar, Cluster);
+                        load_tile_to_all(to + rank * (x_bytes / Cluster), &map, span * 64, token + rank * (TN / Cluster), bar,
+                                         Cluster);
                 }
                 if (!adds(p, schedule)) continue;
                 for (int group = 0; group < 2; group++, ring.next()) {
@@ -237,11 +238,11 @@ struct Variant {
     PrefillKernel kernel;
 };
 const Variant variants[] = {
-    {32, 2, true, 1, prefill_kernel<32, 2, true, 1>},   {64, 2, true, 1, prefill_kernel<64, 2, true, 1>},
-    {128, 2, true, 1, prefill_kernel<128, 2, true, 1>}, {256, 2, true, 1, prefill_kernel<256, 2, true, 1>},
-    {256, 2, true, 2, prefill_kernel<256, 2, true, 2>},
-    {64, 8, true, 1, prefill_kernel<64, 8, true, 1>},   {128, 8, true, 1, prefill_kernel<128, 8, true, 1>},
-    {64, 8, false, 1, prefill_kernel<64, 8, false, 1>}, {128, 8, false, 1, prefill_kernel<128, 8, false, 1>},
+    {32, 2, true, 1, prefill_kernel<32, 2, true, 1>},     {64, 2, true, 1, prefill_kernel<64, 2, true, 1>},
+    {128, 2, true, 1, prefill_kernel<128, 2, true, 1>},   {256, 2, true, 1, prefill_kernel<256, 2, true, 1>},
+    {256, 2, true, 2, prefill_kernel<256, 2, true, 2>},   {64, 8, true, 1, prefill_kernel<64, 8, true, 1>},
+    {128, 8, true, 1, prefill_kernel<128, 8, true, 1>},   {64, 8, false, 1, prefill_kernel<64, 8, false, 1>},
+    {128, 8, false, 1, prefill_kernel<128, 8, false, 1>},
 };
 
 // How blocks are given to CTAs. 0: whole blocks only; 1: all blocks cut into equal shares; 2: whole waves but one, the rest in
@@ -263,8 +264,8 @@ ScheduleChoice choose_schedule(int kind, int blocks, int units, int workers) {
         c.possible = c.parts >= 2;
     } else {
         c.waves = kind == 1 ? 0 : blocks / workers - (3 - kind);
-        c.possible = blocks % workers != 0 && blocks - c.waves * workers < 2 * workers && c.waves >= 0 && (kind == 1 || c.waves > 0) &&
-                     static_cast<int64_t>(blocks - c.waves * workers) * units >= workers;
+        c.possible = blocks % workers != 0 && blocks - c.waves * workers < 2 * workers && c.waves >= 0 &&
+                     (kind == 1 || c.waves > 0) && static_cast<int64_t>(blocks - c.waves * workers) * units >= workers;
     }
     return c;
 }
@@ -311,8 +312,9 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
             }
             const Cost one = cost_of(v.tokens, v.cluster);
             const double whole = units * one.unit + one.block, shares = one.shares * std::max(1.0, units / 16.0);
+            const int longest = kind == 4 ? (units + c.parts - 1) / c.parts : units;
             const double cost = kind == 0   ? c.waves * whole + one.launch
-                                : kind == 4 ? (units + c.parts - 1) / c.parts * (one.unit + (v.tokens == 32 ? 0.2 : 0.0)) + one.parts
+                                : kind == 4 ? longest * (one.unit + (v.tokens == 32 ? 0.2 : 0.0)) + one.parts
                                             : blocks * whole / workers + one.launch + shares;
             if (cost < best_cost) best_cost = cost, best = {&v, c};
         }
@@ -353,8 +355,8 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
         return error;
     residual_map = map;
     if (args.residual)
-        if (cudaError_t error = map_rows(context.device, args.residual, weight.layout.out, args.rows, args.ld_residual, tokens / cluster,
-                                         &residual_map))
+        if (cudaError_t error = map_rows(context.device, args.residual, weight.layout.out, args.rows, args.ld_residual,
+                                         tokens / cluster, &residual_map))
             return error;
     Scratch scratch = scratch_of(context);
     Params p;
@@ -366,8 +368,7 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     p.workers = plan.schedule.workers;
     p.full_waves = plan.schedule.waves, p.parts = plan.schedule.parts;
     // Shared memory: 1024 bytes for alignment, then the rings.
-    const int limit = shared_limit - 1024, w_bytes = block_tiles * p.unit_bytes,
-              x_bytes = tokens * 128;
+    const int limit = shared_limit - 1024, w_bytes = block_tiles * p.unit_bytes, x_bytes = tokens * 128;
     p.w_slots = tokens == 32 ? 8 : tokens == 64 ? 6 : tokens == 128 ? 4 : 3;
     while (limit - p.w_slots * w_bytes < 4 * x_bytes) p.w_slots--;
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / x_bytes);

@@ -42,8 +42,8 @@ __device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap* map, i
 __device__ __forceinline__ void load_tile_to_all(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t bar,
                                                  uint32_t ctas) {
     asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], "
-        "%5;" ::"r"(to),
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
         "l"(map), "r"(column), "r"(row), "r"(bar), "h"(static_cast<uint16_t>((1 << ctas) - 1))
         : "memory");
 }
@@ -58,16 +58,9 @@ __device__ __forceinline__ void cluster_sync() {
 // On the barrier at the same place in CTA `rank` of the cluster.
 __device__ __forceinline__ void barrier_arrive_at(uint32_t bar, int rank) {
     asm volatile(
-        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(bar),
+        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(bar),
         "r"(rank)
-        : "memory");
-}
-
-// Into the shared memory of CTA `rank` of the cluster.
-__device__ __forceinline__ void store_cluster16(uint32_t to, int rank, float a, float b, float c, float d) {
-    asm volatile(
-        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nst.shared::cluster.v4.f32 [there], {%2, %3, %4, %5};\n}" ::"r"(to),
-        "r"(rank), "f"(a), "f"(b), "f"(c), "f"(d)
         : "memory");
 }
 
