@@ -115,6 +115,7 @@ TEST_CASE("chat template: each bomb is refused in time, and says why") {
         {"{% set s = '1' * 3000000 %}{% for i in range(100000) %}{% set x = s|filesizeformat %}{% endfor %}", "steps"},
         {"{% for i in range(100) %}{{ ('{:.4000000f}'.format(1.5))|length }}{% endfor %}", "steps"},
         {"{% set s = ' a' * 500000 %}{% for i in range(100) %}{% set x = s|pprint %}{% endfor %}", "steps"},
+        {"{% set s = '\\n' * 300000 %}{% for i in range(1000) %}{% set x = s|pprint %}{% endfor %}", "steps"},
         {"{% set s = 'a' * 4000000 %}{% for i in range(100) %}{% set x = s.translate('a') %}{% endfor %}", "steps"},
         {"{% set s = '&amp;'|safe * 500000 %}{% for i in range(1000) %}{% set x = s.unescape() %}{% endfor %}", "steps"},
         {"{% for i in range(100000) %}{% set x = strftime_now('%c' * 100) %}{% endfor %}", "steps"},

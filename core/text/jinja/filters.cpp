@@ -24,7 +24,7 @@ Value to_int(Env& env, Call& call) {
     if (!a[0].is_string()) return otherwise;
     Value base = a.get(2, Value(10));
     size_t digits = std::min<size_t>(a[0].text().size(), 4300);
-    env.slow_text(2 * a[0].text().size());    // read as an integer, then as a real number
+    env.slow_text(3 * a[0].text().size());    // read as an integer, then as a real number
     env.spend(static_cast<int64_t>(digits * digits >> 11));
     Value value = base.is(Kind::integer) || base.is(Kind::boolean) ? parse_integer(a[0].text(), base.integer()) : Value();
     if (!value.is_missing()) return value;
@@ -37,7 +37,7 @@ Value to_float(Env& env, Call& call) {
     if (a[0].is_undefined()) fail_undefined(a[0]);
     if (a[0].is_number()) return Value(to_double(a[0]));
     if (!a[0].is_string()) return a.get(1, Value(0.0));
-    env.slow_text(a[0].text().size());
+    env.slow_text(2 * a[0].text().size());
     double real;
     return parse_double(a[0].text(), real) ? Value(real) : a.get(1, Value(0.0));
 }
@@ -123,7 +123,7 @@ Value file_size(Env& env, Call& call) {
         bytes = to_double(a[0]);
     else if (!a[0].is_string())
         fail(Fault::type, "float() argument must be a string or a real number, not '" + type_name(a[0]) + "'");
-    else if (env.slow_text(a[0].text().size()); !parse_double(a[0].text(), bytes))
+    else if (env.slow_text(2 * a[0].text().size()); !parse_double(a[0].text(), bytes))
         fail(Fault::value, "could not convert string to float: " + repr(env, a[0]));
     bool binary = !a[1].is_missing() && truthy(env, a[1]);
     double base = binary ? 1024 : 1000, unit = base;

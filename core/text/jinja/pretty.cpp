@@ -106,6 +106,7 @@ private:
             begin = end;
         }
         for (size_t i = 0; i < lines.size(); i++) {
+            env_.slow_text(32 + lines[i].size());
             std::string shown = repr_text(lines[i]);
             size_t room = 80 > indent ? 80 - indent : 0;
             size_t last_room = room > after ? room - after : 0;
@@ -129,7 +130,7 @@ private:
             }
             std::string current;
             for (size_t w = 0; w < words.size(); w++) {
-                env_.slow_text(current.size());
+                env_.slow_text(24 + current.size());
                 std::string candidate = current + std::string(words[w]);
                 size_t limit = w + 1 == words.size() && i + 1 == lines.size() ? last_room : room;
                 if (count_code_points(repr_text(candidate)) > limit) {
