@@ -41,23 +41,23 @@ Status append_plain(Context& context, const Tensor& k, const Tensor& v, const Kv
 // A sequence with n tokens in the batch has n * group rows for each kv head: row r is query head r % group of its group, of
 // token r / group. So the heads that share keys share a tile, and a tile is read once for all of them.
 struct AttentionCall {
+    KvCache cache;
+    int window;  // 0: all
+    // Keys split over `splits` blocks: each leaves its sums in `partial`, the last to arrive joins them. Decode cuts a
+    // sequence by its own length alone, whatever it shares the batch with: into most_splits at most, of split_keys at least.
+    int splits, most_splits, row_tiles;
     const __half* q;
     __half* out;
     int64_t q_stride, out_stride;
-    KvCache cache;
     const int32_t* seq_begin;  // null: one sequence of all `tokens`
     int tokens, heads, group;
     int full_keys;         // > 0: no mask, every row sees these many keys
-    int window;            // 0: all
     float scale, softcap;  // softcap 0: none
     const float* alibi;    // slope of each head, or null
     // Each kernel takes the sequences with min_rows .. max_rows rows.
     int min_rows, max_rows;
-    // Keys split over `splits` blocks: each leaves its unnormalised sums here, the last to arrive joins them. Decode cuts a
-    // sequence by its own length alone, whatever it shares the batch with: into most_splits at most, of split_keys at least.
-    int splits, most_splits, row_tiles;
-    float* partial;
-    unsigned* counters;  // of each tile
+    float* partial;  // of the splits
+    unsigned* counters;  // of each tile, or of each 16 columns of a tile
     bool prefetch;       // decode: few blocks, whose keys and values fit in the second-level cache
     // Decode of one token a sequence may do rope_append's work as well: q is then not rotated yet, and the token's key and
     // value are still to be put in the cache. Pairs are columns i and half + i, or 2 i and 2 i + 1.
@@ -105,6 +105,12 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], uint32_t a0, uint32_t a1,
 __device__ __forceinline__ float fast_exp2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ float fast_log2(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
@@ -171,6 +177,19 @@ __device__ __forceinline__ bool last_to_arrive(unsigned* counter, int count, Syn
     }
     sync();
     return last;
+}
+
+// The same among single warps.
+__device__ __forceinline__ bool last_warp_to_arrive(unsigned* counter, int count) {
+    unsigned before = 0;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+        asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+        if (before == static_cast<unsigned>(count) - 1) *counter = 0;
+    }
+    before = __shfl_sync(~0u, before, 0);
+    __syncwarp();
+    return before == static_cast<unsigned>(count) - 1;
 }
 
 // Joins the splits of a tile (32 at most), in their order. partial: [splits][sums [tile_rows][width], maxima [tile_rows], sums of

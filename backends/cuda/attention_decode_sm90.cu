@@ -28,10 +28,7 @@ struct Shared {
     __align__(16) float2 state[warps][decode_tile];  // maximum, sum of exponentials of each step of the chunk
     float newest[decode_tile];                       // exponentials of the token's own key
     Staged<blocks> staged;
-    union {
-        __align__(16) __half p[decode_tile][p_pitch];  // exponentials of the chunk
-        float weights[decode_tile][32];                // of the splits
-    };
+    __align__(16) __half p[decode_tile][p_pitch];  // exponentials of the chunk
 };
 template <int blocks>
 constexpr int page_bytes = page_size* blocks * 32 * static_cast<int>(sizeof(__half));
@@ -63,9 +60,9 @@ struct Share {
 };
 
 // One warp: of each chunk the keys and then the values. All it waits for before the first copy is the token's position and, at
-// the same time, the page table.
+// the same time, the page table. Returns whether the token's own position is among them.
 template <int blocks>
-__device__ __forceinline__ void produce(const AttentionCall& call, int sequence, int kv_head, int slots, uint32_t ring,
+__device__ __forceinline__ bool produce(const AttentionCall& call, int sequence, int kv_head, int slots, uint32_t ring,
                                         uint32_t full, uint32_t empty) {
     const int lane = threadIdx.x % 32;
     const int32_t* table = call.cache.page_table + static_cast<int64_t>(sequence) * call.cache.max_pages;
@@ -83,7 +80,7 @@ __device__ __forceinline__ void produce(const AttentionCall& call, int sequence,
     }
     __syncwarp();
     const Share share(call, high, blockIdx.y);
-    if (static_cast<int>(blockIdx.y) >= share.used) return;
+    if (static_cast<int>(blockIdx.y) >= share.used) return false;
     asm volatile("bar.arrive 2, %0;" ::"n"(threads + 32) : "memory");
     const int64_t to_values = static_cast<int64_t>(call.cache.kv_heads) * (page_bytes<blocks> / sizeof(__half));
     Slot slot{0, 1};
@@ -103,50 +100,57 @@ __device__ __forceinline__ void produce(const AttentionCall& call, int sequence,
             __syncwarp();
         }
     }
+    return static_cast<int>(blockIdx.y) == share.used - 1;
 }
 
-// Joins the splits of a tile (32 at most), in their order.
+// What a split leaves of a tile: its outputs as [column][pair of rows], then each row's log2 of its sum of exponentials.
+template <int blocks>
+constexpr int split_floats = decode_tile*(blocks * 32 + 2);
+
+// A warp joins 16 columns of the splits (32 at most), in their order. All loads of 16 splits are on their way at once.
 template <int blocks>
 __device__ __forceinline__ void join(const AttentionCall& call, const Tile& tile, const float* partial, int splits,
-                                     Shared<blocks>& shared) {
-    constexpr int width = blocks * 32, split_floats = decode_tile * (width + 2), at_once = 16;
-    const int row = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = (tile.rows + 1) / 2;
-    for (int start = 0; start < width * pairs; start += threads) {
-        const int e = min(start + static_cast<int>(threadIdx.x), width * pairs - 1);  // some do the last one's work again
-        float2 sum = make_float2(0, 0);
+                                     int first_column) {
+    constexpr int width = blocks * 32, at_once = 16;
+    const int pairs = (tile.rows + 1) / 2;
+    for (int e = threadIdx.x % 32; e < 16 * pairs; e += 32) {
+        const int pair = e % pairs, column = first_column + e / pairs;
+        float top[2] = {-INFINITY, -INFINITY}, total[2] = {}, sum[2] = {};
         for (int base = 0; base < splits; base += at_once) {
-            float2 x[at_once];
-            const float* at = partial + base * split_floats;
+            float2 weight[at_once], x[at_once];
+            const float2* at = reinterpret_cast<const float2*>(partial + base * split_floats<blocks>);
 #pragma unroll
             for (int i = 0; i < at_once; i++) {
-                x[i] = __ldcg(reinterpret_cast<const float2*>(at) + e);
-                if (base + i + 1 < splits) at += split_floats;  // behind the last: its again, times 0
+                weight[i] = __ldcg(at + decode_tile * width / 2 + pair);
+                x[i] = __ldcg(at + column * pairs + pair);
+                if (base + i + 1 < splits) at += split_floats<blocks> / 2;  // behind the last: its again, of no weight
             }
-            if (start + base == 0) {  // the weights, while the sums are on their way
-                const float2* state = reinterpret_cast<const float2*>(partial + lane * split_floats + decode_tile * width);
-                const float2 mine = lane < splits ? __ldcg(state + row) : make_float2(-INFINITY, 0);
-                const float weight = fast_exp2(mine.x - warp_max(mine.x));
-                shared.weights[row][lane] = __fdividef(weight, warp_sum(weight * mine.y));
-                consumer_sync();
-            }
-            const int pair = e % pairs;
 #pragma unroll
-            for (int i = 0; i < at_once; i++) {
-                sum.x += shared.weights[2 * pair][base + i] * x[i].x;
-                sum.y += shared.weights[2 * pair + 1][base + i] * x[i].y;
+            for (int row = 0; row < 2; row++) {
+                float highest = top[row];
+#pragma unroll
+                for (int i = 0; i < at_once; i++) highest = fmaxf(highest, row ? weight[i].y : weight[i].x);
+                const float keep = fast_exp2(top[row] - highest);
+                top[row] = highest, total[row] *= keep, sum[row] *= keep;
+#pragma unroll
+                for (int i = 0; i < at_once; i++) {
+                    const float w = base + i < splits ? fast_exp2((row ? weight[i].y : weight[i].x) - highest) : 0.0f;
+                    total[row] += w, sum[row] += w * (row ? x[i].y : x[i].x);
+                }
             }
         }
-        const int pair = e % pairs;
-        __half* out = call.out + tile.first_token * call.out_stride + row_head<true>(call, tile, 2 * pair) * width + e / pairs;
-        out[0] = __float2half_rn(sum.x);
-        if (2 * pair + 1 < tile.rows) out[width] = __float2half_rn(sum.y);
+#pragma unroll
+        for (int row = 0; row < 2; row++)
+            if (2 * pair + row < tile.rows)
+                call.out[tile.first_token * call.out_stride + row_head<true>(call, tile, 2 * pair + row) * width + column] =
+                    __float2half_rn(__fdividef(sum[row], total[row]));
     }
 }
 
 // Block (kv_head and row tile, split, sequence).
 template <int blocks>
 __global__ void __launch_bounds__(threads + 32, blocks <= 4 ? 2 : 1)
-    pages_kernel(const __grid_constant__ AttentionCall call, const int slots) {
+    pages_kernel(const int slots, const __grid_constant__ AttentionCall call) {
     constexpr int width = blocks * 32, column_tiles = width / 16, warp_tiles = (column_tiles + warps - 1) / warps;
     extern __shared__ __align__(128) char dynamic[];
     Shared<blocks>& shared = *reinterpret_cast<Shared<blocks>*>(dynamic);
@@ -157,12 +161,19 @@ __global__ void __launch_bounds__(threads + 32, blocks <= 4 ? 2 : 1)
     let_next_begin();
     const int sequence = blockIdx.z, split = blockIdx.y;
     const int kv_head = call.row_tiles == 1 ? blockIdx.x : blockIdx.x / call.row_tiles;
+    Tile tile;
     if (warp == warps) [[likely]] {  // first in the code: its copies are what everybody waits for
-        produce<blocks>(call, sequence, kv_head, slots, shared_address(ring), full, empty);
+        const bool newest = produce<blocks>(call, sequence, kv_head, slots, shared_address(ring), full, empty);
+        find_tile<true>(call, sequence, kv_head, blockIdx.x - kv_head * call.row_tiles, decode_tile, tile);
+        if (newest && tile.first_row == 0) {  // once for the tiles that share the keys
+            asm volatile("bar.sync 3, %0;" ::"n"(threads + 32) : "memory");
+            const int high = call.cache.positions[sequence];
+            put_newest<blocks, true>(call, tile, high, call.cache.keys(call.cache.page_of(sequence, high), kv_head),
+                                     shared.staged);
+        }
         return;
     }
     const int high = call.cache.positions[sequence];  // the token's position
-    Tile tile;
     find_tile<true>(call, sequence, kv_head, blockIdx.x - kv_head * call.row_tiles, decode_tile, tile);
     const Share share(call, high, split);
     const int first = share.first, last = share.last, used = share.used;
@@ -173,6 +184,7 @@ __global__ void __launch_bounds__(threads + 32, blocks <= 4 ? 2 : 1)
     const int newest = split == used - 1 ? high : -1;
     stage_rows<blocks, warps, true, true>(call, tile, newest >= 0, shared.staged);
     asm volatile("bar.sync 2, %0;" ::"n"(threads + 32) : "memory");  // the barriers of the ring are initialised as well
+    if (newest >= 0 && tile.first_row == 0) asm volatile("bar.arrive 3, %0;" ::"n"(threads + 32) : "memory");  // q is staged
 
     // Score tile u: its row g is key 8 (g / 2) + 2 u + g % 2 of the step, so that once transposed a lane's exponentials belong
     // to 8 neighbouring keys 8 t .. 8 t + 7, the ones in its 16 bytes of each value row.
@@ -318,41 +330,39 @@ __global__ void __launch_bounds__(threads + 32, blocks <= 4 ? 2 : 1)
         }
     }
 
-    // ---- columns 16 i + g and + 8, rows 2 t and 2 t + 1: the result, or the split's part of it
-    if (used == 1) {
-        const float inverse[2] = {__fdividef(1.0f, total[0]), __fdividef(1.0f, total[1])};
-        __half* to = call.out + tile.first_token * call.out_stride + row_head<true>(call, tile, g) * width + 2 * t;
+    // ---- columns 16 i + g and + 8, rows 2 t and 2 t + 1: the result, or the split's part of it. Of each 16 columns the last
+    // warp to arrive joins the splits.
+    const float inverse[2] = {__fdividef(1.0f, total[0]), __fdividef(1.0f, total[1])};
+    const int pairs = (tile.rows + 1) / 2;
+    const float* partials = call.partial + static_cast<int64_t>(tile.id) * call.splits * split_floats<blocks>;
+    float* partial = call.partial + (static_cast<int64_t>(tile.id) * call.splits + split) * split_floats<blocks>;
 #pragma unroll
-        for (int j = 0; j < warp_tiles; j++) {
-            const int column = (warp + j * warps) * 16;
-            if (column >= width) break;
-            const uint32_t low = transpose_8x8(pack_half2(out[j][0] * inverse[0], out[j][1] * inverse[1])),
-                           up = transpose_8x8(pack_half2(out[j][2] * inverse[0], out[j][3] * inverse[1]));
+    for (int j = 0; j < warp_tiles; j++) {
+        const int tile_of_columns = warp + j * warps, column = tile_of_columns * 16;
+        if (tile_of_columns >= column_tiles) break;
+        const float low[2] = {out[j][0] * inverse[0], out[j][1] * inverse[1]},
+                    up[2] = {out[j][2] * inverse[0], out[j][3] * inverse[1]};
+        if (used == 1) {
+            const uint32_t low_bits = transpose_8x8(pack_half2(low[0], low[1])),
+                           up_bits = transpose_8x8(pack_half2(up[0], up[1]));
             if (g >= tile.rows) continue;
-            *reinterpret_cast<uint32_t*>(to + column) = low;
-            *reinterpret_cast<uint32_t*>(to + column + 8) = up;
+            __half* to = call.out + tile.first_token * call.out_stride + row_head<true>(call, tile, g) * width + column + 2 * t;
+            *reinterpret_cast<uint32_t*>(to) = low_bits;
+            *reinterpret_cast<uint32_t*>(to + 8) = up_bits;
+            continue;
         }
-    } else {
-        constexpr int split_floats = decode_tile * (width + 2);
-        const int pairs = (tile.rows + 1) / 2;
-        float* partials = call.partial + static_cast<int64_t>(tile.id) * call.splits * split_floats;
-        float* partial = partials + split * split_floats;  // sums [column][pairs of rows], maximum and sum of exponentials [row]
-        if (t < pairs)
-#pragma unroll
-            for (int j = 0; j < warp_tiles; j++) {
-                const int column = (warp + j * warps) * 16 + g;
-                if (column >= width) break;
-                __stcg(reinterpret_cast<float2*>(partial) + column * pairs + t, make_float2(out[j][0], out[j][1]));
-                __stcg(reinterpret_cast<float2*>(partial) + (column + 8) * pairs + t, make_float2(out[j][2], out[j][3]));
-            }
-        if (warp == 0 && g == 0)
-            __stcg(reinterpret_cast<float4*>(partial + decode_tile * width) + t, make_float4(top[0], total[0], top[1], total[1]));
-        if (last_to_arrive(call.counters + tile.id, used, [] { consumer_sync(); }))
-            join<blocks>(call, tile, partials, used, shared);
+        if (t < pairs) {
+            float2* to = reinterpret_cast<float2*>(partial) + (column + g) * pairs + t;
+            __stcg(to, make_float2(low[0], low[1]));
+            __stcg(to + 8 * pairs, make_float2(up[0], up[1]));
+            // Every warp writes the same, so that what a warp has to see of it is what a warp of its own columns wrote.
+            if (g == 0)
+                __stcg(reinterpret_cast<float2*>(partial) + decode_tile * width / 2 + t,
+                       make_float2(top[0] + fast_log2(total[0]), top[1] + fast_log2(total[1])));
+        }
+        if (last_warp_to_arrive(call.counters + tile.id * column_tiles + tile_of_columns, used))
+            join<blocks>(call, tile, partials, used, column);
     }
-    // The token's own key and value go into the cache; once for the tiles that share the keys.
-    if (newest >= 0 && warp == warps - 1 && tile.first_row == 0)
-        put_newest<blocks, true>(call, tile, newest, call.cache.keys(call.cache.page_of(sequence, high), kv_head), shared.staged);
 }
 
 template <int blocks>
@@ -364,7 +374,7 @@ Status launch_pages(Context& context, const AttentionCall& call, int sequences) 
     const auto room = static_cast<int>((context.shared_limit + 1024) / blocks_each) - 1024 - ring_offset<blocks> - 128;
     const int slots = std::min(room / page_bytes<blocks>, most_slots);
     const size_t shared = ring_offset<blocks> + static_cast<size_t>(slots) * page_bytes<blocks>;
-    return launch(context, pages_kernel<blocks>, grid, threads + 32, shared, call, slots);
+    return launch(context, pages_kernel<blocks>, grid, threads + 32, shared, slots, call);
 }
 
 }  // namespace
