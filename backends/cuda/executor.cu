@@ -3,6 +3,7 @@
 #include <new>
 #include "backends/cuda/attention.h"
 #include "backends/cuda/executor.h"
+#include "backends/cuda/layout.h"
 
 namespace awq::cuda {
 
@@ -62,6 +63,12 @@ bool read_by_none_but(const Graph& graph, NodeId id, NodeId reader) {
         if (const auto& in = graph.nodes[other].in; other != reader && std::find(in.begin(), in.end(), id) != in.end())
             return false;
     return true;
+}
+
+// The weight of a matrix product, or null.
+const Weight* product_weight(const Graph& graph, const Node& node) {
+    const bool normed = node.op == Op::norm_linear || node.op == Op::norm_gate_up;
+    return normed || node.op == Op::linear || node.op == Op::linear_add ? graph.nodes[node.in[normed ? 2 : 1]].weight : nullptr;
 }
 
 }  // namespace
@@ -268,6 +275,7 @@ Status Executor::issue(const RunArgs& host, Choosing choosing, bool capturing) t
                 append.in = append_in;
                 continue;
             }
+        if (product_weight(graph, node)) hint_next(graph, id);
         const Kernel* kernel = find_kernel(kernel_table(), graph, node, call.out.rows);
         if (!kernel) return Status(Code::internal, node.name + ": no CUDA kernel for " + op_name(node.op));
         AWQ_TRY(mark(host, id, false));
@@ -300,6 +308,21 @@ Status Executor::issue(const RunArgs& host, Choosing choosing, bool capturing) t
     return sampler_.choose(context_, logits, parts, next);
 } catch (const std::bad_alloc&) {  // no exception: the stream must leave a capture, and what was launched be waited for
     return Status(Code::out_of_memory, "out of memory");
+}
+
+// Tells the product of node `id` which weight comes after its own.
+void Executor::hint_next(const Graph& graph, NodeId id) {
+    static const int bytes = getenv("AWQ_NEXT") ? atoi(getenv("AWQ_NEXT")) : 12 * 1024;
+    context_.matmul.next = nullptr;
+    context_.matmul.next_bytes = bytes;
+    for (NodeId next = id + 1; next < static_cast<NodeId>(graph.nodes.size()) && !context_.matmul.next; next++) {
+        const Weight* weight = product_weight(graph, graph.nodes[next]);
+        if (!weight) continue;
+        const WeightLayout layout = weight_layout(weight->spec);
+        if (layout.kind != LayoutKind::q4) return;
+        next_weight_ = q4_weight(*weight, layout);
+        context_.matmul.next = &next_weight_;
+    }
 }
 
 // Profiling: events around a node's launches, read once the run is over. They keep launches from overlapping.

@@ -60,6 +60,7 @@ private:
     Status send_inputs(const RunArgs& args);
     Key key_of(const RunArgs& args, Choosing choosing) const;
     Status issue(const RunArgs& host, Choosing choosing, bool capturing);
+    void hint_next(const Graph& graph, NodeId id);
     Status run_captured(const RunArgs& args, const Key& key, bool& done);
     Status mark(const RunArgs& args, NodeId node, bool end);
     Status read_marks(const RunArgs& args);
@@ -78,6 +79,7 @@ private:
     } chain_ = {};
     PinnedMemory chosen_host_;                        // [step_slots][sequences]
     cudaEvent_t step_done_[step_slots] = {};
+    Q4Weight next_weight_;  // what context_.matmul.next points to
     RunArgs on_device_;  // the run's arguments with device memory as inputs
     DeviceMemory inputs_, scratch_, matmul_scratch_, counters_, verdict_;
     PinnedMemory inputs_host_, result_host_;

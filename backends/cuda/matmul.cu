@@ -95,7 +95,6 @@ __global__ void __launch_bounds__(norm_threads)
 
 // Rows in scratch take the place of x: normalised where there is a norm, and for values of 8 bits twice beside themselves.
 cudaError_t prepare_rows(const MatmulContext& context, int64_t in, bool twice, MatmulArgs& args) {
-    if (!args.norm_weight && !twice) return cudaSuccess;
     half* rows = scratch_of(context).rows;
     const int64_t pitch = dense_pitch(twice ? 2 * in : in);
     const bool aligned = rows_aligned(args.x, args.ldx) && reinterpret_cast<uintptr_t>(args.norm_weight) % 16 == 0;
@@ -163,8 +162,12 @@ cudaError_t matmul_q4(const MatmulContext& context, const Q4Weight& weight, cons
     if (layout.eight)
         if (cudaError_t error = prepare_rows(context, layout.source_in(), true, plain)) return error;
     const Choice choice = choose(context.device, layout, plain);
+    const bool direct = rows_aligned(args.x, args.ldx) && reinterpret_cast<uintptr_t>(args.norm_weight) % 16 == 0 && layout.in % 8 == 0;
+    if (choice == Choice::decode && !direct && !layout.eight)
+        if (cudaError_t error = prepare_rows(context, layout.in, false, plain)) return error;
     if (choice == Choice::decode) return (tuning.decode ? tuning.decode : decode_q4)(context, weight, plain);
-    if (cudaError_t error = prepare_rows(context, layout.in, false, plain)) return error;
+    if (plain.norm_weight)
+        if (cudaError_t error = prepare_rows(context, layout.in, false, plain)) return error;
     if (choice == Choice::prefill) return prefill_q4(context, weight, plain);
     return mma_q4(context, weight, plain, nullptr);
 }
@@ -189,7 +192,8 @@ const char* matmul_q4_name(const MatmulDevice& device, const Q4Weight& weight, i
 cudaError_t matmul_dense(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args) {
     if (args.rows <= 0) return cudaSuccess;
     MatmulArgs plain = args;
-    if (cudaError_t error = prepare_rows(context, weight.in, false, plain)) return error;
+    if (plain.norm_weight)
+        if (cudaError_t error = prepare_rows(context, weight.in, false, plain)) return error;
     return gemv_fits(weight, plain) ? gemv_dense(context, weight, plain) : mma_dense(context, weight, plain, nullptr);
 }
 

@@ -26,25 +26,27 @@ constexpr int pass_tiles = 2;                   // tiles that a warp takes with 
 constexpr int part_units = 8, parts = most_warps / part_units;  // a chunk arrives in parts
 constexpr int spare = 20 * 1024;                                // for attention's blocks beside a product's
 
-// In the order of use, and small: a line of parameters is fetched when it is first touched.
+// What a kernel needs first stands first, as whole words: until the first weights are asked for, memory rests.
 struct Params {
     const uint8_t* w;
-    const half* x;
-    const float* norm_weight;
+    int32_t each, longer;  // chunks' worth of tiles that a CTA takes; the first `longer` CTAs take one more
+    int32_t tile_bytes, unit_bytes;
+    int32_t warps;   // units of a tile in one chunk, each a warp's
+    int32_t groups;  // tiles in one chunk, each a group of warps'; 1 where there are several steps
+    int32_t tiles, units;
+    int32_t slots;
+    int32_t window, first_window;  // parts on their way: at most, and until x is there
+    int32_t steps;                 // chunks of a tile
+    const half* x;                 // 16-byte aligned, and its rows too
     int64_t ldx;
-    int32_t tiles, in;
-    int16_t each, longer;  // chunks' worth of tiles that a CTA takes; the first `longer` CTAs take one more
-    int16_t units, unit_bytes;
-    uint8_t rows;
-    uint8_t warps;   // units of a tile in one chunk, each a warp's
-    uint8_t groups;  // tiles in one chunk, each a group of warps'; 1 where there are several steps
-    uint8_t slots;
-    uint8_t window, first_window;  // parts on their way: at most, and until x is there
-    bool x_aligned, norm_aligned;
-    int16_t steps;  // chunks of a tile
-    bool plus_one;
+    const float* norm_weight;  // 16-byte aligned
+    int32_t in, rows;          // in: up to a multiple of 8, with zeros in x
     float eps, inverse_in;
+    bool plus_one;
     Output output;
+    // What the product after this one begins with: a CTA's share of its weights, of which so many bytes are asked for.
+    const uint8_t* next_w;
+    int32_t next_chunk_bytes, next_bytes, next_each, next_longer, next_grid;
 };
 
 // Tiles (times groups) whose sums are joined at once. Each warp has room for two such rounds behind its x.
@@ -62,52 +64,40 @@ __device__ __forceinline__ float squares_of(uint4 v) {
     return (a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y) + (c.x * c.x + c.y * c.y + d.x * d.x + d.y * d.y);
 }
 
-// One unit's weights in a warp's registers.
-template <int Groups, bool IntegerZeros>
-struct Unit {
-    uint4 words[4];
-    uint32_t scales[Groups], zeros[Groups];
-
-    __device__ __forceinline__ void load(uint32_t at) {
-        const int lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2;
-#pragma unroll
-        for (int span = 0; span < 4; span++) words[span] = load_shared16(at + span * 512 + lane * 16);
-#pragma unroll
-        for (int group = 0; group < Groups; group++) {
-            scales[group] = load_shared4(at + 2048 + group * 32 + g * 4);
-            zeros[group] = IntegerZeros ? load_shared2(at + 2048 + Groups * 32 + group * 16 + g * 2)
-                                        : load_shared4(at + 2048 + Groups * 32 + group * 32 + g * 4);
-        }
-    }
-};
-
-// sum += one unit (16 rows x 256 columns) times x, whose fragments of the 16 steps are b and whose sums over a group's columns
-// are x_sums (this lane's tokens 2 t and 2 t + 1).
+// sum += one unit (16 rows x 256 columns, in shared memory at `at`) times x, whose fragments of the 16 steps are b and whose sums over a group's columns
+// are x_sums (this lane's tokens 2 t and 2 t + 1); times: the power of two that takes back what x was multiplied by.
 //
 // Integer zeros: the nibbles themselves go into the product, masked and no more. As a half's bits they are q * 2^-24 (in the low
 // nibble of a byte) or q * 2^-20 (in the high one), subnormal and exact; powers of two come back with the scale, and the zero point
 // leaves with the group's sum of x. That is six instructions a step where q - z in half takes ten. (Groups of 32 would need too many
 // registers for their sums.)
 template <int Groups, bool IntegerZeros>
-__device__ __forceinline__ void multiply_unit(float (&sum)[4], const Unit<Groups, IntegerZeros>& unit, const uint32_t (&b)[32],
-                                              const float (&x_sums)[Groups][2]) {
+__device__ __forceinline__ void multiply_unit(float (&sum)[4], uint32_t at, const uint32_t (&b)[32], const float (&x_sums)[Groups][2], float2 times) {
     constexpr int group_steps = 16 / Groups;
+    const int lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2;
+    uint4 spans[2];  // this one and the next
+    spans[0] = load_shared16(at + lane * 16);
+    uint32_t scales, zeros;
     float d[2][4];  // two accumulators, to shorten the chain of dependent products
 #pragma unroll
     for (int step = 0; step < 16; step++) {
         const int group = step / group_steps;
+        if (step % 4 == 0 && step < 12) spans[(step / 4 + 1) % 2] = load_shared16(at + (step / 4 + 1) * 512 + lane * 16);
         if (step % group_steps == 0) {
+            scales = load_shared4(at + 2048 + group * 32 + g * 4);
+            zeros = IntegerZeros ? load_shared2(at + 2048 + Groups * 32 + group * 16 + g * 2)
+                                 : load_shared4(at + 2048 + Groups * 32 + group * 32 + g * 4);
 #pragma unroll
             for (int i = 0; i < 4; i++) d[0][i] = d[1][i] = 0.0f;
         }
-        const uint4& span = unit.words[step / 4];
+        const uint4& span = spans[step / 4 % 2];
         const uint32_t word = step % 4 == 0 ? span.x : step % 4 == 1 ? span.y : step % 4 == 2 ? span.z : span.w;
         uint32_t a[4];
         if constexpr (IntegerZeros && Groups <= 4) {
             a[0] = word & 0x000f000f, a[1] = word & 0x00f000f0, a[2] = word >> 8 & 0x000f000f, a[3] = word >> 8 & 0x00f000f0;
         } else {
             GroupMeta<IntegerZeros> meta;
-            meta.set(unit.scales[group], unit.zeros[group]);
+            meta.set(scales, zeros);
             if constexpr (IntegerZeros)
                 subtract_zero(a, word, meta);
             else
@@ -115,17 +105,17 @@ __device__ __forceinline__ void multiply_unit(float (&sum)[4], const Unit<Groups
         }
         mma(d[step % 2], a, b[2 * step], b[2 * step + 1]);
         if (step % group_steps == group_steps - 1) {
-            const float2 scale = IntegerZeros ? __half22float2(as_half2(unit.scales[group])) : make_float2(1.0f, 1.0f);
+            const float2 scale = IntegerZeros ? __half22float2(as_half2(scales)) : make_float2(1.0f, 1.0f);
             if constexpr (IntegerZeros && Groups <= 4) {
-                const float zero0 = __uint_as_float(0x4b000000u | (unit.zeros[group] & 0xff)) - 8388608.0f,
-                            zero1 = __uint_as_float(0x4b000000u | unit.zeros[group] >> 8) - 8388608.0f;
+                const float zero0 = __uint_as_float(0x4b000000u | (zeros & 0xff)) - 8388608.0f,
+                            zero1 = __uint_as_float(0x4b000000u | zeros >> 8) - 8388608.0f;
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    sum[i] += (i < 2 ? scale.x : scale.y) * ((d[0][i] + d[1][i]) * (i < 2 ? 16777216.0f : 1048576.0f) -
+                    sum[i] += (i < 2 ? scale.x : scale.y) * (i & 1 ? times.y : times.x) * ((d[0][i] + d[1][i]) * (i < 2 ? 16777216.0f : 1048576.0f) -
                                                              (i < 2 ? zero0 : zero1) * x_sums[group][i & 1]);
             } else {
 #pragma unroll
-                for (int i = 0; i < 4; i++) sum[i] += (i < 2 ? scale.x : scale.y) * (d[0][i] + d[1][i]);
+                for (int i = 0; i < 4; i++) sum[i] += (i < 2 ? scale.x : scale.y) * (i & 1 ? times.y : times.x) * (d[0][i] + d[1][i]);
             }
         }
     }
@@ -141,15 +131,18 @@ __device__ __forceinline__ void sum_groups(float (&x_sums)[Groups][2], const uin
     for (int group = 0; group < Groups; group++) x_sums[group][0] = d[group][0], x_sums[group][1] = d[group][1];
 }
 
+// The kernel's code is fetched as it runs: what is rare stays out of the way.
+__device__ __noinline__ float activate_rarely(Activation activation, float v) { return activate(activation, v); }
+
 // Lanes that add up one output: many threads for the few outputs of one row, one for each of those of many rows.
 template <int Columns>
 constexpr int join_lanes = Columns == 1 ? 4 : 1;
 
 // The outputs of `tiles` tiles from `first_tile` on. Element e is token e % Columns of a row; of its lanes the first stores.
-// early: the residual of this thread's first element, where it has been fetched (`fetched`).
+// scale: of this thread's token. early: the residual of its first element, where it has been fetched (`fetched`).
 template <int Columns>
 __device__ __forceinline__ void join_sums(const Params& p, const float* sums, int region_floats, int first_tile, int tiles,
-                                          int threads, bool fetched, half early) {
+                                          int threads, float scale, bool fetched, half early) {
     constexpr int lanes = join_lanes<Columns>, warp_elements = 32 / lanes;
     const Output& o = p.output;
     const int rows = o.gated ? 8 : tile_rows, rows_shift = o.gated ? 3 : 4, part = static_cast<int>(threadIdx.x) % lanes;
@@ -167,17 +160,19 @@ __device__ __forceinline__ void join_sums(const Params& p, const float* sums, in
             for (int d = 1; d < lanes; d *= 2) v += __shfl_xor_sync(~0u, v, d);
             return v;
         };
-        float v = add_up(from), up = o.gated ? add_up(from + 8 * Columns) : 0.0f;
+        float v = scale * add_up(from), up = o.gated ? scale * add_up(from + 8 * Columns) : 0.0f;
         if (part != 0 || e >= elements || token >= o.rows) continue;
         const int tile = first_tile + index;
         half* y = o.y32 ? nullptr : o.y + token * o.ldy;
         if (o.gated) {
             const int channels = o.out / 2, channel = tile * 8 + slot;
             if (channel >= channels) continue;
-            if (o.activation == Activation::none)
+            if (o.activation == Activation::silu)
+                y[channel] = __float2half(v / (1.0f + __expf(-v)) * up);
+            else if (o.activation == Activation::none)
                 y[channel] = __float2half(v), y[channels + channel] = __float2half(up);
             else
-                y[channel] = __float2half(activate(o.activation, v) * up);
+                y[channel] = __float2half(activate_rarely(o.activation, v) * up);
             continue;
         }
         const int row = slot_row(tile, slot);
@@ -193,19 +188,28 @@ __device__ __forceinline__ void join_sums(const Params& p, const float* sums, in
 }
 
 // The producer: this CTA's chunks in the order in which consumers take them.
-template <bool Steps>
-__device__ __forceinline__ void produce(const Params& p, uint32_t ring, uint32_t full, uint32_t empty, uint32_t x_there,
-                                        int first_tile, int last_tile) {
-    const uint64_t policy = stream_policy();
-    const int slot_bytes = p.warps * p.groups * p.unit_bytes;
-    int slot = 0, phase = 1, chunk = 0;                                    // phase: of `empty`
+__device__ __forceinline__ void ask_for_part(const Params& p, uint32_t to, const uint8_t* from, int count, uint32_t bar, uint64_t policy) {
+    const uint32_t bytes = count * p.unit_bytes;
+    barrier_expect(bar, bytes);  // also of an empty part: its phase goes on
+    if (count > 0) bulk_copy(to, from, bytes, bar, policy);
+}
+struct Producer {
+    const Params& p;
+    const uint32_t ring, full, empty, x_there;
+    const uint64_t policy;
+    int slot = 0, phase = 1, chunk = 0;  // phase: of `empty`
     int window = p.first_window;
     int landed_slot = 0, landed_part = 0, landed_phase = 0, on_way = 0;  // the oldest part on its way
-    auto put = [&](int64_t first_unit, int units) {
+
+    // asked: for the chunk's copies already.
+    __device__ __forceinline__ void put(int64_t first_unit, int units, bool asked = false) {
         if (chunk >= p.slots) barrier_wait(empty + 8 * slot, phase);
         const uint8_t* from = p.w + first_unit * p.unit_bytes;
-        for (int part = 0; part < parts; part++) {
+#pragma unroll 1
+        for (int part = 0; part < parts; part++, on_way++) {
+            if (asked) continue;
             if (window != p.window && barrier_passed(x_there, 0)) window = p.window;
+#pragma unroll 1
             while (on_way >= window) {
                 barrier_wait(full + 8 * (landed_slot * parts + landed_part), landed_phase);
                 on_way--;
@@ -214,28 +218,51 @@ __device__ __forceinline__ void produce(const Params& p, uint32_t ring, uint32_t
                     if (++landed_slot == p.slots) landed_slot = 0, landed_phase ^= 1;
                 }
             }
-            const int count = min(max(units - part * part_units, 0), part_units), bytes = count * p.unit_bytes;
-            const uint32_t bar = full + 8 * (slot * parts + part), to = ring + slot * slot_bytes + part * part_units * p.unit_bytes;
-            barrier_expect(bar, static_cast<uint32_t>(bytes));  // also of an empty part: its phase goes on
-            on_way++;
-            const int half_bytes = (count + 1) / 2 * p.unit_bytes;
-            if (count > 0) bulk_copy(to, from, static_cast<uint32_t>(half_bytes), bar, policy);
-            if (count > 1)
-                bulk_copy(to + half_bytes, from + half_bytes, static_cast<uint32_t>(bytes - half_bytes), bar, policy);
-            from += bytes;
+            ask_for_part(p, ring + (slot * p.warps * p.groups + part * part_units) * p.unit_bytes, from + part * part_units * p.unit_bytes,
+                         min(max(units - part * part_units, 0), part_units), full + 8 * (slot * parts + part), policy);
         }
         chunk++;
         if (++slot == p.slots) slot = 0, phase ^= 1;
-    };
-    if constexpr (Steps) {
-        for (int pass = first_tile; pass < last_tile; pass += pass_tiles)
-            for (int step = 0; step < p.steps; step++)
-                for (int tile = pass; tile < min(pass + pass_tiles, last_tile); tile++)
-                    put(static_cast<int64_t>(tile) * p.units + step * p.warps, min(p.warps, p.units - step * p.warps));
-    } else {
-        for (int tile = first_tile; tile < last_tile; tile += p.groups)
-            put(static_cast<int64_t>(tile) * p.units, min(p.groups, last_tile - tile) * p.units);
     }
+    // All chunks; the first has been asked for.
+    template <bool Steps>
+    __device__ __forceinline__ void run(int first_tile, int last_tile) {
+        if constexpr (Steps) {
+            for (int pass = first_tile; pass < last_tile; pass += pass_tiles)
+                for (int step = 0; step < p.steps; step++)
+                    for (int tile = pass; tile < min(pass + pass_tiles, last_tile); tile++)
+                        put(static_cast<int64_t>(tile) * p.units + step * p.warps, min(p.warps, p.units - step * p.warps),
+                            tile == first_tile && step == 0);
+        } else {
+            for (int tile = first_tile; tile < last_tile; tile += p.groups)
+                put(static_cast<int64_t>(tile) * p.units, min(p.groups, last_tile - tile) * p.units, tile == first_tile);
+        }
+    }
+    // Memory would rest from here on until the next product has started: let it bring that one's first weights as far as L2.
+    __device__ __forceinline__ void ask_for_next(int block) const {
+        if (block >= p.next_grid) return;
+        const uint8_t* from = p.next_w + static_cast<int64_t>(block * p.next_each + min(block, p.next_longer)) * p.next_chunk_bytes;
+        const int bytes = min((p.next_each + (block < p.next_longer)) * p.next_chunk_bytes, p.next_bytes);
+        if (bytes > 0) bulk_prefetch(from, static_cast<uint32_t>(bytes));
+    }
+};
+
+// Rows' sums over a warp, all rows at once: lane l gets that of row l / (32 / Rows), always by the same tree.
+template <int Rows>
+__device__ __forceinline__ float sum_rows(float (&v)[Rows]) {
+    const int lane = static_cast<int>(threadIdx.x) & 31;
+    int mask = 16;
+#pragma unroll
+    for (int n = Rows / 2; n > 0; n /= 2, mask /= 2) {
+#pragma unroll
+        for (int i = 0; i < n; i++) {
+            const bool upper = lane & mask;
+            const float mine = upper ? v[i + n] : v[i], other = upper ? v[i] : v[i + n];
+            v[i] = mine + __shfl_xor_sync(~0u, other, mask);
+        }
+    }
+    for (; mask; mask /= 2) v[0] += __shfl_xor_sync(~0u, v[0], mask);
+    return v[0];
 }
 
 // Columns: 1, 4 or 8, at least the rows. Steps: K needs more than one chunk.
@@ -244,7 +271,8 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
     constexpr int round = Steps ? pass_tiles : round_tiles<Columns>, tile_sums = tile_rows * Columns;
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ __align__(16) uint64_t barriers[most_slots * (parts + 1) + 1];
-    __shared__ float squares[Columns][most_warps];
+    __shared__ float squares[Columns][most_warps], scales[Columns];
+    __shared__ __align__(8) float inverses[most_warps][Columns < 2 ? 2 : Columns];  // of each warp's x: see weighted()
     const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2, t = lane & 3;
     const int consumers = p.warps * p.groups;
     const uint32_t ring = shared_address(shared), full = shared_address(barriers), empty = full + 8 * most_slots * parts,
@@ -254,23 +282,45 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
     const int first_tile = (block * p.each + min(block, p.longer)) * p.groups;
     const int last_tile = min(first_tile + (p.each + (block < p.longer)) * p.groups, p.tiles);
 
-    if (warp == consumers) {
-        if (lane == 0) {  // one lane: initialising takes a uniform address, several lanes' would be done one after the other
-#pragma unroll 1
-            for (int i = 0; i < p.slots; i++) {
-                for (int part = 0; part < parts; part++) barrier_init(full + 8 * (i * parts + part), 1);
-                barrier_init(empty + 8 * i, static_cast<uint32_t>(consumers));
-            }
-            barrier_init(x_there, static_cast<uint32_t>(consumers));
+    // The first chunk is asked for before anything else. (By one lane: barriers and copies take uniform addresses, several
+    // lanes' would be served one after the other.)
+    const uint64_t policy = stream_policy();
+    const bool produces = warp == consumers;
+    if (__builtin_expect(produces, 1)) {  // its code stands first, where it is fetched at once
+        if (lane == 0) {
+#pragma unroll
+            for (int part = 0; part < parts; part++) barrier_init(full + 8 * part, 1);
             barrier_init_done();
+            const uint8_t* from = p.w + static_cast<int64_t>(first_tile) * p.tile_bytes;
+            const int units = Steps ? min(p.warps, p.units) : min(p.groups, last_tile - first_tile) * p.units;
+            if (first_tile < last_tile)
+#pragma unroll
+                for (int part = 0; part < parts; part++)
+                    ask_for_part(p, ring + part * part_units * p.unit_bytes, from + part * part_units * p.unit_bytes,
+                                 min(max(units - part * part_units, 0), part_units), full + 8 * part, policy);
         }
-        __syncwarp();
-        asm volatile("bar.arrive 2, %0;" ::"r"(consumers * 32 + 32) : "memory");
-        pdl_trigger();
-        if (lane == 0) produce<Steps>(p, ring, full, empty, x_there, first_tile, last_tile);
-        return;
+    }
+    if (threadIdx.x == 0) {  // the other barriers
+        barrier_init(x_there, static_cast<uint32_t>(consumers));
+        barrier_init(empty, static_cast<uint32_t>(consumers));
+#pragma unroll 4
+        for (int i = 1; i < p.slots; i++) {
+            for (int part = 0; part < parts; part++) barrier_init(full + 8 * (i * parts + part), 1);
+            barrier_init(empty + 8 * i, static_cast<uint32_t>(consumers));
+        }
+        barrier_init_done();
     }
     pdl_trigger();
+    if (produces) {
+        __syncwarp();
+        asm volatile("bar.sync 2, %0;" ::"r"(consumers * 32 + 32) : "memory");
+        if (lane == 0) {
+            Producer producer = {p, ring, full, empty, x_there, policy};
+            producer.run<Steps>(first_tile, last_tile);
+            producer.ask_for_next(block);
+        }
+        return;
+    }
 
     int group = 0, place = warp;
     if (p.groups > 1) group = warp / p.warps, place = warp - group * p.warps;
@@ -282,41 +332,50 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
     // ---- x
     auto load_norm = [&](int unit, float(&w)[8]) {
         const int column = unit * unit_columns + lane * 8;
-        if (p.norm_aligned && column + 8 <= p.in) {
+        float4 a = {}, b = {};
+        if (column < p.in) {
             const float4* from = reinterpret_cast<const float4*>(p.norm_weight + column);
-            const float4 a = __ldg(from), b = __ldg(from + 1);
-            w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w, w[4] = b.x, w[5] = b.y, w[6] = b.z, w[7] = b.w;
-        } else {
-#pragma unroll
-            for (int i = 0; i < 8; i++) w[i] = column + i < p.in ? __ldg(p.norm_weight + column + i) : 0.0f;
+            a = __ldg(from), b = __ldg(from + 1);
         }
+        w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w, w[4] = b.x, w[5] = b.y, w[6] = b.z, w[7] = b.w;
     };
-    // This lane's 8 columns of row m of a unit.
+    // This lane's 8 columns of row m of a unit; zero where there is none.
     auto load_x = [&](int unit, int m) {
         const int column = unit * unit_columns + lane * 8;
-        const half* from = p.x + m * p.ldx;
-        if (p.x_aligned && column + 8 <= p.in) return __ldcg(reinterpret_cast<const uint4*>(from + column));
-        auto at = [&](int c) { return c < p.in ? load_activation(from + c) : __float2half(0.0f); };
-        auto pair = [&](int c) { return as_bits(__halves2half2(at(c), at(c + 1))); };
-        return make_uint4(pair(column), pair(column + 2), pair(column + 4), pair(column + 6));
+        return m < p.rows && column < p.in ? __ldcg(reinterpret_cast<const uint4*>(p.x + m * p.ldx + column)) : make_uint4(0, 0, 0, 0);
     };
-    auto add_squares = [&](int m, float sum) {
-#pragma unroll
-        for (int d = 16; d; d >>= 1) sum += __shfl_xor_sync(~0u, sum, d);
-        if (lane == 0 && group == 0) squares[m][place] = sum;
-    };
-    auto scaled = [&](uint4 v, int m, const float(&w)[8]) {
-        float total = 0;
-#pragma unroll
-        for (int i = 0; i < most_warps; i++) total += i < p.warps ? squares[m][i] : 0.0f;
-        const float s = rsqrtf(total * p.inverse_in + p.eps), one = p.plus_one ? s : 0.0f;
+    // x times the norm's weight, brought up to halves' range by a power of two; its inverse is what it is to be multiplied by.
+    // The row's own scale waits until the sums are joined: nothing here depends on other warps.
+    auto weighted = [&](uint4 v, const float(&w)[8], float& inverse) {
+        const float one = p.plus_one ? 1.0f : 0.0f;
         const float2 a = __half22float2(as_half2(v.x)), b = __half22float2(as_half2(v.y)), c = __half22float2(as_half2(v.z)),
                      d = __half22float2(as_half2(v.w));
-        float f[8];
+        float f[8] = {a.x, a.y, b.x, b.y, c.x, c.y, d.x, d.y}, most = 0;
 #pragma unroll
-        for (int i = 0; i < 8; i++) f[i] = s * w[i] + one;
-        return make_uint4(pack_half2(a.x * f[0], a.y * f[1]), pack_half2(b.x * f[2], b.y * f[3]),
-                          pack_half2(c.x * f[4], c.y * f[5]), pack_half2(d.x * f[6], d.y * f[7]));
+        for (int i = 0; i < 8; i++) f[i] *= w[i] + one, most = fmaxf(most, fabsf(f[i]));
+        const uint32_t exponent = max(__reduce_max_sync(~0u, __float_as_uint(most)) >> 23, 15u);
+        const float up = __uint_as_float((268 - exponent) << 23);
+        inverse = __uint_as_float((exponent - 14) << 23);
+        return make_uint4(pack_half2(f[0] * up, f[1] * up), pack_half2(f[2] * up, f[3] * up), pack_half2(f[4] * up, f[5] * up),
+                          pack_half2(f[6] * up, f[7] * up));
+    };
+    auto note_inverse = [&](int m, float inverse) {
+        if (lane == 0) inverses[warp][m] = inverse;
+    };
+    auto my_inverses = [&] {  // of this lane's tokens 2 t and 2 t + 1
+        return p.norm_weight && 2 * t < Columns ? *reinterpret_cast<const float2*>(&inverses[warp][2 * t]) : make_float2(1.0f, 1.0f);
+    };
+    // sum: of row lane / (32 / Columns), over this warp's columns.
+    auto note_squares = [&](float sum) {
+        if (lane % (32 / Columns) == 0 && group == 0) squares[lane / (32 / Columns)][place] = sum;
+    };
+    // The norm's scale of each row, once all warps have noted their squares; by the first threads, for all.
+    auto find_scales = [&] {
+        if (threadIdx.x >= Columns) return;
+        float total = 0;
+#pragma unroll
+        for (int i = 0; i < most_warps; i++) total += i < p.warps ? squares[threadIdx.x][i] : 0.0f;
+        scales[threadIdx.x] = rsqrtf(total * p.inverse_in + p.eps);
     };
     auto place_x = [&](int m, uint4 v) { *(reinterpret_cast<uint4*>(x_shared + m * x_pitch) + lane) = v; };
     uint32_t b[32];
@@ -339,9 +398,9 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
     auto next_slot = [&] {
         if (++slot == p.slots) slot = 0, phase ^= 1;
     };
-    auto take = [&](Unit<Groups, IntegerZeros>& unit, bool there) {
+    auto take = [&](float (&sum)[4], bool there, float2 times) {
         barrier_wait(full + 8 * (slot * parts + my_part), phase);  // who has nothing to take, too: parity tells two phases apart
-        if (there) unit.load(ring + slot * slot_bytes + warp * p.unit_bytes);
+        if (there) multiply_unit<Groups, IntegerZeros>(sum, ring + slot * slot_bytes + warp * p.unit_bytes, b, x_sums, times);
         __syncwarp();
         if (lane == 0) barrier_arrive(empty + 8 * slot);
         next_slot();
@@ -350,6 +409,7 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
     // ---- sums: those of a round lie side by side, rounds take turns
     int in_round = 0, turn = 0, round_first = first_tile;
     const int threads = consumers * 32;
+    const int my_token = static_cast<int>(threadIdx.x) / join_lanes<Columns> % Columns;  // of every sum that this thread joins
     half early = __ushort_as_half(0);
     auto fetch_residual = [&] {
         const Output& o = p.output;
@@ -359,71 +419,77 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
     };
     auto put = [&](const float(&sum)[4]) {
         float* to = my_sums + (turn * round + in_round) * tile_sums;
+        const float2 times = Steps ? make_float2(1.0f, 1.0f) : my_inverses();
         if constexpr (Columns == 1) {
-            if (t == 0) to[g] = sum[0], to[g + 8] = sum[2];
+            if (t == 0) to[g] = sum[0] * times.x, to[g + 8] = sum[2] * times.x;
         } else if (2 * t < Columns) {
-            *reinterpret_cast<float2*>(to + g * Columns + 2 * t) = make_float2(sum[0], sum[1]);
-            *reinterpret_cast<float2*>(to + (g + 8) * Columns + 2 * t) = make_float2(sum[2], sum[3]);
+            *reinterpret_cast<float2*>(to + g * Columns + 2 * t) = make_float2(sum[0] * times.x, sum[1] * times.y);
+            *reinterpret_cast<float2*>(to + (g + 8) * Columns + 2 * t) = make_float2(sum[2] * times.x, sum[3] * times.y);
         }
         in_round++;
     };
     auto join = [&](int end) {  // tiles round_first .. end - 1
         consumer_sync(threads);
+        if (Steps && p.norm_weight && round_first == first_tile) {
+            find_scales();
+            consumer_sync(threads);
+        }
         join_sums<Columns>(p, all_sums + turn * round * tile_sums, region_floats, round_first, end - round_first, threads,
-                           round_first == first_tile, early);
+                           p.norm_weight ? scales[my_token] : 1.0f, round_first == first_tile, early);
         round_first = end, in_round = 0, turn ^= 1;
     };
 
     if constexpr (!Steps) {
         uint4 v[Columns];
 #pragma unroll
-        for (int m = 0; m < Columns; m++) v[m] = m < p.rows ? load_x(place, m) : make_uint4(0, 0, 0, 0);
+        for (int m = 0; m < Columns; m++) v[m] = load_x(place, m);
         fetch_residual();
+        float squared[Columns];
         if (p.norm_weight) {
 #pragma unroll
-            for (int m = 0; m < Columns; m++)
-                if (m < p.rows) add_squares(m, squares_of(v[m]));
-            consumer_sync(threads);
-#pragma unroll
-            for (int m = 0; m < Columns; m++)
-                if (m < p.rows) v[m] = scaled(v[m], m, norm);
+            for (int m = 0; m < Columns; m++) {
+                squared[m] = squares_of(v[m]);
+                if (m >= p.rows) continue;
+                float inverse;
+                v[m] = weighted(v[m], norm, inverse);
+                note_inverse(m, inverse);
+            }
         }
 #pragma unroll
         for (int m = 0; m < Columns; m++)
             if (m < p.rows) place_x(m, v[m]);
         load_fragments();
+        if (p.norm_weight) note_squares(sum_rows<Columns>(squared));
+        __syncwarp();
         if (lane == 0) barrier_arrive(x_there);
         for (int tile = first_tile; tile < last_tile; tile += p.groups) {
-            Unit<Groups, IntegerZeros> unit;
-            const bool there = tile + group < last_tile;
-            take(unit, there);
             float sum[4] = {};
-            if (there) multiply_unit(sum, unit, b, x_sums);
+            take(sum, tile + group < last_tile, make_float2(1.0f, 1.0f));
+            if (p.norm_weight && tile == first_tile && warp == 0) {
+                barrier_wait(x_there, 0);
+                find_scales();
+            }
             put(sum);
             if (in_round == round || tile + p.groups >= last_tile) join(min(tile + p.groups, last_tile));
         }
     } else {
-        if (p.norm_weight) {
-            for (int m = 0; m < p.rows; m++) {
-                float sum = 0;
-                for (int unit = place; unit < p.units; unit += p.warps) sum += squares_of(load_x(unit, m));
-                add_squares(m, sum);
-            }
-            consumer_sync(threads);
-        }
+        float squared = 0;  // of this lane's row in note_squares
         auto fetch = [&](int unit) {  // to this warp's place, where no lane needs the step before any more
             __syncwarp();
             const int column = unit * unit_columns + lane * 8, left = min(max(p.in - column, 0), 8);
-            for (int m = 0; m < p.rows && unit < p.units; m++) {
-                if (p.x_aligned)
-                    copy16(shared_address(x_shared) + m * x_pitch + lane * 16, p.x + m * p.ldx + (left ? column : 0), left * 2);
-                else
-                    place_x(m, load_x(unit, m));
-            }
+            for (int m = 0; m < p.rows && unit < p.units; m++)
+                copy16(shared_address(x_shared) + m * x_pitch + lane * 16, p.x + m * p.ldx + (left ? column : 0), left * 2);
             copy_commit();
         };
-        fetch(place);
-        fetch_residual();
+        {
+            uint4 v[Columns];  // the first step's, which all wait for, in the quickest way
+#pragma unroll
+            for (int m = 0; m < Columns; m++) v[m] = load_x(place, m);
+            fetch_residual();
+#pragma unroll
+            for (int m = 0; m < Columns; m++)
+                if (m < p.rows) place_x(m, v[m]);
+        }
         for (int pass = first_tile; pass < last_tile; pass += pass_tiles) {
             float sum[pass_tiles][4] = {};
             for (int step = 0; step < p.steps; step++) {
@@ -431,9 +497,18 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
                 const bool there = unit_index < p.units;
                 copy_wait<0>();
                 if (p.norm_weight && there) {
+                    float squares_now[Columns] = {};
                     load_norm(unit_index, norm);
-                    for (int m = 0; m < p.rows; m++)  // what this lane has fetched itself
-                        place_x(m, scaled(*(reinterpret_cast<uint4*>(x_shared + m * x_pitch) + lane), m, norm));
+#pragma unroll
+                    for (int m = 0; m < Columns; m++) {  // what this lane has fetched itself
+                        if (m >= p.rows) continue;
+                        const uint4 v = *(reinterpret_cast<uint4*>(x_shared + m * x_pitch) + lane);
+                        squares_now[m] = squares_of(v);
+                        float inverse;
+                        place_x(m, weighted(v, norm, inverse));
+                        note_inverse(m, inverse);
+                    }
+                    if (pass == first_tile) squared += sum_rows<Columns>(squares_now);
                 }
                 load_fragments();
                 if (lane == 0 && step == 0 && pass == first_tile) barrier_arrive(x_there);
@@ -441,11 +516,10 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
 #pragma unroll
                 for (int i = 0; i < pass_tiles; i++) {
                     if (pass + i >= last_tile) continue;
-                    Unit<Groups, IntegerZeros> unit;
-                    take(unit, there);
-                    if (there) multiply_unit(sum[i], unit, b, x_sums);
+                    take(sum[i], there, my_inverses());
                 }
             }
+            if (p.norm_weight && pass == first_tile) note_squares(squared);
 #pragma unroll
             for (int i = 0; i < pass_tiles; i++)
                 if (pass + i < last_tile) put(sum[i]);
@@ -514,6 +588,15 @@ DecodePlan plan_decode(const MatmulDevice& device, const Q4Layout& layout, int r
     return plan;
 }
 
+// Chunks' worth of tiles to CTAs: `each`, and one more to each of the first `longer`.
+struct Division {
+    int grid, each, longer;
+};
+Division divide_tiles(const MatmulDevice& device, const Q4Layout& layout, const DecodePlan& plan) {
+    const int chunks = (static_cast<int>(layout.tiles()) + plan.groups - 1) / plan.groups, grid = std::min(device.sm_count, chunks);
+    return {grid, chunks / grid, chunks % grid};
+}
+
 }  // namespace
 
 cudaError_t open_decode(const MatmulDevice& device) {
@@ -524,31 +607,37 @@ cudaError_t open_decode(const MatmulDevice& device) {
 }
 
 bool decode_fits(const MatmulDevice& device, const Q4Layout& layout, int rows) {
-    return device.arch >= 90 && rows <= most_rows && layout.units() <= INT16_MAX && layout.tiles() <= INT16_MAX && plan_decode(device, layout, rows).variant != nullptr;
+    return device.arch >= 90 && rows <= most_rows && layout.units() <= INT16_MAX && layout.tiles() <= INT32_MAX / 2 && plan_decode(device, layout, rows).variant != nullptr;
 }
 
 cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
     const Q4Layout& layout = weight.layout;
     const DecodePlan plan = plan_decode(context.device, layout, args.rows);
     if (!plan.variant) return cudaErrorInvalidConfiguration;
-    Params p;
-    const int tiles = static_cast<int>(layout.tiles()), chunk_tiles = (tiles + plan.groups - 1) / plan.groups,
-              grid = std::min(context.device.sm_count, chunk_tiles);
+    Params p = {};
+    const Division division = divide_tiles(context.device, layout, plan);
+    if (const Q4Weight* next = context.next; next && context.next_bytes > 0 && decode_fits(context.device, next->layout, args.rows)) {
+        const DecodePlan its = plan_decode(context.device, next->layout, args.rows);
+        const Division shares = divide_tiles(context.device, next->layout, its);
+        p.next_w = static_cast<const uint8_t*>(next->data);
+        p.next_chunk_bytes = static_cast<int32_t>(next->layout.units() * next->layout.unit_bytes()) * its.groups;
+        p.next_bytes = context.next_bytes / 16 * 16;
+        p.next_each = shares.each, p.next_longer = shares.longer;
+        p.next_grid = shares.grid - (next->layout.tiles() % its.groups ? 1 : 0);  // the last share may be shorter than a chunk
+    }
     p.w = static_cast<const uint8_t*>(weight.data);
-    p.x = args.x, p.ldx = args.ldx;
-    p.norm_weight = args.norm_weight, p.eps = args.norm_eps, p.inverse_in = 1.0f / static_cast<float>(layout.in), p.plus_one = args.norm_plus_one;
-    p.tiles = tiles, p.in = static_cast<int>(layout.in);
-    p.each = static_cast<int16_t>(chunk_tiles / grid), p.longer = static_cast<int16_t>(chunk_tiles % grid);
-    p.units = static_cast<int16_t>(layout.units()), p.unit_bytes = static_cast<int16_t>(layout.unit_bytes());
-    p.rows = static_cast<uint8_t>(args.rows);
-    p.warps = static_cast<uint8_t>(plan.warps), p.groups = static_cast<uint8_t>(plan.groups);
-    p.slots = static_cast<uint8_t>(plan.slots), p.steps = static_cast<int16_t>(plan.steps);
-    p.window = static_cast<uint8_t>(tuning.window ? tuning.window : 3);
-    p.first_window = static_cast<uint8_t>(tuning.first_window ? tuning.first_window : std::min<int>(2, p.window));
-    p.x_aligned = rows_aligned(args.x, args.ldx);
-    p.norm_aligned = reinterpret_cast<uintptr_t>(args.norm_weight) % 16 == 0;
+    p.each = division.each, p.longer = division.longer;
+    p.units = static_cast<int32_t>(layout.units()), p.unit_bytes = static_cast<int32_t>(layout.unit_bytes());
+    p.tile_bytes = p.units * p.unit_bytes;
+    p.warps = plan.warps, p.groups = plan.groups, p.slots = plan.slots, p.steps = plan.steps;
+    p.tiles = static_cast<int32_t>(layout.tiles());
+    p.window = tuning.window ? tuning.window : 3;
+    p.first_window = tuning.first_window ? tuning.first_window : std::min(2, p.window);
+    p.x = args.x, p.ldx = args.ldx, p.in = static_cast<int32_t>(dense_pitch(layout.in)), p.rows = args.rows;
+    p.norm_weight = args.norm_weight, p.eps = args.norm_eps, p.inverse_in = 1.0f / static_cast<float>(layout.in);
+    p.plus_one = args.norm_plus_one;
     p.output = output_of(args, layout.out, layout.gated);
-    return launch(context, plan.variant->kernel, dim3(static_cast<unsigned>(grid)), (plan.warps * plan.groups + 1) * 32,
+    return launch(context, plan.variant->kernel, dim3(static_cast<unsigned>(division.grid)), (plan.warps * plan.groups + 1) * 32,
                   plan.shared_bytes, p);
 }
 
