@@ -312,9 +312,7 @@ Status Executor::issue(const RunArgs& host, Choosing choosing, bool capturing) t
 
 // Tells the product of node `id` which weight comes after its own.
 void Executor::hint_next(const Graph& graph, NodeId id) {
-    static const int bytes = getenv("AWQ_NEXT") ? atoi(getenv("AWQ_NEXT")) : 12 * 1024;
     context_.matmul.next = nullptr;
-    context_.matmul.next_bytes = bytes;
     for (NodeId next = id + 1; next < static_cast<NodeId>(graph.nodes.size()) && !context_.matmul.next; next++) {
         const Weight* weight = product_weight(graph, graph.nodes[next]);
         if (!weight) continue;

@@ -44,10 +44,7 @@ struct MatmulContext {
     void* scratch = nullptr;
     size_t scratch_bytes = 0;
     bool pdl = true;
-    // Where the caller knows it: the weight that the next product in the stream reads, as far as `next_bytes` a multiprocessor:
-    // what memory can bring while it would rest. A hint.
-    const struct Q4Weight* next = nullptr;
-    int next_bytes = 0;
+    const struct Q4Weight* next = nullptr;  // what the next product in the stream reads, where that is known: a hint
 };
 size_t matmul_scratch_bytes(int64_t max_rows, int64_t max_in);
 

@@ -2,8 +2,12 @@
 //
 // One CTA an SM. A producer warp keeps a ring of chunks filled by bulk copies (it starts before the dependency wait: weights
 // depend on nothing); up to sixteen consumer warps take one unit of each chunk and so cut K among them. The partial sums of
-// a few tiles at a time are joined by all of them. A warp's columns of x are its own: it stages them itself, without a barrier
-// unless there is a norm, and keeps them as B fragments in registers.
+// a few tiles at a time are joined by all of them. A warp's columns of x are its own: it stages them itself, without a barrier,
+// and keeps them as B fragments in registers. A norm's scale of a row is not known then: the sums are multiplied by it.
+//
+// What a product loses it loses at its ends, where memory rests: from the last weights that a CTA asks for to the first of the next
+// product's. So the first chunk is asked for before all else, and the last act is to ask for some of the next product's
+// weights, as far as L2.
 //
 // No more than `window` parts of chunks are on their way at once, however deep the ring is: a longer queue in front of memory
 // delays the x and the y of everybody, a shorter one starves. (34 KB an SM on an H100 until x is there, then 51: docs/experiments.md.)
@@ -24,6 +28,8 @@ constexpr int most_warps = 16, most_rows = 8, most_slots = 12;
 constexpr int x_pitch = unit_columns * 2 + 16;  // bytes of a row's columns of one unit: ldmatrix meets no bank twice
 constexpr int pass_tiles = 2;                   // tiles that a warp takes with the same columns of x, where K needs several steps
 constexpr int part_units = 8, parts = most_warps / part_units;  // a chunk arrives in parts
+// Of the next product's weights, so much a CTA on its way into L2 at the end: more takes bandwidth from CTAs that are behind.
+constexpr int next_bytes = 12 * 1024;
 constexpr int spare = 20 * 1024;                                // for attention's blocks beside a product's
 
 // What a kernel needs first stands first, as whole words: until the first weights are asked for, memory rests.
@@ -616,12 +622,12 @@ cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, cons
     if (!plan.variant) return cudaErrorInvalidConfiguration;
     Params p = {};
     const Division division = divide_tiles(context.device, layout, plan);
-    if (const Q4Weight* next = context.next; next && context.next_bytes > 0 && decode_fits(context.device, next->layout, args.rows)) {
+    if (const Q4Weight* next = context.next; next && decode_fits(context.device, next->layout, args.rows)) {
         const DecodePlan its = plan_decode(context.device, next->layout, args.rows);
         const Division shares = divide_tiles(context.device, next->layout, its);
         p.next_w = static_cast<const uint8_t*>(next->data);
         p.next_chunk_bytes = static_cast<int32_t>(next->layout.units() * next->layout.unit_bytes()) * its.groups;
-        p.next_bytes = context.next_bytes / 16 * 16;
+        p.next_bytes = next_bytes;
         p.next_each = shares.each, p.next_longer = shares.longer;
         p.next_grid = shares.grid - (next->layout.tiles() % its.groups ? 1 : 0);  // the last share may be shorter than a chunk
     }
