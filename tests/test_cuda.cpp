@@ -341,14 +341,14 @@ TEST_CASE("cuda: attention of a sequence gives the same bits in a batch and alon
     }
 }
 
-// Splits of one chunk of keys, of two, and of more; the last token is a run's only one, and is joined from its splits.
+// Splits of one chunk of keys and of three; the last token is a run's only one, and is joined from its splits.
 TEST_CASE("cuda: a long cache is read in splits, and a replayed run gives the same bits") {
     if (!gpu()) return;
     struct Case {
         Heads heads;
         int32_t length, pages;  // a quarter of the pages is this sequence's
     };
-    const Case cases[] = {{{4, 1, 128}, 2564, 256}, {{2, 2, 64, 1000}, 2564, 256}, {{34, 34, 64}, 1092, 128}, {{48, 48, 32}, 1420, 128}};
+    const Case cases[] = {{{4, 1, 128}, 2564, 256}, {{2, 2, 64, 1000}, 2564, 256}, {{66, 66, 32}, 1092, 128}};
     for (const Case& c : cases) {
         Model got(*gpu()), want(reference());
         build_attention(got, c.heads, c.pages);
