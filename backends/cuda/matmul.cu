@@ -141,6 +141,7 @@ cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
         d.encode_tensor_map = encode;
     cudaGetLastError();  // a driver without it is no error: the check of a later launch must not report it
     if (cudaError_t error = open_decode(d)) return error;
+    if (cudaError_t error = open_head(d)) return error;
     if (cudaError_t error = open_prefill(&d)) return error;
     if (cudaError_t error = open_few(d)) return error;
     if (cudaError_t error = open_token(d)) return error;
@@ -194,7 +195,9 @@ cudaError_t matmul_dense(const MatmulContext& context, const DenseWeight& weight
     MatmulArgs plain = args;
     if (plain.norm_weight)
         if (cudaError_t error = prepare_rows(context, weight.in, false, plain)) return error;
-    return gemv_fits(weight, plain) ? gemv_dense(context, weight, plain) : mma_dense(context, weight, plain, nullptr);
+    if (gemv_fits(weight, plain)) return gemv_dense(context, weight, plain);
+    if (!tuning.kernel && head_fits(context.device, weight, plain)) return head_dense(context, weight, plain);
+    return mma_dense(context, weight, plain, nullptr);
 }
 
 cudaError_t matmul_q4_experts(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args,

@@ -11,6 +11,7 @@
 //   few, int4, by experts   bulk copies + mma.sync, 8 rows an expert       matmul_experts_decode.cu (sm_90 and later)
 //   1 token, its experts    the same, both products in one kernel          matmul_experts_token.cu  (sm_90 and later)
 //   many, int4, by experts  wgmma over rows sorted by expert               matmul_experts_sm90.cu   (sm_90a only)
+//   9..64, logits, dense    wgmma, both operands in shared memory          matmul_head_sm90.cu      (sm_90a only)
 //   1..4, dense             plain 16-byte loads and FMA (output heads)     dense.cu
 //
 // Programmatic dependent launch: with context.pdl every kernel is launched with the attribute, triggers its dependents as

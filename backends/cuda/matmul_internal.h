@@ -88,6 +88,10 @@ cudaError_t allow_shared(Kernel* kernel, int bytes) {
 cudaError_t open_decode(const MatmulDevice& device);
 bool decode_fits(const MatmulDevice& device, const Q4Layout& layout, int rows);
 cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);
+// matmul_head_sm90.cu: logits of 9 to 64 rows
+cudaError_t open_head(const MatmulDevice& device);
+bool head_fits(const MatmulDevice& device, const DenseWeight& weight, const MatmulArgs& args);
+cudaError_t head_dense(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args);
 // matmul_prefill_sm90.cu
 cudaError_t open_prefill(MatmulDevice* device);
 bool prefill_fits(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args);

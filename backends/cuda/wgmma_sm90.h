@@ -1,4 +1,5 @@
-// wgmma m64nNk16, A from registers, B from shared memory: d (64 rows x N tokens, float) += a b. One function for each N.
+// wgmma m64nNk16, A from registers (run_shared: from shared memory, where a kernel needs that), B from shared memory:
+// d (64 rows x N tokens, float) += a b. One struct for each N.
 //
 // A warp's part of d: 16 slots; d[4 j .. 4 j + 3] is the mma fragment of tokens 8 j .. 8 j + 7.
 #pragma once
@@ -15,12 +16,27 @@ namespace awq::cuda {
 template <int N>
 struct Wgmma;
 template <>
+struct Wgmma<16> {
+    static __device__ __forceinline__ void run_shared(float (&d)[8], uint64_t a, uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {%0, %1, %2, %3, %4, %5, %6, %7},"
+                     " %8, %9, 1, 1, 1, 0, 0;"
+                     : AWQ_D4(0), AWQ_D4(4)
+                     : "l"(a), "l"(b));
+    }
+};
+template <>
 struct Wgmma<32> {
     static __device__ __forceinline__ void run(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
         asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {" AWQ_TEN() ", %10, %11, %12, %13, %14, %15},"
                      " {%16, %17, %18, %19}, %20, 1, 1, 1, 0;"
                      : AWQ_D16(0)
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+    static __device__ __forceinline__ void run_shared(float (&d)[16], uint64_t a, uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {" AWQ_TEN() ", %10, %11, %12, %13, %14, %15},"
+                     " %16, %17, 1, 1, 1, 0, 0;"
+                     : AWQ_D16(0)
+                     : "l"(a), "l"(b));
     }
 };
 template <>
@@ -30,6 +46,12 @@ struct Wgmma<64> {
                      " {%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
                      : AWQ_D16(0), AWQ_D16(16)
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+    static __device__ __forceinline__ void run_shared(float (&d)[32], uint64_t a, uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", %30, %31},"
+                     " %32, %33, 1, 1, 1, 0, 0;"
+                     : AWQ_D16(0), AWQ_D16(16)
+                     : "l"(a), "l"(b));
     }
 };
 template <>
