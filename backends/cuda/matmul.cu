@@ -105,11 +105,15 @@ cudaError_t prepare_rows(const MatmulContext& context, int64_t in, bool twice, M
     return error;
 }
 
-enum class Choice { decode, prefill, mma };
+enum class Choice { decode, batch, prefill, mma };
 Choice choose(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args) {
-    if (tuning.kernel) return tuning.kernel == 1 ? Choice::decode : tuning.kernel == 2 ? Choice::prefill : Choice::mma;
+    if (tuning.kernel) {
+        constexpr Choice forced[] = {Choice::decode, Choice::prefill, Choice::mma, Choice::mma, Choice::batch};
+        return forced[tuning.kernel - 1];
+    }
     if (tuning.decode && args.rows <= 16) return Choice::decode;
     if (decode_fits(device, layout, args.rows)) return Choice::decode;
+    if (batch_fits(device, layout, args)) return Choice::batch;
     return prefill_fits(device, layout, args) ? Choice::prefill : Choice::mma;
 }
 
@@ -142,6 +146,7 @@ cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
     cudaGetLastError();  // a driver without it is no error: the check of a later launch must not report it
     if (cudaError_t error = open_decode(d)) return error;
     if (cudaError_t error = open_head(d)) return error;
+    if (cudaError_t error = open_batch(d)) return error;
     if (cudaError_t error = open_prefill(&d)) return error;
     if (cudaError_t error = open_few(d)) return error;
     if (cudaError_t error = open_token(d)) return error;
@@ -169,6 +174,7 @@ cudaError_t matmul_q4(const MatmulContext& context, const Q4Weight& weight, cons
     if (choice == Choice::decode) return (tuning.decode ? tuning.decode : decode_q4)(context, weight, plain);
     if (plain.norm_weight)
         if (cudaError_t error = prepare_rows(context, layout.in, false, plain)) return error;
+    if (choice == Choice::batch) return batch_q4(context, weight, plain);
     if (choice == Choice::prefill) return prefill_q4(context, weight, plain);
     return mma_q4(context, weight, plain, nullptr);
 }
@@ -185,6 +191,7 @@ const char* matmul_q4_name(const MatmulDevice& device, const Q4Weight& weight, i
     if (weight.layout.gated) args.gate_activation = Activation::silu;
     switch (choose(device, weight.layout, args)) {
         case Choice::decode: return "q4 ring mma.sync";
+        case Choice::batch: return "q4 clusters";
         case Choice::prefill: return "q4 wgmma";
         default: return "q4 mma.sync";
     }

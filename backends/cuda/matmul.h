@@ -6,6 +6,7 @@
 //
 //   rows                    kernel                                         file
 //   1..8, int4              ring of bulk copies + mma.sync, sm_90 on       matmul_decode.cu
+//   9..32, int4             mma.sync or wgmma, K cut over clusters         matmul_batch_sm90.cu     (sm_90a only)
 //   9.., int4               wgmma, weights dequantised in registers        matmul_prefill_sm90.cu   (sm_90a only)
 //   any, int4 or dense      mma.sync; also mixtures of experts             matmul_mma.cu            (sm_80 and later)
 //   few, int4, by experts   bulk copies + mma.sync, 8 rows an expert       matmul_experts_decode.cu (sm_90 and later)

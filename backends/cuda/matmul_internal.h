@@ -22,11 +22,11 @@ inline Scratch scratch_of(const MatmulContext& context) {
 
 // For the lab: forced choices; zero (or -1) means that the library decides.
 struct MatmulTuning {
-    int kernel = 0;                                              // 1: decode, 2: prefill (wgmma), 3: mma large, 4: mma small
-    int slots = 0, window = 0, first_window = 0;  // decode: of the ring; parts on their way, and until x is there
+    int kernel = 0;                                              // 1: decode, 2: prefill (wgmma), 3: mma large, 4: mma small, 5: batch
+    int slots = 0, window = 0, first_window = 0;  // decode: of the ring; parts (batch: KB) on their way, and until x is there
     int tokens = 0;                                              // prefill: tokens of a CTA
     int schedule = -1;                                           // prefill: see plan_schedule
-    int cluster = 0;                                             // prefill: CTAs that share what they load of x
+    int cluster = 0;                                             // prefill: CTAs that share what they load of x; batch: that cut K
     // An attempt of the lab that takes the place of the decode kernel, up to 16 rows.
     cudaError_t (*decode)(const MatmulContext&, const Q4Weight&, const MatmulArgs&) = nullptr;
 };
@@ -92,6 +92,10 @@ cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, cons
 cudaError_t open_head(const MatmulDevice& device);
 bool head_fits(const MatmulDevice& device, const DenseWeight& weight, const MatmulArgs& args);
 cudaError_t head_dense(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args);
+// matmul_batch_sm90.cu: up to 32 rows
+cudaError_t open_batch(const MatmulDevice& device);
+bool batch_fits(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args);
+cudaError_t batch_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);
 // matmul_prefill_sm90.cu
 cudaError_t open_prefill(MatmulDevice* device);
 bool prefill_fits(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args);

@@ -2,6 +2,7 @@
 //
 //   bench_matmul table [rows...]     the table of docs/experiments.md: microseconds for the four linears of a layer
 //   bench_matmul decode         sweeps of slices, window and CTAs per SM, up to 16 rows
+//   bench_matmul batch [rows...]     sweeps of clusters and windows, 9 to 32 rows
 //   bench_matmul prefill [rows...]   sweeps of tokens per CTA (x CTAs that share x), each with its schedules
 //   bench_matmul check          all four linears against float SGEMM at the table's row counts
 //   bench_matmul head | moe     the dense output head; a mixture of experts
@@ -322,6 +323,42 @@ void decode_sweep() {
     }
 }
 
+void batch_sweep(const std::vector<int>& counts) {
+    for (int rows : counts) {
+        auto time = [&](int mask) {
+            Graph g([&] {
+                for (int i = 0; i < layers; i++) layer(i, rows, mask);
+            });
+            return sustained(g, 7) / layers;
+        };
+        auto fits = [&](int l) {
+            MatmulArgs a = args_of(l, rows);
+            a.norm_weight = nullptr;
+            return batch_fits(context.device, weights[l][0].layout, a);
+        };
+        for (int l = 0; l < 4; l++) {
+            std::printf("rows %2d %-8s", rows, linears[l].name);
+            for (int cluster : {1, 2}) {
+                std::printf(" | %d:", cluster);
+                for (auto [first, window] : {std::pair{36, 52}, {36, 36}, {52, 72}, {100, 100}}) {
+                    tuning = lab::base;
+                    tuning.kernel = 5, tuning.cluster = cluster, tuning.first_window = first, tuning.window = window;
+                    if (fits(l)) std::printf(" %.2f", time(1 << l));
+                }
+            }
+            tuning = lab::base;
+            std::printf(" | default %.2f\n", time(1 << l));
+            std::fflush(stdout);
+        }
+        for (auto [first, window] : {std::pair{36, 52}, {36, 36}, {52, 72}, {100, 100}}) {
+            tuning = lab::base;
+            tuning.first_window = first, tuning.window = window;
+            std::printf("rows %2d window %d %d: %.2f\n", rows, first, window, time(15));
+        }
+        tuning = lab::base;
+    }
+}
+
 void prefill_sweep(const std::vector<int>& counts) {
     for (int rows : counts) {
         const int n = 8;
@@ -470,6 +507,7 @@ int main(int argc, char** argv) {
     if (has("table") || has("prefill")) make_half_weights();
     if (has("table")) table(counts);
     if (has("decode")) decode_sweep();
+    if (has("batch")) batch_sweep(counts.empty() ? std::vector<int>{16, 32} : counts);
     if (has("prefill")) prefill_sweep(counts.empty() ? std::vector<int>{32, 64, 128, 256, 512, 1024} : counts);
     if (has("head")) head();
     if (has("moe")) moe();

@@ -223,7 +223,7 @@ void check_q4(const Shape& s, const std::vector<int>& counts, bool all_schedules
     const std::string shape = std::to_string(s.out) + "x" + std::to_string(s.in) + " g" + std::to_string(s.group) +
                               (s.integers ? " int" : " off") + (s.gated ? " gated" : "") + (s.aligned ? "" : " unaligned");
     for (int rows : counts)
-        for (int kernel = 0; kernel < 5; kernel++) {
+        for (int kernel = 0; kernel < 6; kernel++) {
             tuning = lab::base;
             tuning.kernel = kernel;
             if (kernel == 1 && !decode_fits(context.device, packed.layout, rows)) continue;
@@ -241,7 +241,14 @@ void check_q4(const Shape& s, const std::vector<int>& counts, bool all_schedules
                 MatmulArgs plain_args = args_of(input, b, want);
                 plain_args.norm_weight = nullptr;
                 if (kernel == 2 && !prefill_fits(context.device, packed.layout, plain_args)) continue;
+                if (kernel == 5 && !batch_fits(context.device, packed.layout, plain_args)) continue;
                 run(name, want);
+                if (kernel == 5)
+                    for (int cluster : {1, 2}) {
+                        tuning.cluster = cluster;
+                        if (batch_fits(context.device, packed.layout, plain_args)) run(name + " cluster " + std::to_string(cluster), want);
+                        tuning.cluster = 0;
+                    }
                 if (kernel == 1)
                     for (int slots : {2, 3}) {
                         tuning.slots = slots, tuning.window = slots - 1;
