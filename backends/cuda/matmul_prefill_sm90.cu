@@ -286,8 +286,8 @@ Cost cost_of(int tokens, int cluster) {
     return tokens == 32    ? Cost{0.75, 1.0, 2.5, 5.2, 6.5}
            : tokens == 64  ? Cost{1.02, 1.0, 2.5, 5.0, 7.5}
            : tokens == 128 ? Cost{1.53, 2.0, 2.5, 7.0, 12.0}
-           : cluster == 1  ? Cost{2.65, 4.0, 2.5, 10.0, 18.0}
-                           : Cost{2.60, 4.0, 6.0, 10.0, 18.0};
+           : cluster == 1  ? Cost{2.65, 4.0, 2.5, 14.0, 18.0}
+                           : Cost{2.60, 4.0, 6.0, 14.0, 18.0};
 }
 
 PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int rows) {
