@@ -49,6 +49,8 @@ TEST_CASE("sampler: top-k, top-p and min-p cut the tail") {
     CHECK(draw(o, four, 500).size() == 2);
     o.top_p = 0.71f;
     CHECK(draw(o, four, 500).size() == 3);
+    o.top_p = 0;
+    CHECK(draw(o, four, 50).size() == 1);
     o.top_p = 1;
     o.min_p = 0.6f;     // of 0.4: 0.24
     CHECK(draw(o, four, 500).size() == 2);
@@ -91,8 +93,10 @@ TEST_CASE("sampler: what is not finite is an error, not a token") {
 
 TEST_CASE("sampler: ranges are checked by name") {
     SamplingOptions o;
-    o.top_p = 0;
-    CHECK(check_sampling(o).message() == "top_p: 0.0; expected more than 0, at most 1");
+    o.top_p = 0;  // the likeliest alone, as in transformers
+    CHECK(check_sampling(o).ok());
+    o.top_p = -0.5f;
+    CHECK(check_sampling(o).message() == "top_p: -0.5; expected 0 to 1");
     o = {};
     o.temperature = std::nanf("");
     CHECK(check_sampling(o).message() == "temperature: not finite; expected 0 to 100");
@@ -103,7 +107,7 @@ TEST_CASE("sampler: ranges are checked by name") {
     };
     for (float bad : {-1.0f, 101.0f}) CHECK(refused(&SamplingOptions::temperature, bad).find("expected 0 to 100") != std::string::npos);
     CHECK(refused(&SamplingOptions::top_k, -1) == "top_k: -1.0; expected 0 (off) or more");
-    CHECK(refused(&SamplingOptions::top_p, 1.5f) == "top_p: 1.5; expected more than 0, at most 1");
+    CHECK(refused(&SamplingOptions::top_p, 1.5f) == "top_p: 1.5; expected 0 to 1");
     for (float bad : {-0.5f, 1.5f}) CHECK(refused(&SamplingOptions::min_p, bad).find("min_p: ") == 0);
     for (float bad : {0.0f, 101.0f}) CHECK(refused(&SamplingOptions::repeat_penalty, bad).find("repetition_penalty: ") == 0);
     for (float bad : {-101.0f, 101.0f, std::nanf("")}) {
@@ -149,7 +153,7 @@ TEST_CASE("generation_config: sampling only where it says so, eos from either fi
     CHECK(both->sampling.temperature == 0.6f);
     CHECK(both->sampling.top_k == 50);
     CHECK(both->eos_ids == std::vector<int32_t>{5, 7});
-    CHECK(read("{\"top_p\": 2}", "{}").status().message() == "generation_config.json: top_p: 2.0; expected more than 0, at most 1");
+    CHECK(read("{\"top_p\": 2}", "{}").status().message() == "generation_config.json: top_p: 2.0; expected 0 to 1");
     CHECK(read("{\"do_sample\": null, \"top_k\": null, \"temperature\": null, \"eos_token_id\": null}", "{}").ok());
     auto keys = read("{\"do_sample\": true, \"top_k\": 7, \"min_p\": 0.1, \"repetition_penalty\": 1.5}", "{}");
     REQUIRE(keys.ok());

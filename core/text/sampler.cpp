@@ -12,7 +12,7 @@ Status check_sampling(const SamplingOptions& o) {
     };
     if (!(o.temperature >= 0 && o.temperature <= 100)) return bad("temperature", o.temperature, "0 to 100");
     if (o.top_k < 0) return bad("top_k", o.top_k, "0 (off) or more");
-    if (!(o.top_p > 0 && o.top_p <= 1)) return bad("top_p", o.top_p, "more than 0, at most 1");
+    if (!(o.top_p >= 0 && o.top_p <= 1)) return bad("top_p", o.top_p, "0 to 1");
     if (!(o.min_p >= 0 && o.min_p <= 1)) return bad("min_p", o.min_p, "0 to 1");
     if (!(o.repeat_penalty > 0 && o.repeat_penalty <= 100)) return bad("repetition_penalty", o.repeat_penalty, "more than 0, at most 100");
     if (!(std::fabs(o.presence_penalty) <= 100)) return bad("presence_penalty", o.presence_penalty, "-100 to 100");
@@ -120,7 +120,7 @@ Result<int32_t> Sampler::next(std::span<float> logits) {
         size_t keep = weights.size();
         if (o.top_p < 1) {    // the smallest set of the likeliest tokens that holds top_p of the probability
             double held = 0;
-            for (keep = 0; keep < weights.size() && held < o.top_p * sum;) held += weights[keep++];
+            for (keep = 0; keep < weights.size() && (keep == 0 || held < o.top_p * sum);) held += weights[keep++];
         }
         while (keep > 1 && weights[keep - 1] < o.min_p) keep--;    // weights[0] is 1
         double total = 0;
