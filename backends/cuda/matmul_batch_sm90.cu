@@ -514,8 +514,18 @@ cudaError_t batch_q4(const MatmulContext& context, const Q4Weight& weight, const
     auto slots_of = [&](int bytes) { return std::max(1, (bytes + slot_bytes / 2) / slot_bytes); };
     p.window = slots_of((tuning.window ? tuning.window : 52) * 1024);
     p.first_window = std::min(p.window, slots_of((tuning.first_window ? tuning.first_window : 36) * 1024));
-    return launch_clusters(context, plan.variant->kernel, plan.cluster, dim3(static_cast<unsigned>(plan.clusters * plan.cluster)),
-                           threads, plan.shared_bytes, map, p);
+    // A cluster of one is launched as a cluster, too: st.async is an illegal instruction elsewhere.
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {static_cast<unsigned>(plan.cluster), 1, 1};
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(plan.clusters * plan.cluster)), config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
+    config.stream = context.stream;
+    config.attrs = attributes, config.numAttrs = context.pdl ? 2 : 1;
+    return cudaLaunchKernelEx(&config, plan.variant->kernel, map, p);
 }
 
 }  // namespace awq::cuda
