@@ -74,7 +74,7 @@ __device__ __forceinline__ bool produce(const AttentionCall& call, int sequence,
 #pragma unroll
         for (int i = 0; i < most_slots; i++) {
             barrier_init(full + 8 * i, 1);
-            barrier_init(empty + 8 * i, warps);
+            barrier_init(empty + 8 * i, threads);  // each lane for itself: see matmul_prefill_sm90.cuh
         }
         barrier_init_done();
     }
@@ -196,8 +196,7 @@ __global__ void __launch_bounds__(threads + 32, blocks <= 4 ? 2 : 1)
         return reinterpret_cast<const __half*>(ring + slot.index * page_bytes<blocks>);
     };
     auto page_done = [&] {
-        __syncwarp();
-        if (lane == 0) barrier_arrive(empty + 8 * slot.index);
+        barrier_arrive(empty + 8 * slot.index);
         slot.next(slots);
     };
     float top[2] = {-INFINITY, -INFINITY}, total[2] = {}, out[warp_tiles][4] = {};

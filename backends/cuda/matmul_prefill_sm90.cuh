@@ -89,7 +89,7 @@ struct Rings {
     __device__ __forceinline__ void init(const Product& p, int x_readers) const {
         for (int i = 0; i < p.w_slots; i++) {
             barrier_init(w_full + 8 * i, 1);
-            barrier_init(w_empty + 8 * i, 8);
+            barrier_init(w_empty + 8 * i, 8 * 32);
         }
         for (int i = 0; i < p.x_slots; i++) {
             barrier_init(x_full + 8 * i, 1);
@@ -158,10 +158,9 @@ __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& 
                 load_meta(m[0], (2 * span) >> group_shift);
                 load_meta(m[1], (2 * span + 1) >> group_shift);
             }
-            if (span == 3) {  // all of the unit is in registers
-                __syncwarp();
-                if (lane == 0) barrier_arrive(rings.w_empty + 8 * wr.slot);
-            }
+            // All of the unit is in registers. Each lane says so for itself: of a __syncwarp here nothing may be left, since the
+            // compiler knows the warp to be together, and then no one could tell that the lanes' reads are done.
+            if (span == 3) barrier_arrive(rings.w_empty + 8 * wr.slot);
             uint32_t a[4][4];
             dequantize<IntegerZeros>(a[0], words.x, m[0]);
             dequantize<IntegerZeros>(a[1], words.y, m[0]);
