@@ -157,8 +157,7 @@ __device__ __forceinline__ void multiply_sync(float (&d)[Blocks][TN / 2], const 
         Unit<Groups, IntegerZeros> in[Count];
 #pragma unroll
         for (int b = 0; b < Count; b++) in[b].load(slot + max(tile[b], 0) * p.k_groups * p.unit_bytes, lane);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(s.w_empty + 8 * wr.slot);
+        barrier_arrive(s.w_empty + 8 * wr.slot);  // each lane for itself: see matmul_prefill_sm90.cuh
         wr.next();
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -189,8 +188,7 @@ __device__ __forceinline__ void multiply_sync(float (&d)[Blocks][TN / 2], const 
                             fragment[j / 2][j % 2 * 2 + 1]);
                 }
             }
-            __syncwarp();
-            if (lane == 0) barrier_arrive(s.x_empty + 8 * xr.slot);
+            barrier_arrive(s.x_empty + 8 * xr.slot);
             xr.next();
             if (turns) xr.next();
         }
@@ -217,10 +215,7 @@ __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (
             at[b] = slot + max(tile[b], 0) * p.k_groups * p.unit_bytes;
             in[b].load(at[b], lane);
         }
-        auto release = [&] {
-            __syncwarp();
-            if (lane == 0) barrier_arrive(s.w_empty + 8 * wr.slot);
-        };
+        auto release = [&] { barrier_arrive(s.w_empty + 8 * wr.slot); };
         if constexpr (Groups == 2) release();
 #pragma unroll
         for (int span = 0; span < 4; span++) {
@@ -254,7 +249,7 @@ __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (
                 wgmma_commit();
                 wgmma_wait<1>();
                 if (span % 2 == 0 && b == 0) {
-                    if (previous >= 0 && lane == 0) barrier_arrive(s.x_empty + 8 * previous);
+                    if (previous >= 0) barrier_arrive(s.x_empty + 8 * previous);
                     previous = xr.slot;
                 }
             }
@@ -270,7 +265,7 @@ __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (
     for (int b = 0; b < Count; b++)
 #pragma unroll
         for (int i = 0; i < TN / 2; i++) asm volatile("" : "+f"(d[b][i])::"memory");
-    if (previous >= 0 && lane == 0) barrier_arrive(s.x_empty + 8 * previous);
+    if (previous >= 0) barrier_arrive(s.x_empty + 8 * previous);
 }
 #endif
 
@@ -308,11 +303,11 @@ __global__ void __launch_bounds__(threads, 1)
     if (threadIdx.x == 0) {
         for (int i = 0; i < p.w_slots; i++) {
             barrier_init(s.w_full + 8 * i, 1);
-            barrier_init(s.w_empty + 8 * i, 8);
+            barrier_init(s.w_empty + 8 * i, 8 * 32);
         }
         for (int i = 0; i < p.x_slots; i++) {
             barrier_init(s.x_full + 8 * i, 1);
-            barrier_init(s.x_empty + 8 * i, static_cast<uint32_t>(8 / p.k_groups));
+            barrier_init(s.x_empty + 8 * i, static_cast<uint32_t>(8 / p.k_groups * 32));
         }
         for (int group = 0; group < 2; group++) barrier_init(s.join + 8 * group, 1);
         barrier_init_done();

@@ -307,12 +307,13 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
         }
     }
     if (threadIdx.x == 0) {  // the other barriers
-        barrier_init(x_there, static_cast<uint32_t>(consumers));
-        barrier_init(empty, static_cast<uint32_t>(consumers));
+        const auto readers = static_cast<uint32_t>(consumers * 32);
+        barrier_init(x_there, readers);
+        barrier_init(empty, readers);
 #pragma unroll 4
         for (int i = 1; i < p.slots; i++) {
             for (int part = 0; part < parts; part++) barrier_init(full + 8 * (i * parts + part), 1);
-            barrier_init(empty + 8 * i, static_cast<uint32_t>(consumers));
+            barrier_init(empty + 8 * i, readers);
         }
         barrier_init_done();
     }
@@ -407,8 +408,7 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
     auto take = [&](float (&sum)[4], bool there, float2 times) {
         barrier_wait(full + 8 * (slot * parts + my_part), phase);  // who has nothing to take, too: parity tells two phases apart
         if (there) multiply_unit<Groups, IntegerZeros>(sum, ring + slot * slot_bytes + warp * p.unit_bytes, b, x_sums, times);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(empty + 8 * slot);
+        barrier_arrive(empty + 8 * slot);  // each lane for itself: see matmul_prefill_sm90.cuh
         next_slot();
     };
 
@@ -466,8 +466,7 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
             if (m < p.rows) place_x(m, v[m]);
         load_fragments();
         if (p.norm_weight) note_squares(sum_rows<Columns>(squared));
-        __syncwarp();
-        if (lane == 0) barrier_arrive(x_there);
+        barrier_arrive(x_there);
         for (int tile = first_tile; tile < last_tile; tile += p.groups) {
             float sum[4] = {};
             take(sum, tile + group < last_tile, make_float2(1.0f, 1.0f));
@@ -517,7 +516,7 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
                     if (pass == first_tile) squared += sum_rows<Columns>(squares_now);
                 }
                 load_fragments();
-                if (lane == 0 && step == 0 && pass == first_tile) barrier_arrive(x_there);
+                if (step == 0 && pass == first_tile) barrier_arrive(x_there);
                 fetch(step + 1 < p.steps ? unit_index + p.warps : place);
 #pragma unroll
                 for (int i = 0; i < pass_tiles; i++) {
