@@ -147,7 +147,7 @@ SamplingOptions some_options(std::mt19937& random) {
     o.sample = random() % 8 != 0;
     o.temperature = one_of({0.8f, 1, 0.1f, 1.7f, 25, 100, 0.01f, 0});
     o.top_k = static_cast<int>(one_of({0, 50, 1, 2, 40, 1000, 3000000}));
-    o.top_p = one_of({1, 0.95f, 0.9f, 0.5f, 0.01f, 0.9999f, 0});
+    o.top_p = one_of({1, 0.95f, 0.9f, 0.5f, 0.01f, 0.9999f});
     o.min_p = one_of({0, 0, 0.05f, 0.5f, 1, 1e-6f});
     o.repeat_penalty = one_of({1, 1, 1.1f, 0.5f, 100});
     o.presence_penalty = one_of({0, 0, 0.6f, -2});

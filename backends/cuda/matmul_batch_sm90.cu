@@ -42,6 +42,9 @@ __device__ __forceinline__ uint32_t address_in(uint32_t shared, int rank) {
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared), "r"(rank));
     return at;
 }
+__device__ __forceinline__ void store_shared4(uint32_t to, const float* v) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
+}
 // Four floats to shared memory of a CTA of the cluster, counted on a barrier beside them.
 __device__ __forceinline__ void send4(uint32_t to, const float* v, uint32_t bar) {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
@@ -311,7 +314,7 @@ __global__ void __launch_bounds__(threads, 1)
         }
         for (int group = 0; group < 2; group++) barrier_init(s.join + 8 * group, 1);
         barrier_init_done();
-        for (int group = 0; group < 2 && parts > 1; group++) {
+        for (int group = 0; group < 2 && p.cluster > 1; group++) {
             const int part = p.k_groups == 2 ? rank * 2 + group : rank;
             barrier_expect(s.join + 8 * group, static_cast<uint32_t>((parts - 1) * tiles_of(group) * octets_of(part) * 512));
         }
@@ -376,13 +379,22 @@ __global__ void __launch_bounds__(threads, 1)
                     mine |= 1u << j;
                     continue;
                 }
+                if (p.cluster == 1) {  // to this CTA's other warpgroup: st.async is for clusters of several
+#pragma unroll
+                    for (int b = 0; b < Blocks; b++)
+                        if (tile[b] >= 0) store_shared4(place(part, to, tile[b], j / parts), d[b] + 4 * j);
+                    continue;
+                }
                 const int to_rank = p.k_groups == 2 ? to >> 1 : to;
                 const uint32_t bar = address_in(s.join + 8 * (p.k_groups == 2 ? to & 1 : group), to_rank);
 #pragma unroll
                 for (int b = 0; b < Blocks; b++)
                     if (tile[b] >= 0) send4(address_in(place(part, to, tile[b], j / parts), to_rank), d[b] + 4 * j, bar);
             }
-            cluster_barrier_wait(s.join + 8 * group, 0);
+            if (p.cluster == 1)
+                asm volatile("bar.sync 1, 256;" ::: "memory");  // the consumers' warpgroups
+            else
+                cluster_barrier_wait(s.join + 8 * group, 0);
 #pragma unroll
             for (int j = 0; j < octets; j++)
                 if (mine >> j & 1)
