@@ -46,7 +46,8 @@ private:
         if (module.kind == ModuleKind::linear && row.action == Action::convert) {
             const uint64_t groups = in / static_cast<uint64_t>(row.group_size);
             tensor(module.path + ".qweight", "I32", {in, out / 8}, 4, ~uint64_t{0}, 0);
-            tensor(module.path + ".qzeros", "I32", {groups, out / 8}, 4, 0x1111111111111111u, 0x6666666666666666u);
+            // as random as the values: without a mean in common, which would grow from layer to layer
+            tensor(module.path + ".qzeros", "I32", {groups, out / 8}, 4, ~uint64_t{0}, 0);
             tensor(module.path + ".scales", "F16", {groups, out}, 2, 0x00ff00ff00ff00ffu, halves(size / 4) & 0xff00ff00ff00ff00u);
         } else if (module.kind == ModuleKind::linear || module.kind == ModuleKind::embedding) {
             // of either sign, up to a factor of two apart
