@@ -171,7 +171,8 @@ random-checkpoint: $(BUILD)/tests/tools/random_checkpoint
 NEON_CXX     ?= aarch64-linux-gnu-g++
 NEON_RUN     ?= qemu-aarch64-static
 NEON_BUILD   := $(BUILD)/neon
-NEON_SOURCES := core/graph.cpp core/lowering.cpp core/tensor.cpp $(filter backends/registry.cpp backends/reference/% backends/cpu/%,$(LIB_SOURCES)) \
+NEON_SOURCES := core/graph.cpp core/lowering.cpp core/tensor.cpp core/text/sampler.cpp \
+                $(filter backends/registry.cpp backends/host_chain.cpp backends/reference/% backends/cpu/%,$(LIB_SOURCES)) \
                 tests/main.cpp tests/test_ops.cpp tests/test_cpu_threads.cpp tests/neon/quote.cpp
 NEON_OBJECTS := $(NEON_SOURCES:%.cpp=$(NEON_BUILD)/%.o) $(foreach isa,$(ISAS_aarch64),$(ISA_SOURCES:%.cpp=$(NEON_BUILD)/%.$(isa).o))
 # -idirafter: doctest is a header, the same for every machine.
