@@ -104,9 +104,14 @@ MatmulArgs args_of(int linear, int rows) {
     if (norm && (linear == 0 || linear == 2)) a.norm_weight = norm_weight, a.norm_eps = 1e-5f;
     return a;
 }
+// As in a model, each product knows whose weights come after its own.
 void layer(int n, int rows, int mask = 15) {
-    for (int i = 0; i < 4; i++)
-        if (mask >> i & 1) LAB_CHECK(matmul_q4(context, weights[i][static_cast<size_t>(n)], args_of(i, rows)));
+    for (int i = 0; i < 4; i++) {
+        if (!(mask >> i & 1)) continue;
+        context.next = mask == 15 ? &weights[(i + 1) % 4][static_cast<size_t>(i < 3 ? n : (n + 1) % layers)] : nullptr;
+        LAB_CHECK(matmul_q4(context, weights[i][static_cast<size_t>(n)], args_of(i, rows)));
+    }
+    context.next = nullptr;
 }
 void blas_layer(int n, int rows) {
     const half* x[4] = {hidden, qkv, attended, middle};
