@@ -10,6 +10,7 @@
 // first: the cache of earlier runs is on its way to registers and to the second-level cache by then.
 #include <algorithm>
 #include "backends/cuda/attention_decode.cuh"
+#include "backends/cuda/bulk_copy.cuh"
 
 namespace awq::cuda {
 namespace {
@@ -31,14 +32,11 @@ struct Shared {
 
 // Keys and values of a page for each lane, half of the lanes the one, half the other: to the second-level cache.
 __device__ __forceinline__ void prefetch_pages(const AttentionCall& call, const Tile& tile, int first_key, int end_key) {
-#if __CUDA_ARCH__ >= 900
     const int lane = threadIdx.x % 32, key = (first_key / page_size + lane / 2) * page_size;
     if (lane >= 16 || key >= end_key) return;
     const int64_t page = call.cache.page_of(tile.sequence, key);
     const __half* from = lane % 2 ? call.cache.values(page, tile.kv_head) : call.cache.keys(page, tile.kv_head);
-    const int bytes = page_size * call.cache.head_dim * 2;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
+    bulk_prefetch(from, page_size * call.cache.head_dim * 2);
 }
 
 // blocks: 32-column blocks of a head. fast: no soft cap, no bias, and heads of exactly that many columns. append: rope_append's

@@ -65,18 +65,17 @@ __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_
         : "memory");
 #endif
 }
-
-// As far as L2 and no further. bytes: a multiple of 16.
-__device__ __forceinline__ void bulk_prefetch(const void* from, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
 __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_t bytes, uint32_t bar) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
                  "r"(bytes), "r"(bar)
                  : "memory");
+#endif
+}
+// As far as L2 and no further. bytes: a multiple of 16.
+__device__ __forceinline__ void bulk_prefetch(const void* from, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 #endif
 }
 

@@ -11,6 +11,9 @@
 #include <vector>
 #include "backends/backend.h"
 #include "backends/cuda/matmul.h"
+#ifdef __CUDACC__
+#include "backends/cuda/warp.cuh"
+#endif
 
 namespace awq::cuda {
 
@@ -96,6 +99,8 @@ size_t attention_scratch(const Graph& graph, const Node& node, const BatchSize& 
 void moe_needs(const Graph& graph, const Node& node, const BatchSize& size, int64_t& rows, int64_t& in, size_t& scratch);
 void linear_needs(const Graph& graph, const Node& node, const BatchSize& size, int64_t& rows, int64_t& in, size_t& scratch);
 
+// The weight of a node that is a matrix product (not a mixture's), or null (linear.cu).
+const Weight* product_weight(const Graph& graph, const Node& node);
 // matmul.h's products in the run's stream (linear.cu).
 Status multiply(Context& context, const Weight& weight, const MatmulArgs& args);
 Status multiply_experts(Context& context, const Weight& weight, const MatmulArgs& args, const ExpertRows& rows);
@@ -118,18 +123,6 @@ __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
-}
-
-// Sum or maximum over a warp, the same in every lane and in every run.
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-    for (int mask = 16; mask; mask >>= 1) x += __shfl_xor_sync(~0u, x, mask);
-    return x;
-}
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-    for (int mask = 16; mask; mask >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, mask));
-    return x;
 }
 
 // A float as float16. Beyond its range: infinity, which check_finite finds.

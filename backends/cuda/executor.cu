@@ -65,12 +65,6 @@ bool read_by_none_but(const Graph& graph, NodeId id, NodeId reader) {
     return true;
 }
 
-// The weight of a matrix product, or null.
-const Weight* product_weight(const Graph& graph, const Node& node) {
-    const bool normed = node.op == Op::norm_linear || node.op == Op::norm_gate_up;
-    return normed || node.op == Op::linear || node.op == Op::linear_add ? graph.nodes[node.in[normed ? 2 : 1]].weight : nullptr;
-}
-
 }  // namespace
 
 int32_t rounded_keys(int64_t keys) {

@@ -132,11 +132,15 @@ bool can_linear_add(const Graph& graph, const Node& node) {
 
 }  // namespace
 
+const Weight* product_weight(const Graph& graph, const Node& node) {
+    const bool normed = node.op == Op::norm_linear || node.op == Op::norm_gate_up;
+    return normed || node.op == Op::linear || node.op == Op::linear_add ? weight_of(graph, node, normed ? 2 : 1) : nullptr;
+}
+
 // Rows and columns of the largest product of a node (for matmul_scratch_bytes), and scratch for halves to be widened.
 void linear_needs(const Graph& graph, const Node& node, const BatchSize& size, int64_t& rows, int64_t& in, size_t& scratch) {
-    const bool normed = node.op == Op::norm_linear || node.op == Op::norm_gate_up;
-    if (!normed && node.op != Op::linear && node.op != Op::linear_add) return;
-    const Weight* weight = weight_of(graph, node, normed ? 2 : 1);
+    const Weight* weight = product_weight(graph, node);
+    if (!weight) return;
     const WeightLayout layout = weight_layout(weight->spec);
     rows = std::max(rows, node_rows(node, size));
     in = std::max(in, layout.kind == LayoutKind::q4 ? layout.q4.in : weight->spec.in);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include "backends/cuda/matmul_internal.h"
 #include "backends/cuda/moe_route.h"
+#include "backends/cuda/warp.cuh"
 
 namespace awq::cuda {
 namespace {
@@ -12,17 +13,6 @@ namespace {
 constexpr int route_tokens = 8, route_warps = 16, route_threads = route_warps * 32;
 constexpr int most_routed_columns = 5120;  // 8 rows of which every GPU from sm_80 on has shared memory for
 static_assert(max_routed == route_warps * 16);
-
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-    for (int mask = 16; mask; mask >>= 1) x += __shfl_xor_sync(~0u, x, mask);
-    return x;
-}
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-    for (int mask = 16; mask; mask >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, mask));
-    return x;
-}
 
 // dense_pitch() for the device.
 __device__ __forceinline__ int64_t router_pitch(int in) { return (in + 7) / 8 * 8; }
