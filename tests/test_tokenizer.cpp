@@ -412,6 +412,21 @@ TEST_CASE("tokenizer: bombs end in an error, and soon") {
     for (int i = 0; i < 40; ++i)
         grow += std::string(i > 0 ? "," : "") + R"({"type":"Replace","pattern":{"String":"a"},"content":"aaaaaaaaaaaaaaaa"})";
     CHECK(parse(small(grow + "]}"))->encode("a", false).status().message().find("grows beyond") != std::string::npos);
+    // Many components over a long text.
+    auto many = [](const std::string& list, const std::string& component) {
+        std::string json = "\"" + list + "\":{\"type\":\"Sequence\",\"" + (list == "normalizer" ? "normalizers" : list == "decoder" ? "decoders" : "pretokenizers") + "\":[";
+        for (int i = 0; i < 256; i++) json += (i ? "," : "") + component;
+        return parse(small(json + "]}"));
+    };
+    std::string accents;
+    while (accents.size() < (1 << 20)) accents += "e\xCC\x81\xE1\xBA\x9B\xCC\xA3 ";
+    auto message = [](const auto& result) { return result.ok() ? "none" : result.status().message(); };
+    const std::string gave_up = ": gave up after too many steps on this text";
+    CHECK(message(many("normalizer", R"({"type":"NFKD"})")->encode(accents, false)) == "normalizer" + gave_up);
+    CHECK(message(many("normalizer", R"({"type":"Lowercase"})")->encode(std::string(16 << 20, 'A'), false)) == "normalizer" + gave_up);
+    CHECK(message(many("pre_tokenizer", R"({"type":"Split","pattern":{"Regex":"a"},"behavior":"Isolated","invert":false})")->encode(std::string(1 << 20, 'a'), false)) == "pre_tokenizer" + gave_up);
+    CHECK(message(many("decoder", R"({"type":"Fuse"})")->decode(std::vector<int32_t>(1'000'000, 0), false)) == "decoder" + gave_up);
+    CHECK(many("normalizer", R"({"type":"NFC"})")->encode(std::string(100'000, 'a'), false).ok());
     CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(60));
 }
 

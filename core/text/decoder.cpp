@@ -10,11 +10,13 @@ using Kind = Decoder::Kind;
 
 // `from` is not empty: the loader sees to that.
 void replace_all(std::string& text, std::string_view from, std::string_view to) {
+    size_t last = 0, pos = text.find(from);
+    if (pos == text.npos) return;
     std::string out;
-    size_t last = 0;
-    for (size_t pos; (pos = text.find(from, last)) != text.npos; last = pos + from.size()) {
+    for (; pos != text.npos; pos = text.find(from, last)) {
         out.append(text, last, pos - last);
         out += to;
+        last = pos + from.size();
     }
     out.append(text, last);
     text = std::move(out);
@@ -70,15 +72,9 @@ DecodeStream::DecodeStream(const Decoder& decoder) {
     }
 }
 
-Status DecodeStream::push(std::string_view token, std::string& out) {
-    budget_ = Regex::step_limit;
-    return feed(0, token, out);
-}
+Status DecodeStream::push(std::string_view token, std::string& out) { return feed(0, token, out); }
 
-Status DecodeStream::finish(std::string& out) {
-    budget_ = Regex::step_limit;
-    return end(0, out);
-}
+Status DecodeStream::finish(std::string& out) { return end(0, out); }
 
 // What the stage makes of a whole element.
 Result<std::string> DecodeStream::whole(const Stage& stage, std::string_view text, bool first) {
@@ -131,6 +127,7 @@ Status DecodeStream::feed(size_t index, std::string_view text, std::string& out)
     }
     Stage& stage = stages_[index];
     const Decoder::Step& step = *stage.step;
+    AWQ_TRY(charge(budget_, step.cleanup ? 80 + 8 * text.size() : 4 + text.size() / 4, "decoder"));
     bool first = !stage.seen;
     stage.seen = true;
     if (stage.hold) {

@@ -64,7 +64,7 @@ private:
     Result<std::string> whole(const Stage& stage, std::string_view text, bool first);
 
     std::vector<Stage> stages_;
-    Regex::Budget budget_ = 0;
+    Regex::Budget budget_ = Regex::step_limit;    // of the stream's life
 };
 
 }  // namespace awq

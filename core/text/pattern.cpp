@@ -3,6 +3,12 @@
 
 namespace awq {
 
+Status charge(Regex::Budget& budget, size_t steps, const char* component) {
+    budget -= static_cast<Regex::Budget>(steps);
+    if (budget >= 0) return {};
+    return Status(Code::unsupported, std::string(component) + ": gave up after too many steps on this text");
+}
+
 Pattern Pattern::of(Predicate predicate) {
     Pattern out;
     out.predicate_ = predicate;

@@ -13,6 +13,8 @@ struct PatternPart {
 };
 // What a text may grow to, by Replace or a normal form: beyond that it is no text but an attack.
 inline constexpr size_t grown_text_limit = size_t{32} << 20;
+// Charges what a component does beside searching, so that hundreds of them in a row cannot take minutes over a long text.
+Status charge(Regex::Budget& budget, size_t steps, const char* component);
 
 class Pattern {
 public:

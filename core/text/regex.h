@@ -2,7 +2,7 @@
 // counts (nested sets and &&, {n,m}+ being no possessive, \h a hexadecimal digit, ^ and $ at every line, Unicode 16.0).
 //
 // A backtracking matcher over well-formed UTF-8, its stack on the heap; every search is charged to a budget of steps, so
-// that a bomb ends in an error, not in a hang. It finds whole matches only: no captures, hence no back references, no
+// that a bomb ends in an error, not in a hang. The other components of a tokenizer charge their work to the same budget. It finds whole matches only: no captures, hence no back references, no
 // calls, no conditionals, no \K or \X; a pattern that has them is refused by compile().
 #pragma once
 #include <array>
