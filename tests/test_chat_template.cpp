@@ -1,5 +1,6 @@
 // Chat templates against what transformers renders, hostile templates against their bounds, models' directories.
 #include <doctest/doctest.h>
+#include <sys/stat.h>
 #include <ctime>
 #include <filesystem>
 #include <map>
@@ -273,6 +274,7 @@ TEST_CASE("chat template: errors name the template and the line") {
     std::string longest = "{{ raise_exception('" + std::string(900, 'x') + "') }}";
     CHECK(text_of(longest) == "error: chat_template.jinja: line 1: " + std::string(900, 'x'));
     CHECK(text_of("{{ raise_exception('x' * 5000) }}").size() < 1100);
+    CHECK(text_of("{{ raise_exception('a\n' * 7) }}").find("a\na\na\na\na\\x0aa\\x0aa\\x0a") != std::string::npos);    // five lines at most
     CHECK(text_of("{{ raise_exception('a\x1b[31m') }}").find('\x1b') == std::string::npos);
 }
 
@@ -339,7 +341,8 @@ TEST_CASE("chat template: a request that is not what it should be") {
     CHECK(error("{\"vars\": {}, \"template\": 5}") == "template: is an integer; expected a text");
     CHECK(error("{\"vars\": {}, \"template\": null}").find("no chat template") != std::string::npos);
     for (const char* now : {"5", "\"\"", "\"2026-03-05T14:07\"", "\"2026-03-05T14:07:0x\"", "\"2026-03-05 14:07:09\"", "\"2026-03-05T14:07:9x\"", "\"2026-03-32T14:07:09\"",
-                            "\"2026-13-05T14:07:09\"", "\"2026-03-05T24:07:09\"", "\"2026-03-05T14:60:09\"", "\"2026-03-05T14:07:60\""})
+                            "\"2026-13-05T14:07:09\"", "\"2026-03-05T24:07:09\"", "\"2026-03-05T14:60:09\"", "\"2026-03-05T14:07:60\"",
+                            "\"-001-01-01T00:00:00\"", "\"2026- 3- 5T 4: 7: 9\"", "\"2026-+3-+5T+4:+7:+9\""})
         CHECK_MESSAGE(error(("{\"vars\": {}, \"template\": \"x\", \"now\": " + std::string(now) + "}").c_str()).find("now: is ") == 0, std::string(now));
     CHECK(error("{\"vars\": {}, \"template\": \"{{ '\\\\ud800' }}\"}").find("the text holds a lone surrogate") != std::string::npos);
     CHECK(error("{\"vars\": {}, \"template\": \"{{ raise_exception('a\\\\tb\\\\x7fc\\\\x85d') }}\"}").find("a\tb") != std::string::npos);
@@ -408,6 +411,16 @@ TEST_CASE("chat template: a model's directory") {
     std::filesystem::create_directory(dir.file("additional_chat_templates/a directory.jinja"));
     CHECK(rendered(true) == "more tools");
     CHECK(rendered(false) == "jinja hi");
+    std::string extra = dir.file("additional_chat_templates/extra.jinja");
+    std::filesystem::create_symlink("nowhere", extra);
+    CHECK(rendered(false) == extra + ": cannot be opened: No such file or directory");
+    std::filesystem::remove(extra);
+    REQUIRE(mkfifo(extra.c_str(), 0600) == 0);
+    CHECK(rendered(false) == extra + ": is no regular file");
+    std::filesystem::remove(extra);
+    for (int i = 0; i < 100; i++) test::write_bytes(dir.file("additional_chat_templates/" + std::to_string(i) + ".jinja"), "x");
+    CHECK(rendered(false) == "additional_chat_templates: more than 100 files; expected fewer");
+    for (int i = 0; i < 100; i++) std::filesystem::remove(dir.file("additional_chat_templates/" + std::to_string(i) + ".jinja"));
     test::write_bytes(dir.file("chat_template.jinja"), "a\n{{ b c }}");
     CHECK(rendered(false) == "chat_template.jinja: line 2: expected token 'end of print statement', got 'c'");
     CHECK(rendered(true) == "more tools");

@@ -10,17 +10,18 @@ namespace awq {
 namespace {
 
 constexpr size_t config_limit = 32 << 20;  // of tokenizer_config.json, which lists added tokens
+constexpr size_t max_templates = 100;      // in additional_chat_templates
 constexpr std::string_view continue_tag = "CONTINUE_FINAL_MESSAGE_TAG ";
 
-// A message of a template's or Python's making: cut to 1,000 characters, lines kept, other control characters escaped.
+// A message of a template's or Python's making: cut to 1,000 characters, five lines kept, other control characters escaped.
 std::string shown(const std::string& text) {
     std::string out;
-    size_t count = 0;
+    size_t count = 0, lines = 1;
     for (size_t i = 0; i < text.size();) {
         if (++count > 1000) return out + "...";
         size_t begin = i;
         char32_t c = jinja::next_code_point(text, i);
-        bool plain = c == '\n' || c == '\t' || (c >= 0x20 && c < 0x7f) || c >= 0xa0;
+        bool plain = (c == '\n' && ++lines <= 5) || c == '\t' || (c >= 0x20 && c < 0x7f) || c >= 0xa0;
         out += plain ? text.substr(begin, i - begin) : quote(text.substr(begin, i - begin));
     }
     return out;
@@ -158,11 +159,13 @@ Result<RenderRequest> render_request_from_json(const Json& line) {
     if (const Json* now = line.find("now"); now && !now->is_null()) {
         std::tm time{};
         std::string form = now->is_string() ? now->string() : "";
-        int used = 0;
-        bool fine = form.size() == 19 &&
-                    sscanf(form.c_str(), "%4d-%2d-%2dT%2d:%2d:%2d%n", &time.tm_year, &time.tm_mon, &time.tm_mday, &time.tm_hour,
-                           &time.tm_min, &time.tm_sec, &used) == 6 &&
-                    used == 19;
+        bool fine = form.size() == 19;
+        for (size_t i = 0; fine && i < form.size(); i++) {
+            const char like = "0000-00-00T00:00:00"[i];
+            fine = like == '0' ? form[i] >= '0' && form[i] <= '9' : form[i] == like;
+        }
+        fine = fine && sscanf(form.c_str(), "%d-%d-%dT%d:%d:%d", &time.tm_year, &time.tm_mon, &time.tm_mday, &time.tm_hour,
+                              &time.tm_min, &time.tm_sec) == 6;
         time.tm_year -= 1900;
         time.tm_mon -= 1;
         std::tm given = time;
@@ -294,7 +297,9 @@ Result<ChatTemplates> ChatTemplates::load(const std::string& directory) {
     for (std::filesystem::directory_iterator at(directory + "/additional_chat_templates", error), end; !error && at != end;
          at.increment(error)) {
         std::string name = at->path().filename().string();
-        if (name.ends_with(".jinja") && file_exists(at->path().string()) && more.size() < 100) more.push_back(name);
+        if (name.ends_with(".jinja") && !directory_exists(at->path().string())) more.push_back(name);
+        if (more.size() > max_templates)
+            return Status(Code::unsupported, "additional_chat_templates: more than " + std::to_string(max_templates) + " files; expected fewer");
     }
     for (const std::string& name : more) {
         AWQ_ASSIGN(std::string text, read_file(directory + "/additional_chat_templates/" + name, max_template_size));
