@@ -130,8 +130,9 @@ std::string Evaluator::run(std::string_view text) const {
 Result<std::string> Evaluator::tokenize(const Json& request) const {
     AWQ_ASSIGN(std::string text, read_string(request, "text"));
     AWQ_ASSIGN(bool special, read_bool(request, "add_special_tokens", true));
-    AWQ_ASSIGN(auto ids, tokenizer_->encode(text, special));
-    return "{\"ids\": " + ids_text(ids) + "}";
+    auto ids = tokenizer_->encode(text, special);
+    if (!ids.ok()) return ids.status().in("text");
+    return "{\"ids\": " + ids_text(*ids) + "}";
 }
 
 Result<std::string> Evaluator::detokenize(const Json& request) const {
@@ -230,9 +231,13 @@ Result<std::string> Evaluator::perplexity(const Json& request) const {
     std::vector<int32_t> ids;
     if (request.has("text_file")) {
         AWQ_ASSIGN(std::string path, read_string(request, "text_file"));
-        AWQ_ASSIGN(std::string text, read_file(path, size_t{256} << 20));
+        if (path.empty()) return bad_field("text_file", request.find("text_file"), "the path of a text");
+        auto text = read_file(path, size_t{256} << 20);
+        if (!text.ok()) return text.status().in("text_file");
         AWQ_ASSIGN(auto tokenizer, load_tokenizer(directory_));
-        AWQ_ASSIGN(ids, tokenizer->encode(text, false));
+        auto encoded = tokenizer->encode(*text, false);
+        if (!encoded.ok()) return encoded.status().in("text_file");
+        ids = std::move(*encoded);
     } else {
         AWQ_ASSIGN(ids, read_ids(request, "ids"));
     }
@@ -241,7 +246,7 @@ Result<std::string> Evaluator::perplexity(const Json& request) const {
     AWQ_ASSIGN(int64_t windows, read_count(request, "windows", available, 1, INT32_MAX));
     windows = std::min(windows, available);
     if (windows < 1)
-        return Status(Code::invalid_argument, "ids: " + std::to_string(ids.size()) + " tokens; expected at least one window of " + std::to_string(ctx));
+        return Status(Code::invalid_argument, std::string(request.has("text_file") ? "text_file" : "ids") + ": " + std::to_string(ids.size()) + " tokens; expected at least one window of " + std::to_string(ctx));
     double loss = 0;
     const size_t vocab = static_cast<size_t>(engine_->vocab_size());
     AWQ_ASSIGN(auto session, engine_->new_session());

@@ -125,9 +125,10 @@ Result<std::map<std::string, std::string>> read_stored(const std::string& path, 
     if (!json.ok()) return json.status().in(where);
     const Json* kind = json->find("kind");
     if (!kind || !kind->is_string() || kind->string() != fingerprint_kind)
-        return Status(Code::bad_file, where + ": kind: \"" + fingerprint_kind + "\" expected");
+        return Status(Code::bad_file, where + ": kind: " + (kind ? quote(dump_json(*kind)) : "nothing") + " found; \"" + fingerprint_kind + "\" expected");
     const Json* tensors = json->find("tensors");
-    if (!tensors || !tensors->is_object()) return Status(Code::bad_file, where + ": tensors: an object of fingerprints expected");
+    if (!tensors || !tensors->is_object())
+        return Status(Code::bad_file, where + ": tensors: " + (tensors ? tensors->type_name() : "nothing") + " found; an object of fingerprints expected");
     for (const auto& [name, fingerprint] : tensors->members()) {
         if (!fingerprint.is_string())
             return Status(Code::bad_file,

@@ -56,12 +56,30 @@ class Style : public CLI::Formatter {
     }
 };
 
+// A message in one line: control bytes escaped, as names and values may hold any, and cut where it is longer than any of ours.
+std::string one_line(const std::string& message) {
+    constexpr size_t limit = 1500;
+    std::string out;
+    for (size_t i = 0; i < message.size(); i++) {
+        const unsigned char byte = static_cast<unsigned char>(message[i]);
+        if (i >= limit && (byte & 0xC0) != 0x80) return out + "...";    // not within a character
+        if (byte >= 0x20 && byte != 0x7f) {
+            out += message[i];
+        } else {
+            char escape[8];
+            std::snprintf(escape, sizeof escape, "\\x%02x", byte);
+            out += escape;
+        }
+    }
+    return out;
+}
+
 std::string usage_error(const CLI::App* app, const CLI::Error& error) {
     const auto used = app->get_subcommands();
     std::string message = error.what(), help = app->get_name() + (used.empty() ? "" : " " + used[0]->get_name()) + " --help";
     if (used.empty() && !app->remaining().empty()) message = app->remaining()[0] + ": is no command";
     else if (used.empty() && error.get_name() == "RequiredError") message = "a command is missing";
-    return "error: " + message + "; " + help + " says what there is\n";
+    return "error: " + one_line(message) + "; " + help + " says what there is\n";
 }
 
 }  // namespace
@@ -182,7 +200,7 @@ awq_generation SamplingOptions::get(const awq::Engine& engine) {
 
 int fail(const std::string& message) {
     if (is_terminal(2)) std::fputs("\r\033[K", stderr);    // over a progress line
-    std::fprintf(stderr, "error: %s\n", message.c_str());
+    std::fprintf(stderr, "error: %s\n", one_line(message).c_str());
     return 1;
 }
 

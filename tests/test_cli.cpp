@@ -220,6 +220,9 @@ TEST_CASE("cli: exit statuses and streams") {
     usage({"bench"});
     usage({"bench", "--shape", "a", "-m", "b"});
     usage({"inspect", "-m", "x", "--json", "--explain", "y"});
+    usage({"chat", "-m", "x", "--backend", "two\nlines"});
+    CHECK(run({"chat", "-m", "x", "--backend", "\x1b[31m"}).err.find("--backend: \\x1b[31m not in") != std::string::npos);
+    CHECK(run({"chat", "-m", "x", "--backend", std::string(100'000, 'x')}).err.size() < 2000);
 
     auto failure = [](const std::vector<std::string>& arguments, const std::string& message, const std::string& input = "") {
         Outcome outcome = run(arguments, input);

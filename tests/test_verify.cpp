@@ -109,8 +109,8 @@ TEST_CASE("verify: what cannot be verified") {
         directory.write(fingerprint_file, stored);
         return verify_checkpoint(directory.path(), true, {}).status().message().substr(directory.path().size());
     };
-    CHECK(stored_error("{}") == "/awq.fingerprints.json: kind: \"xxh3-64\" expected");
-    CHECK(stored_error("{\"kind\": \"xxh3-64\"}") == "/awq.fingerprints.json: tensors: an object of fingerprints expected");
+    CHECK(stored_error("{}") == "/awq.fingerprints.json: kind: nothing found; \"xxh3-64\" expected");
+    CHECK(stored_error("{\"kind\": \"xxh3-64\"}") == "/awq.fingerprints.json: tensors: nothing found; an object of fingerprints expected");
     CHECK(stored_error("{\"kind\": \"xxh3-64\", \"tensors\": {\"a\": 1}}") ==
           "/awq.fingerprints.json: tensors: \"a\": an integer found; a string expected");
     CHECK(stored_error("[").find("not valid JSON") != std::string::npos);

@@ -29,7 +29,8 @@ std::string read_name(ConfigReader& reader, std::string_view key, const char* fa
 // bits and group_size, or AutoAWQ's own names for them.
 void read_bits(ConfigReader& reader, AwqConfig& config) {
     std::string_view bits = reader.json().has("bits") ? "bits" : "w_bit";
-    if (reader.is_null(bits) || reader.integer(bits, 4, INT32_MIN, INT32_MAX) != 4)
+    const Json* width = reader.find(bits);
+    if (reader.is_null(bits) || (width && !(width->type() == Json::Type::integer && width->integer() == 4)))
         reader.unexpected(bits, "4, the only width this program runs");
     std::string_view group = reader.json().has("group_size") ? "group_size" : "q_group_size";
     config.group_size = reader.integer(group, 128, -1, longest);
