@@ -86,7 +86,8 @@ Status TokenizerLoader::load(std::string_view json, bool padded) {
     }
     if (!version.is_null() && !(version.is_string() && version.string() == "1.0"))
         return field_error("version", &version, "\"1.0\"");
-    if (!has_model || !model.is_object()) return Status(Code::bad_file, "model: found nothing; expected an object");
+    if (!has_model || !model.is_object())
+        return Status(Code::bad_file, std::string("model: found ") + (has_model ? name_of(model) : "nothing") + "; expected an object");
     AWQ_TRY(load_normalizer(normalizer, "normalizer", tokenizer->normalizer_));
     AWQ_TRY(load_pre_tokenizer(pre_tokenizer, "pre_tokenizer", tokenizer->pre_tokenizer_));
     AWQ_TRY(load_decoder(decoder, "decoder", tokenizer->decoder_));

@@ -114,6 +114,29 @@ def id_lines():
         yield "pixel_values is %s" % pixels, '{"ids": [1], "n": 2, "pixel_values": %s}\n' % pixels, '{"error": '
 
 
+def perplexities():
+    yield "an empty text_file", '{"text_file": ""}\n', 'text_file: found \\"\\"; expected the path of a text'
+    yield "a text_file of another type", '{"text_file": 7}\n', "text_file: found 7; expected a string"
+    yield "a text_file that is not there", '{"text_file": "/nowhere/text"}\n', "text_file: /nowhere/text: cannot be opened: No such file or directory"
+    yield "a text_file without end", '{"text_file": "/dev/zero"}\n', "text_file: /dev/zero: is no regular file"
+    yield "an empty text", '{"text_file": "/dev/null"}\n', "text_file: /dev/null: is no regular file"
+    yield "a text_file of a NUL", '{"text_file": "a\\u0000b"}\n', "text_file: a\\\\x00b: a path holds no NUL"
+    yield "neither a file nor ids", "{}\n", "ids: found nothing; expected a list of token ids"
+    yield "too few ids", '{"ids": [1], "ctx": 2}\n', "ids: 1 tokens; expected at least one window of 2"
+    for name, value, said in (("ctx", "1", "from 2 to 512"), ("ctx", "513", "from 2 to 512"), ("ctx", "1e2", "from 2 to 512"), ("windows", "0", "from 1 to 2147483647"), ("windows", '"2"', "from 1 to 2147483647")):
+        yield "%s of %s" % (name, value), '{"ids": [1, 5, 9, 17], "%s": %s}\n' % (name, value), said
+
+
+def long_rows():
+    """256 components in a row over a long text, or over many tokens"""
+    accents, split = "e\u0301\u1e9b\u0323 " * 120000, {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated", "invert": False}
+    for part, lists, component, text in (("normalizer", "normalizers", {"type": "NFKD"}, accents), ("normalizer", "normalizers", {"type": "Lowercase"}, "A" * (16 << 20)),
+                                         ("pre_tokenizer", "pretokenizers", split, "a" * (1 << 20)), ("pre_tokenizer", "pretokenizers", {"type": "Whitespace"}, "a" * (16 << 20))):
+        yield "256 of %s over %d letters" % (component["type"], len(text)), part, lists, component, TOKENIZE, json.dumps({"text": text}, ensure_ascii=False) + "\n"
+    for component in ({"type": "Fuse"}, {"type": "WordPiece", "prefix": "##", "cleanup": True}, {"type": "BPEDecoder", "suffix": "e"}):
+        yield "256 of %s over a million tokens" % component["type"], "decoder", "decoders", component, ["eval", "detokenize", "-m", "{}"], json.dumps({"ids": [262] * 1000000}) + "\n"
+
+
 def renders():
     for name, request in {"messages of another type": '{"messages": 7}', "a message that is no object": '{"messages": [7]}', "a message of nulls": '{"messages": [null]}', "tools of another type": '{"messages": [], "tools": 7}',
                           "a template of another type": '{"messages": [], "template": 7}', "a time that is none": '{"messages": [], "now": "yesterday"}', "vars of another type": '{"template": "x", "vars": 7}',
@@ -142,5 +165,10 @@ def cases():
         yield Case("line: " + name, lambda d: None, TOKENIZE, stdin=line, answer=answer)
     for name, line, answer in id_lines():
         yield Case("line: " + name, lambda d: None, GENERATE, stdin=line, answer=answer)
+    for name, line, answer in perplexities():
+        yield Case("line: perplexity: " + name, lambda d: None, ["eval", "perplexity", "-t", "1", "-m", "{}"], stdin=line, answer=answer)
+    for name, part, lists, component, command, line in long_rows():
+        yield Case("tokenizer: " + name, (lambda p, l, c: lambda d: d.json("tokenizer.json", lambda j: j.__setitem__(p, {"type": "Sequence", l: [c] * 256})))(part, lists, component),
+                   command, stdin=line, answer=part + ": gave up after too many steps on this text")
     for name, line in renders():
         yield Case("line: " + name, lambda d: None, RENDER, stdin=line, answer='{"error": ')
