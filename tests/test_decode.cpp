@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <thread>
 #include "core/generate.h"
-#include "tests/support.h"
+#include "tests/engines.h"
 
 using namespace awq;
 
@@ -17,24 +17,6 @@ std::vector<const char*> backends() {
     for (const BackendEntry& entry : backend_table())
         if (const char* only = std::getenv("AWQ_TEST_ON"); entry.available() && (!only || std::string(entry.name) == only)) names.push_back(entry.name);
     return names;
-}
-
-std::shared_ptr<Engine> load(const std::string& model, const char* backend, int64_t context = 0, int64_t cache_tokens = 0, bool check_finite = false) {
-    EngineOptions options;
-    options.model = test::model(model);
-    options.backend = backend;
-    options.context = context;
-    options.cache_tokens = cache_tokens;
-    options.check_finite = check_finite;
-    auto engine = Engine::load(options);
-    REQUIRE_MESSAGE(engine.ok(), engine.status().message());
-    return *engine;
-}
-
-std::unique_ptr<Session> open_session(Engine& engine) {
-    auto session = engine.new_session();
-    REQUIRE(session.ok());
-    return std::move(*session);
 }
 
 std::vector<int32_t> some_ids(const Engine& engine, size_t count, uint32_t seed) {
@@ -49,7 +31,7 @@ std::vector<int32_t> some_ids(const Engine& engine, size_t count, uint32_t seed)
 
 // A run for each token.
 std::vector<int32_t> one_by_one(Engine& engine, const std::vector<int32_t>& prompt, const SamplingOptions& options, int count) {
-    auto session = open_session(engine);
+    auto session = test::open_session(engine);
     Sampler sampler(options);
     sampler.prompt(prompt);
     std::vector<int32_t> ids, fed = prompt;
@@ -97,13 +79,13 @@ TEST_CASE("decode: chained steps give the tokens of runs one by one, over pages 
     for (const char* backend : backends())
         for (const char* model : {"llama-gemm-g32", "qwen2-tied", "mixtral-gemm", "phi3-longrope", "llava-gemm"}) {
             INFO(model << " on " << std::string(backend));
-            auto engine = load(model, backend);
+            auto engine = test::load({.model = test::model(model), .backend = backend});
             const int count = std::string(model) == "qwen2-tied" ? 150 : 40;    // the first steps may stand before or at a page's end
             for (const SamplingOptions& options : all_kinds()) {
                 INFO("sampled " << options.sample << ", repetition " << options.repeat_penalty << ", top-k " << options.top_k);
                 for (size_t length : {5, 63, 64}) {
                     const auto prompt = some_ids(*engine, length, 7);
-                    auto session = open_session(*engine);
+                    auto session = test::open_session(*engine);
                     const GenerateResult got = answer(*session, request_of(prompt, options, count));
                     CHECK(got.ids == one_by_one(*engine, prompt, options, count));
                     CHECK(got.finish == Finish::length);
@@ -117,7 +99,7 @@ TEST_CASE("decode: chained steps give the tokens of runs one by one, over pages 
 TEST_CASE("decode: an answer that ends leaves the session at what was taken, and good for the next") {
     for (const char* backend : backends()) {
         INFO(std::string(backend));
-        auto engine = load("qwen2-tied", backend);
+        auto engine = test::load({.model = test::model("qwen2-tied"), .backend = backend});
         SamplingOptions options;
         options.sample = true, options.top_k = 0, options.temperature = 1.5f, options.seed = 9;
         const auto prompt = some_ids(*engine, 50, 3);
@@ -134,11 +116,11 @@ TEST_CASE("decode: an answer that ends leaves the session at what was taken, and
                 auto longer = prompt;
                 longer.insert(longer.end(), got.ids.begin(), got.ids.end());
                 longer.push_back(1);
-                auto fresh = open_session(*engine);
+                auto fresh = test::open_session(*engine);
                 CHECK(answer(session, request_of(longer, {}, 20)).ids == answer(*fresh, request_of(longer, {}, 20)).ids);
             };
             {
-                auto session = open_session(*engine);
+                auto session = test::open_session(*engine);
                 GenerateRequest request = request_of(prompt, options, -1);
                 request.eos_ids = {last};
                 const GenerateResult got = answer(*session, request);
@@ -146,7 +128,7 @@ TEST_CASE("decode: an answer that ends leaves the session at what was taken, and
                 check(*session, got, first, Finish::eos);
             }
             {
-                auto session = open_session(*engine);
+                auto session = test::open_session(*engine);
                 GenerateRequest request = request_of(prompt, options, -1);
                 int64_t seen = 0;
                 request.on_text = [&](std::string_view, int32_t token) { return token < 0 || ++seen <= end; };
@@ -155,7 +137,7 @@ TEST_CASE("decode: an answer that ends leaves the session at what was taken, and
                 check(*session, got, end + 1, Finish::cancelled);
             }
             {
-                auto session = open_session(*engine);
+                auto session = test::open_session(*engine);
                 std::atomic<bool> cancel = false;
                 GenerateRequest request = request_of(prompt, options, -1);
                 request.cancel = &cancel;
@@ -172,8 +154,8 @@ TEST_CASE("decode: an answer that ends leaves the session at what was taken, and
         }
         // The end of the context, within a page and at its end.
         for (int64_t context : {64, 70, 128}) {
-            auto small = load("qwen2-tied", backend, context, 3 * 64);
-            auto session = open_session(*small);
+            auto small = test::load({.model = test::model("qwen2-tied"), .backend = backend, .context = context, .cache_tokens = 3 * 64});
+            auto session = test::open_session(*small);
             const GenerateResult got = answer(*session, request_of(prompt, options, -1));
             CHECK(got.finish == Finish::context);
             CHECK(static_cast<int64_t>(got.ids.size()) == context - length + 1);
@@ -185,15 +167,15 @@ TEST_CASE("decode: an answer that ends leaves the session at what was taken, and
 TEST_CASE("decode: no pages left is an error at the token that needs one, and no page is taken from others early") {
     for (const char* backend : backends()) {
         INFO(std::string(backend));
-        auto engine = load("qwen2-tied", backend, 256, 4 * 64);
-        auto first = open_session(*engine), second = open_session(*engine);
+        auto engine = test::load({.model = test::model("qwen2-tied"), .backend = backend, .context = 256, .cache_tokens = 4 * 64});
+        auto first = test::open_session(*engine), second = test::open_session(*engine);
         const auto prompt = some_ids(*engine, 60, 3);
         // Both pages that two more sessions need are there while the first one decodes to its page's end.
         const auto expected = one_by_one(*engine, prompt, {}, 4);
         GenerateRequest request = request_of(prompt, {}, 4);
         request.on_text = [&](std::string_view, int32_t token) {
             if (token < 0) return true;
-            auto other = open_session(*engine);
+            auto other = test::open_session(*engine);
             const auto three_pages = some_ids(*engine, 192, 5);
             Feed feed{.session = other.get(), .tokens = three_pages, .want = Feed::Logits::none};
             CHECK(engine->run({&feed, 1}).ok());
@@ -201,7 +183,7 @@ TEST_CASE("decode: no pages left is an error at the token that needs one, and no
         };
         CHECK(answer(*first, request).ids == expected);
         CHECK(answer(*second, request_of(some_ids(*engine, 100, 3), {}, 20)).ids.size() == 20);    // three pages are in use
-        auto third = open_session(*engine);
+        auto third = test::open_session(*engine);
         std::vector<int32_t> seen;
         request = request_of(some_ids(*engine, 50, 4), {}, -1);
         request.on_text = [&](std::string_view, int32_t token) {
@@ -229,11 +211,11 @@ TEST_CASE("decode: whoever needs the backend between two tokens has it, and both
     for (const char* backend : backends())
         for (bool check_finite : {false, true}) {
             INFO(std::string(backend) << ", looking for what is not finite: " << check_finite);
-            auto engine = load("llama-gemm-g32", backend, 0, 0, check_finite);
+            auto engine = test::load({.model = test::model("llama-gemm-g32"), .backend = backend, .check_finite = check_finite});
             const auto kinds = all_kinds();
             const auto one = some_ids(*engine, 20, 1), two = some_ids(*engine, 30, 2);
             const auto expected = one_by_one(*engine, one, kinds[4], 24), other = one_by_one(*engine, two, kinds[3], 24);
-            auto outer = open_session(*engine), inner = open_session(*engine);
+            auto outer = test::open_session(*engine), inner = test::open_session(*engine);
             GenerateRequest request = request_of(one, kinds[4], 24);
             std::vector<int32_t> longer = two;
             int calls = 0;
@@ -252,7 +234,7 @@ TEST_CASE("decode: sessions on several threads take turns, each with the answer 
     for (const char* backend : backends()) {
         if (std::string(backend) == "reference" && std::getenv("AWQ_TEST_ON")) continue;
         INFO(std::string(backend));
-        auto engine = load("llama-gemm-g32", backend);
+        auto engine = test::load({.model = test::model("llama-gemm-g32"), .backend = backend});
         const auto kinds = all_kinds();
         std::vector<std::vector<int32_t>> expected(kinds.size()), got(kinds.size());
         for (size_t i = 0; i < kinds.size(); i++) expected[i] = one_by_one(*engine, some_ids(*engine, 20 + i, 1), kinds[i], 60);
@@ -272,14 +254,14 @@ TEST_CASE("decode: sessions on several threads take turns, each with the answer 
 TEST_CASE("decode: sequences of a batch are sampled each by its own options; more than a chain may have go one by one") {
     for (const char* backend : backends()) {
         INFO(std::string(backend));
-        auto engine = load("llama-gemm-g32", backend);
+        auto engine = test::load({.model = test::model("llama-gemm-g32"), .backend = backend});
         const auto kinds = all_kinds();
         auto together = [&](size_t count, int steps) {
             std::vector<std::unique_ptr<Session>> sessions;
             std::vector<Sampler> samplers;
             std::vector<Continuation> all;
             for (size_t i = 0; i < count; i++) {
-                sessions.push_back(open_session(*engine));
+                sessions.push_back(test::open_session(*engine));
                 samplers.emplace_back(kinds[i % kinds.size()]);
             }
             for (size_t i = 0; i < count; i++) all.push_back({sessions[i].get(), static_cast<int32_t>(10 + i), i % kinds.size() ? &samplers[i] : nullptr});

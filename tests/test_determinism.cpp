@@ -5,20 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include "core/generate.h"
-#include "tests/support.h"
+#include "tests/engines.h"
 
 using namespace awq;
 
 namespace {
-
-std::shared_ptr<Engine> load(const std::string& name, const char* backend) {
-    EngineOptions options;
-    options.model = test::model(name);
-    options.backend = backend;
-    auto engine = Engine::load(options);
-    REQUIRE_MESSAGE(engine.ok(), engine.status().message());
-    return *engine;
-}
 
 std::vector<int32_t> prompt(const Engine& engine, size_t length, uint32_t seed) {
     std::vector<int32_t> ids;
@@ -31,12 +22,11 @@ std::vector<int32_t> prompt(const Engine& engine, size_t length, uint32_t seed) 
 
 // Logits of a prompt, then of tokens fed one by one.
 std::vector<float> logits_of(Engine& engine) {
-    auto session = engine.new_session();
-    REQUIRE(session.ok());
+    auto session = test::open_session(engine);
     const std::vector<int32_t> ids = prompt(engine, 40, 1);
     std::vector<float> all, rows;
     for (size_t at = 0; at < ids.size(); at += at ? 1 : 33) {
-        Feed feed{.session = session->get(), .tokens = std::span(ids).subspan(at, at ? 1 : 33), .logits = &rows};
+        Feed feed{.session = session.get(), .tokens = std::span(ids).subspan(at, at ? 1 : 33), .logits = &rows};
         REQUIRE(engine.run({&feed, 1}).ok());
         all.insert(all.end(), rows.begin(), rows.end());
     }
@@ -45,10 +35,9 @@ std::vector<float> logits_of(Engine& engine) {
 
 // How far the logits of two tokens lie apart behind these ids, as a part of the largest.
 float distance(Engine& engine, std::span<const int32_t> ids, int32_t a, int32_t b) {
-    auto session = engine.new_session();
-    REQUIRE(session.ok());
+    auto session = test::open_session(engine);
     std::vector<float> row;
-    Feed feed{.session = session->get(), .tokens = ids, .logits = &row};
+    Feed feed{.session = session.get(), .tokens = ids, .logits = &row};
     REQUIRE(engine.run({&feed, 1}).ok());
     float largest = 0;
     for (float x : row) largest = std::max(largest, std::abs(x));
@@ -62,10 +51,10 @@ TEST_CASE("determinism: the same bits from run to run and from engine to engine"
         if (!entry.available() || std::string(entry.name) == "reference") continue;
         for (const std::string& name : test::model_names()) {
             INFO(name << " on " << std::string(entry.name));
-            auto engine = load(name, entry.name);
+            auto engine = test::load({.model = test::model(name), .backend = entry.name});
             const std::vector<float> first = logits_of(*engine);
             for (int i = 0; i < 3; i++) CHECK(logits_of(*engine) == first);    // on a GPU: launched, captured, replayed
-            CHECK(logits_of(*load(name, entry.name)) == first);
+            CHECK(logits_of(*test::load({.model = test::model(name), .backend = entry.name})) == first);
         }
     }
 }
@@ -75,7 +64,7 @@ TEST_CASE("determinism: a batch generates for each prompt what it gets alone") {
         if (!entry.available() || std::string(entry.name) == "reference") continue;
         for (const std::string& name : test::model_names()) {
             INFO(name << " on " << std::string(entry.name));
-            auto engine = load(name, entry.name);
+            auto engine = test::load({.model = test::model(name), .backend = entry.name});
             std::vector<std::vector<int32_t>> prompts;
             for (size_t length : {7, 1, 30, 40, 12}) prompts.push_back(prompt(*engine, length, static_cast<uint32_t>(length)));
             auto together = generate_batch(*engine, prompts, 16);

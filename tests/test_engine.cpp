@@ -9,7 +9,7 @@
 #include <thread>
 #include <tuple>
 #include "core/engine.h"
-#include "tests/support.h"
+#include "tests/engines.h"
 
 using namespace awq;
 
@@ -53,24 +53,8 @@ Golden read_golden(const std::string& directory) {
     return golden;
 }
 
-std::shared_ptr<Engine> load(const std::string& directory, const std::string& backend, bool fuse = true) {
-    EngineOptions options;
-    options.model = directory;
-    options.backend = backend;
-    options.plan.fuse = fuse;
-    auto engine = Engine::load(options);
-    REQUIRE_MESSAGE(engine.ok(), engine.status().message());
-    return *engine;
-}
-
-std::unique_ptr<Session> open_session(Engine& engine) {
-    auto session = engine.new_session();
-    REQUIRE(session.ok());
-    return std::move(*session);
-}
-
 std::vector<float> all_logits(Engine& engine, const Golden& golden) {
-    auto session = open_session(engine);
+    auto session = test::open_session(engine);
     std::vector<float> features, logits;
     if (!golden.pixels.empty()) {
         auto image = engine.image_features(golden.pixels);
@@ -97,7 +81,7 @@ std::pair<double, double> difference(const std::vector<float>& got, const std::v
 
 void check_model(const std::string& directory, const std::string& backend) {
     Golden golden = read_golden(directory);
-    auto engine = load(directory, backend);
+    auto engine = test::load({.model = directory, .backend = backend});
     double most = 1e-3, rms_most = 1e-3;
     if (backend == "cpu") most = 1.5e-1, rms_most = 2e-2;
     if (backend == "cuda") most = 8e-2, rms_most = 1e-2;
@@ -108,7 +92,7 @@ void check_model(const std::string& directory, const std::string& backend) {
     CHECK_MESSAGE(rms <= rms_most, directory << " on " << backend << ": rms " << rms);
 
     // The greedy continuation, fed token by token through the cache.
-    auto session = open_session(*engine);
+    auto session = test::open_session(*engine);
     std::vector<float> logits, features;
     if (!golden.pixels.empty()) features = *engine->image_features(golden.pixels);
     Feed feed{session.get(), golden.ids, Feed::Logits::last, &logits, features};
@@ -152,8 +136,8 @@ TEST_CASE("engine: fused and unfused give the same logits") {
         for (const std::string& name : test::model_names()) {
             std::string directory = test::model(name);
             Golden golden = read_golden(directory);
-            auto fused = all_logits(*load(directory, backend.name), golden);
-            auto unfused = all_logits(*load(directory, backend.name, false), golden);
+            auto fused = all_logits(*test::load({.model = directory, .backend = backend.name}), golden);
+            auto unfused = all_logits(*test::load({.model = directory, .backend = backend.name, .plan = {.fuse = false}}), golden);
             double most = std::string(backend.name) == "reference" ? 1e-4 : 5e-2;
             const double worst = difference(fused, unfused, golden.deviation).first;
             CHECK_MESSAGE(worst < most, name << " on " << backend.name << ": " << worst);
@@ -196,13 +180,13 @@ TEST_CASE("engine: a long prompt in chunks, in pieces, or beside others gives th
     auto engine = *Engine::load(options);
     std::vector<int32_t> ids;
     for (int i = 0; i < 700; i++) ids.push_back((i * 37 + i / 7) % static_cast<int>(engine->vocab_size()));
-    auto whole = open_session(*engine);
+    auto whole = test::open_session(*engine);
     std::vector<float> at_once, in_pieces, beside;
     Feed feed{whole.get(), ids, Feed::Logits::last, &at_once, {}};
     REQUIRE(engine->run({&feed, 1}).ok());
     CHECK(whole->length() == 700);
 
-    auto pieces = open_session(*engine);
+    auto pieces = test::open_session(*engine);
     for (size_t at = 0; at < ids.size();) {
         size_t count = std::min<size_t>(ids.size() - at, 1 + at / 3);
         Feed part{pieces.get(), std::span(ids).subspan(at, count), Feed::Logits::last, &in_pieces, {}};
@@ -215,7 +199,7 @@ TEST_CASE("engine: a long prompt in chunks, in pieces, or beside others gives th
     std::vector<std::vector<float>> rows(9);
     std::vector<Feed> feeds;
     for (size_t i = 0; i < 9; i++) {
-        others.push_back(open_session(*engine));
+        others.push_back(test::open_session(*engine));
         size_t length = i == 4 ? 700 : 1 + i * 53;
         feeds.push_back({others.back().get(), std::span(ids).first(length), Feed::Logits::last, &rows[i], {}});
     }
@@ -224,11 +208,11 @@ TEST_CASE("engine: a long prompt in chunks, in pieces, or beside others gives th
 }
 
 TEST_CASE("session: truncated and fed again, it is as if nothing had happened") {
-    auto engine = load(test::model("qwen2-tied"), "reference");
+    auto engine = test::load({.model = test::model("qwen2-tied"), .backend = "reference"});
     std::vector<int32_t> ids(100, 5);
     for (int i = 0; i < 100; i++) ids[i] = i % 97;
     std::vector<float> first, second;
-    auto session = open_session(*engine);
+    auto session = test::open_session(*engine);
     Feed feed{session.get(), ids, Feed::Logits::last, &first, {}};
     REQUIRE(engine->run({&feed, 1}).ok());
     session->truncate(63);
@@ -241,17 +225,17 @@ TEST_CASE("session: truncated and fed again, it is as if nothing had happened") 
 }
 
 TEST_CASE("session: longrope, where a sequence passes the original length in either direction, is as if fed at once") {
-    auto engine = load(test::model("phi3-longrope"), "reference");    // its original length is 16
+    auto engine = test::load({.model = test::model("phi3-longrope"), .backend = "reference"});    // its original length is 16
     std::vector<int32_t> ids;
     for (int i = 0; i < 40; i++) ids.push_back((i * 29 + 5) % static_cast<int>(engine->vocab_size()));
     auto at_once = [&](size_t count, Feed::Logits want) {
-        auto session = open_session(*engine);
+        auto session = test::open_session(*engine);
         std::vector<float> logits;
         Feed feed{session.get(), std::span(ids).first(count), want, &logits, {}};
         REQUIRE(engine->run({&feed, 1}).ok());
         return logits;
     };
-    auto session = open_session(*engine);
+    auto session = test::open_session(*engine);
     auto feed_to = [&](size_t count, Feed::Logits want, const std::atomic<bool>* cancel = nullptr) {
         std::vector<float> logits;
         auto begin = static_cast<size_t>(session->length());
@@ -285,7 +269,7 @@ TEST_CASE("engine: what cannot be run is a status, and the session is as it was"
     options.context = 100;
     options.cache_tokens = 192;    // three pages for all sessions
     auto engine = *Engine::load(options);
-    auto session = open_session(*engine), other = open_session(*engine);
+    auto session = test::open_session(*engine), other = test::open_session(*engine);
     auto run = [&](Session& s, std::vector<int32_t> ids) {
         Feed feed{&s, ids, Feed::Logits::none, nullptr, {}};
         return engine->run({&feed, 1});
@@ -300,7 +284,7 @@ TEST_CASE("engine: what cannot be run is a status, and the session is as it was"
     CHECK(session->length() == 100);
     CHECK(run(*other, std::vector<int32_t>(65, 1)).code() == Code::context_full);    // two pages wanted, one free
     {
-        auto third = open_session(*engine);    // what a failed run had reserved is free again
+        auto third = test::open_session(*engine);    // what a failed run had reserved is free again
         CHECK(run(*third, std::vector<int32_t>(64, 1)).ok());
     }
     REQUIRE(run(*other, std::vector<int32_t>(64, 1)).ok());
@@ -314,11 +298,11 @@ TEST_CASE("engine: what cannot be run is a status, and the session is as it was"
 }
 
 TEST_CASE("engine: sessions on several threads at once (threads)") {
-    auto engine = load(test::model("qwen2-tied"), "auto");
+    auto engine = test::load({.model = test::model("qwen2-tied"), .backend = "auto"});
     std::vector<int32_t> ids(40);
     for (int i = 0; i < 40; i++) ids[static_cast<size_t>(i)] = i;
     auto answer = [&] {
-        auto session = open_session(*engine);
+        auto session = test::open_session(*engine);
         std::vector<float> logits;
         Feed feed{session.get(), ids, Feed::Logits::last, &logits, {}};
         for (int i = 0; i < 10; i++) {

@@ -164,7 +164,7 @@ AWQ_INLINE F load(const float* p) {
 }
 AWQ_INLINE F load(const float* p, int n) {
     F a = {};
-    for (int i = 0; i < n; i++) a[i] = p[i];
+    for (int i = 0; i < W && i < n; i++) a[i] = p[i];    // n < W: said here, or gcc warns of what it takes n for
     return a;
 }
 AWQ_INLINE void store(float* p, F a) { __builtin_memcpy(p, &a, sizeof a); }
