@@ -6,6 +6,7 @@
 #include <cstring>
 #include <histedit.h>
 #include <nlohmann/json.hpp>
+#include <sys/stat.h>
 #include <unistd.h>
 #include "examples/command.h"
 
@@ -85,14 +86,22 @@ public:
         return true;
     }
 
+    // Written beside its place and renamed: what was there is as it was until all is written. A device or pipe is no such place.
     void save(const std::string& path) const {
-        std::string temporary = path + ".tmp";
-        std::FILE* file = std::fopen(temporary.c_str(), "wb");
-        if (!file) throw std::runtime_error(path + ": " + std::strerror(errno));
+        struct stat info;
+        const bool there = stat(path.c_str(), &info) == 0;
+        if (there && !S_ISREG(info.st_mode)) throw std::runtime_error(path + ": is no regular file");
+        std::string temporary = path + ".tmp-XXXXXX";
+        const int fd = mkstemp(temporary.data());
+        if (fd < 0) throw std::runtime_error(path + ": " + std::strerror(errno));
+        const mode_t mask = umask(0);
+        umask(mask);
+        std::FILE* file = fdopen(fd, "wb");
         std::string text = messages_.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
-        bool good = std::fwrite(text.data(), 1, text.size(), file) == text.size() && std::fflush(file) == 0 && fsync(fileno(file)) == 0;
+        bool good = file && std::fwrite(text.data(), 1, text.size(), file) == text.size() && std::fflush(file) == 0 &&
+                    fchmod(fd, there ? info.st_mode & 0777 : 0666 & ~mask) == 0 && fsync(fd) == 0;
         int error = errno;
-        good = std::fclose(file) == 0 && good;
+        good = (file ? std::fclose(file) : close(fd)) == 0 && good;
         if (good && std::rename(temporary.c_str(), path.c_str()) == 0) return;
         if (good) error = errno;
         std::remove(temporary.c_str());

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pty.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
@@ -397,7 +398,12 @@ TEST_CASE("cli: the commands of a conversation") {
     enter("/read " + directory.file("message.txt"), answered);
     enter("/read " + directory.file("nothing"), "error: ");
     enter("/read", "error: ");
+    test::write_bytes(directory.file("chat.json.tmp"), "somebody's own");
     enter("/save " + directory.file("chat.json"), "> ");
+    CHECK(test::read_bytes(directory.file("chat.json.tmp")) == "somebody's own");
+    REQUIRE(mkfifo(directory.file("pipe").c_str(), 0600) == 0);
+    enter("/save " + directory.file("pipe"), "is no regular file");
+    CHECK(fs::is_fifo(directory.file("pipe")));
     enter("/save " + directory.file("no/chat.json"), "error: ");
     auto saved = awq::parse_json(test::read_bytes(directory.file("chat.json")), 16);
     REQUIRE(saved.ok());
