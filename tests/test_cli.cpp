@@ -66,6 +66,26 @@ struct Outcome {
 
 int exit_status(int wait_status) { return WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 128 + WTERMSIG(wait_status); }
 
+// Signals wait while a program is started: one that came before the new process is the program would find doctest's handlers.
+class SignalsBlocked {
+public:
+    SignalsBlocked() {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before_);
+    }
+    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+    [[noreturn]] void execute(const std::vector<char*>& argv) {    // in the new process
+        std::signal(SIGINT, SIG_DFL);
+        pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+        execv(argv[0], argv.data());
+        _exit(127);
+    }
+
+private:
+    sigset_t before_;
+};
+
 // The program on pipes.
 class Process {
 public:
@@ -74,12 +94,12 @@ public:
         auto argv = pointers(arguments);
         int in[2], out[2], err[2];
         REQUIRE((pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0));
+        SignalsBlocked blocked;
         pid_ = fork();
         REQUIRE(pid_ >= 0);
         if (pid_ == 0) {
             dup2(in[0], 0), dup2(out[1], 1), dup2(err[1], 2);
-            execv(argv[0], argv.data());
-            _exit(127);
+            blocked.execute(argv);
         }
         close(in[0]), close(out[1]), close(err[1]);
         REQUIRE(write(in[1], input.data(), input.size()) == static_cast<ssize_t>(input.size()));  // less than a pipe holds
@@ -137,12 +157,12 @@ public:
         arguments.insert(arguments.begin(), program());
         auto argv = pointers(arguments);
         winsize size = {50, 200, 0, 0};
+        SignalsBlocked blocked;
         pid_ = forkpty(&fd_, nullptr, nullptr, &size);
         REQUIRE(pid_ >= 0);
         if (pid_ == 0) {
             setenv("TERM", "xterm", 1);
-            execv(argv[0], argv.data());
-            _exit(127);
+            blocked.execute(argv);
         }
     }
     ~Terminal() {

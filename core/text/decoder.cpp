@@ -127,7 +127,7 @@ Status DecodeStream::feed(size_t index, std::string_view text, std::string& out)
     }
     Stage& stage = stages_[index];
     const Decoder::Step& step = *stage.step;
-    AWQ_TRY(charge(budget_, step.cleanup ? 80 + 8 * text.size() : 4 + text.size() / 4, "decoder"));
+    AWQ_TRY(charge(budget_, step.cleanup ? 160 + 16 * text.size() : 8 + text.size() / 4, "decoder"));
     bool first = !stage.seen;
     stage.seen = true;
     if (stage.hold) {

@@ -130,7 +130,7 @@ Status fixed_length_parts(size_t length, std::string_view text, std::vector<Patt
 
 Status PreTokenizer::apply(PreTokenized& words, Regex::Budget& budget) const {
     for (const Step& step : steps_) {
-        AWQ_TRY(charge(budget, words.text.size() + 3 * words.pieces.size(), "pre_tokenizer"));
+        AWQ_TRY(charge(budget, words.text.size() + 6 * words.pieces.size(), "pre_tokenizer"));
         switch (step.kind) {
             case Kind::split:
                 AWQ_TRY(cut(words, [&](std::string_view text, std::vector<PatternPart>& parts) -> Status {
