@@ -31,7 +31,7 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_s
         valid = unicode::to_valid_utf8(text);
         text = valid;
     }
-    Regex::Budget budget = Regex::step_limit;
+    Regex::Budget budget = Regex::step_limit + 8 * static_cast<Regex::Budget>(text.size());    // for a handful of components
     PreTokenized words;
     words.text.reserve(text.size() + text.size() / 8);
     AWQ_TRY(cut_out(raw_matcher_, text, as_text, words, [&](size_t begin, size_t end) -> Status {

@@ -129,9 +129,9 @@ def perplexities():
 
 def long_rows():
     """256 components in a row over a long text, or over many tokens"""
-    accents, split = "e\u0301\u1e9b\u0323 " * 120000, {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated", "invert": False}
+    accents = "e\u0301\u1e9b\u0323 " * 120000
     for part, lists, component, text in (("normalizer", "normalizers", {"type": "NFKD"}, accents), ("normalizer", "normalizers", {"type": "Lowercase"}, "A" * (16 << 20)),
-                                         ("pre_tokenizer", "pretokenizers", split, "a" * (1 << 20)), ("pre_tokenizer", "pretokenizers", {"type": "Whitespace"}, "a" * (16 << 20))):
+                                         ("pre_tokenizer", "pretokenizers", {"type": "Digits", "individual_digits": True}, "1" * (1 << 20)), ("pre_tokenizer", "pretokenizers", {"type": "Whitespace"}, "a" * (16 << 20))):
         yield "256 of %s over %d letters" % (component["type"], len(text)), part, lists, component, TOKENIZE, json.dumps({"text": text}, ensure_ascii=False) + "\n"
     for component in ({"type": "Fuse"}, {"type": "WordPiece", "prefix": "##", "cleanup": True}, {"type": "BPEDecoder", "suffix": "e"}):
         yield "256 of %s over a million tokens" % component["type"], "decoder", "decoders", component, ["eval", "detokenize", "-m", "{}"], json.dumps({"ids": [262] * 1000000}) + "\n"
