@@ -67,7 +67,7 @@ Result<Mapping> find_mapping(const PlanWork& work) {
                        "modules_to_fuse"};
     if (!work.model.model->fusion.empty()) return Mapping{work.model.model->fusion, "do_fuse"};
     return Status(Code::unsupported,
-                  "quantization_config.do_fuse: there is no fusing mapping for model type " + work.model.config.model_type +
+                  work.checkpoint.quantization_field("do_fuse") + ": there is no fusing mapping for model type " + work.model.config.model_type +
                       "; expected modules_to_fuse to bring one, or do_fuse false (what is alike is fused without it)");
 }
 
@@ -136,7 +136,7 @@ public:
 
 private:
     Status refuse(const std::string& path, const std::string& what) const {
-        return Status(Code::unsupported, "quantization_config." + std::string(mapping_.origin) + ": " + path + ": " + what);
+        return Status(Code::unsupported, work_.checkpoint.quantization_field(mapping_.origin) + ": " + path + ": " + what);
     }
 
     const PlanRow* child(const std::string& parent, const std::string& name) {
@@ -197,10 +197,10 @@ Status fuse_by_configuration(PlanWork& work) {
     AWQ_ASSIGN(Mapping mapping, find_mapping(work));
     if (awq.backend == "llm-awq" || awq.version == "llm-awq")
         return Status(Code::unsupported,
-                      "quantization_config.do_fuse: true with backend llm-awq; expected backend autoawq for fused modules");
+                      work.checkpoint.quantization_field("do_fuse") + ": true with backend llm-awq; expected backend autoawq for fused modules");
     if (awq.version == "exllama")
         return Status(Code::unsupported,
-                      "quantization_config.do_fuse: true with version exllama; expected another version for fused modules");
+                      work.checkpoint.quantization_field("do_fuse") + ": true with version exllama; expected another version for fused modules");
     AWQ_TRY(ReferenceFusion(work, mapping).run());
     if (std::ranges::none_of(work.plan.fusion,
                              [](const FusionRow& row) { return row.fused && row.kind == FusionGroup::Kind::attention; }))

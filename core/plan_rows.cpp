@@ -103,13 +103,14 @@ private:
 };
 
 // Without tensors: what the reference would refuse when it builds the quantised module.
-Status check_alignment(const AwqConfig& awq, const Module& module, int64_t group) {
-    auto refuse = [&](const std::string& what) { return Status(Code::bad_file, "quantization_config.group_size: " + what); };
+Status check_alignment(const PlanWork& work, const Module& module, int64_t group) {
+    const AwqConfig& awq = work.plan.awq;
+    auto refuse = [&](const std::string& what) { return Status(Code::bad_file, work.checkpoint.quantization_field("group_size") + ": " + what); };
     std::string size = std::to_string(module.in) + " inputs of " + module.path;
     if (module.in % group != 0)
         return refuse(std::to_string(group) + " does not divide the " + size + "; expected a divisor of it, or -1 for one group");
     if (module.out % 8 != 0)
-        return Status(Code::bad_file, module.path + ": " + std::to_string(module.out) +
+        return Status(Code::bad_file, "config.json: " + module.path + ": " + std::to_string(module.out) +
                                           " outputs; expected a multiple of 8, as int4 packing needs");
     bool padded = awq.backend == "llm-awq" || awq.version == "gemv" || awq.version == "llm-awq";
     if (awq.quant_method == "awq" && padded && group != 32 && group != 64 && group < 128)
@@ -216,7 +217,7 @@ private:
         row.format = format_named("dense");
         if (row.action != Action::convert) return {};
         int64_t group = awq.group_size == -1 ? row.module.in : awq.group_size;
-        AWQ_TRY(check_alignment(awq, row.module, group));
+        AWQ_TRY(check_alignment(work_, row.module, group));
         row.group_size = group;
         row.format_name = configured_format(awq);
         row.format = format_named(row.format_name);

@@ -235,6 +235,9 @@ TEST_CASE("awq config: every refusal names the field and what was expected") {
         {R"({"quant_method": "gptq", "checkpoint_format": "marlin"})",
          "config.json: quantization_config.checkpoint_format: \"marlin\"; expected one of gptq, gptq_v2"},
         {R"({"quant_method": "compressed-tensors"})", "config.json: quantization_config.config_groups: 0 groups; expected one"},
+        {R"({"quant_method": "compressed-tensors", "config_groups": {"g": {"targets": ["Linear"], "weights": {"strategy": "group"}}}})",
+         "config.json: quantization_config.config_groups.g.weights.group_size: nothing; expected a number of columns above 0 for strategy group"},
+        {R"({"quant_method": "awq", "bits": "4"})", "config.json: quantization_config.bits: \"4\"; expected 4, the only width this program runs"},
         {R"({"quant_method": "compressed-tensors", "config_groups": {"g": {"targets": ["Linear"], "weights": {"num_bits": 8}}}})",
          "config.json: quantization_config.config_groups.g.weights.num_bits: 8; expected 4, the only width this "
          "program runs"},

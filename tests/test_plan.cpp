@@ -220,25 +220,25 @@ TEST_CASE("plan: fusing that cannot be is refused, before anything is decided") 
     };
     const std::string fuse = "\"do_fuse\": true, \"fuse_max_seq_len\": 512";
     CHECK(error("qwen2-7b", "{" + fuse + "}") ==
-          "quantization_config.do_fuse: there is no fusing mapping for model type qwen2; expected modules_to_fuse to bring one, "
+          "config.json: quantization_config.do_fuse: there is no fusing mapping for model type qwen2; expected modules_to_fuse to bring one, "
           "or do_fuse "
           "false (what is alike is fused without it)");
     CHECK(error("llama-3-8b", "{" + fuse + ", \"backend\": \"llm-awq\"}") ==
-          "quantization_config.do_fuse: true with backend llm-awq; expected backend autoawq for fused modules");
+          "config.json: quantization_config.do_fuse: true with backend llm-awq; expected backend autoawq for fused modules");
     CHECK(error("llama-3-8b", "{" + fuse + ", \"version\": \"exllama\"}") ==
-          "quantization_config.do_fuse: true with version exllama; expected another version for fused modules");
+          "config.json: quantization_config.do_fuse: true with version exllama; expected another version for fused modules");
     CHECK(error("llama-3-8b", "{" + fuse + ", \"modules_to_not_convert\": [\"k_proj\"]}") ==
-          "quantization_config.do_fuse: model.layers.0.self_attn.k_proj: is not converted (modules_to_not_convert: \"k_proj\" "
+          "config.json: quantization_config.do_fuse: model.layers.0.self_attn.k_proj: is not converted (modules_to_not_convert: \"k_proj\" "
           "(leaf name)); "
           "expected int4 weights, as it is to be fused");
     CHECK(error("llava-1.5-7b-nolist", "{" + fuse + "}") ==
-          "quantization_config.do_fuse: vision_tower.vision_model.encoder.layers.0.self_attn: has q_proj but no o_proj; expected "
+          "config.json: quantization_config.do_fuse: vision_tower.vision_model.encoder.layers.0.self_attn: has q_proj but no o_proj; expected "
           "all of the "
           "mapping's names, or the module in modules_to_not_convert");
     CHECK(error("gemma-2-9b",
                 "{" + fuse + R"(, "modules_to_fuse": {"hidden_size": 3584, "num_attention_heads": 16, "num_key_value_heads": 8,
         "attention": [], "mlp": [], "layernorm": ["norm"], "use_alibi": false}})") ==
-          "quantization_config.modules_to_fuse: model.norm: is not a plain RMS norm; expected an empty \"layernorm\" for this "
+          "config.json: quantization_config.modules_to_fuse: model.norm: is not a plain RMS norm; expected an empty \"layernorm\" for this "
           "model type");
 }
 
@@ -248,12 +248,17 @@ TEST_CASE("plan: group sizes that do not fit are refused by name") {
         return planned.ok() ? std::string("accepted") : planned.status().message();
     };
     CHECK(error("falcon-7b", R"({"group_size": 128})") ==
-          "quantization_config.group_size: 128 does not divide the 4544 inputs of "
+          "config.json: quantization_config.group_size: 128 does not divide the 4544 inputs of "
           "transformer.h.0.self_attention.query_key_value; expected a "
           "divisor of it, or -1 for one group");
     CHECK(error("llama-3-8b", R"({"group_size": 16, "version": "gemv"})") ==
-          "quantization_config.group_size: 16 with version gemv or backend llm-awq; expected 32, 64 or at least 128");
+          "config.json: quantization_config.group_size: 16 with version gemv or backend llm-awq; expected 32, 64 or at least 128");
     CHECK(error("llama-3-8b", R"({"group_size": 16})") == "accepted");
+    Json odd = config_with("llama-3-8b", "{}");
+    odd.set("intermediate_size", 14332);
+    auto planned = plan_config(odd);
+    REQUIRE_FALSE(planned.ok());
+    CHECK(planned.status().message() == "config.json: model.layers.0.mlp.gate_proj: 14332 outputs; expected a multiple of 8, as int4 packing needs");
     CHECK(error("llama-3-8b", R"({"group_size": 100, "modules_to_not_convert": [""]})") == "accepted");  // nothing is converted
 }
 

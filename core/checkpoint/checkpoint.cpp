@@ -100,6 +100,11 @@ Status Checkpoint::read_quantization() {
     return {};
 }
 
+std::string Checkpoint::quantization_field(const std::string& name) const {
+    const bool inside = quantization_file_.empty() || quantization_file_ == "config.json";
+    return inside ? "config.json: quantization_config." + name : quantization_file_ + ": " + name;
+}
+
 Status Checkpoint::open_weights() {
     std::vector<std::string> names;
     std::vector<Json::Member> listed;

@@ -54,6 +54,7 @@ public:
     // quantization_config of config.json, else quant_config.json / quantize_config.json as it is; null where none.
     const Json& quantization() const { return quantization_; }
     const std::string& quantization_file() const { return quantization_file_; }    // "config.json", "quant_config.json", ...
+    std::string quantization_field(const std::string& name) const;                 // with its file, as messages name it
 
     bool has_weights() const { return !shards_.empty(); }
     // Why there are none: which files were looked for and what lies there instead. Only for has_weights() false.
