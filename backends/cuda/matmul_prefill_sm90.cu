@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(threads, 1)
     const int warp = tid >> 5, lane = tid & 31;
 
     pdl_trigger();
-    if (threadIdx.x == 0) rings.init(p, Cluster);
+    const int warp_index = __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0);
+    if (lane == 0) rings.init(p, Cluster, warp_index);
     if constexpr (Cluster == 1)
         __syncthreads();
     else

@@ -85,15 +85,18 @@ struct Rings {
         w_full = shared_address(barriers), w_empty = w_full + 8 * max_slots;
         x_full = w_empty + 8 * max_slots, x_empty = x_full + 8 * max_slots;
     }
-    // x_readers: the CTAs that give a slot of X back.
-    __device__ __forceinline__ void init(const Product& p, int x_readers) const {
-        for (int i = 0; i < p.w_slots; i++) {
-            barrier_init(w_full + 8 * i, 1);
-            barrier_init(w_empty + 8 * i, 8 * 32);
-        }
-        for (int i = 0; i < p.x_slots; i++) {
-            barrier_init(x_full + 8 * i, 1);
-            barrier_init(x_empty + 8 * i, 8 * x_readers);
+    // By one lane of each warp: one thread alone takes some 25 cycles a barrier. warp: of the CTA, in a register that is the same in all
+    // lanes (or the compiler makes a loop over the lanes of each). x_readers: the CTAs that give a slot of X back.
+    __device__ __forceinline__ void init(const Product& p, int x_readers, int warp) const {
+        for (int i = warp; i < max(p.w_slots, p.x_slots); i += threads / 32) {
+            if (i < p.w_slots) {
+                barrier_init(w_full + 8 * i, 1);
+                barrier_init(w_empty + 8 * i, 8 * 32);
+            }
+            if (i < p.x_slots) {
+                barrier_init(x_full + 8 * i, 1);
+                barrier_init(x_empty + 8 * i, 8 * x_readers);
+            }
         }
         barrier_init_done();
     }
@@ -161,13 +164,13 @@ __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& 
             // All of the unit is in registers. Each lane says so for itself: of a __syncwarp here nothing may be left, since the
             // compiler knows the warp to be together, and then no one could tell that the lanes' reads are done.
             if (span == 3) barrier_arrive(rings.w_empty + 8 * wr.slot);
+            const uint64_t b = uniform_descriptor(rings.x + xr.slot * rings.x_bytes);
             uint32_t a[4][4];
             dequantize<IntegerZeros>(a[0], words.x, m[0]);
             dequantize<IntegerZeros>(a[1], words.y, m[0]);
             dequantize<IntegerZeros>(a[2], words.z, m[Groups == 2 ? 0 : 1]);
             dequantize<IntegerZeros>(a[3], words.w, m[Groups == 2 ? 0 : 1]);
             barrier_wait(rings.x_full + 8 * xr.slot, xr.phase);
-            const uint64_t b = wgmma_descriptor(rings.x + xr.slot * rings.x_bytes);
             wgmma_fence();
 #pragma unroll
             for (int j = 0; j < 4; j++) Wgmma<TN>::run(d, a[j], b + 2 * j);
@@ -266,21 +269,28 @@ inline Product product_of(const Q4Weight& weight, const MatmulArgs& args) {
     return p;
 }
 
-// X as the tensor copy engine reads it: boxes of 64 columns x `tokens` rows; what lies outside of [rows][in] reads as zero.
-inline cudaError_t map_rows(const MatmulDevice& device, const half* x, int64_t in, int rows, int64_t ldx, int tokens,
-                            CUtensorMap* map) {
-    cuuint64_t sizes[2] = {static_cast<cuuint64_t>(in), static_cast<cuuint64_t>(rows)};
-    cuuint64_t strides[1] = {static_cast<cuuint64_t>(ldx) * 2};
-    cuuint32_t box[2] = {64, static_cast<cuuint32_t>(tokens)}, steps[2] = {1, 1};
+// A tensor of halves as the tensor copy engine reads it, in boxes whose rows of 128 bytes it lays down with the 128-byte swizzle; what
+// lies outside reads as zero. strides: bytes, of all dimensions but the first.
+inline cudaError_t encode_map(const MatmulDevice& device, const half* data, int dimensions, const cuuint64_t* sizes,
+                              const cuuint64_t* strides, const cuuint32_t* box, CUtensorMap* map) {
+    const cuuint32_t steps[3] = {1, 1, 1};
     using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
                                      const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
                                      CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
     auto encode = reinterpret_cast<EncodeTiled>(device.encode_tensor_map);
-    return encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<half*>(x), sizes, strides, box, steps,
-                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+    return encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, static_cast<cuuint32_t>(dimensions), const_cast<half*>(data), sizes, strides, box,
+                  steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS
                ? cudaSuccess
                : cudaErrorInvalidValue;
+}
+// X in boxes of 64 columns x `tokens` rows.
+inline cudaError_t map_rows(const MatmulDevice& device, const half* x, int64_t in, int rows, int64_t ldx, int tokens,
+                            CUtensorMap* map) {
+    const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(in), static_cast<cuuint64_t>(rows)};
+    const cuuint64_t strides[1] = {static_cast<cuuint64_t>(ldx) * 2};
+    const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(tokens)};
+    return encode_map(device, x, 2, sizes, strides, box, map);
 }
 
 }  // namespace awq::cuda::sm90

@@ -154,5 +154,8 @@ __device__ __forceinline__ void wgmma_wait() {
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t at) {
     return uint64_t{1} << 62 | uint64_t{64} << 32 | uint64_t{1} << 16 | (at >> 4 & 0x3fff);
 }
+// The same by a whole warp, `at` being equal in all its lanes: only so the compiler knows that, and keeps the descriptor where
+// the instruction wants it, in place of moving each step's there.
+__device__ __forceinline__ uint64_t uniform_descriptor(uint32_t at) { return wgmma_descriptor(__shfl_sync(~0u, at, 0)); }
 
 }  // namespace awq::cuda
