@@ -351,10 +351,10 @@ inline void sweep(const std::string& name, const Body& body, KvShape kv = {}, do
     const std::vector<float> want = body(expected);
     std::vector<float> one_thread;
     for (Candidate& candidate : candidates()) {
+        INFO(name << " on " << candidate.name);
         Bench bench(*candidate.backend, kv);
         const std::vector<float> got = body(bench);
         const double off = difference(got, want);
-        INFO(name << " on " << candidate.name);
         CHECK(off <= candidate.tolerance * factor);
         if (candidate.name.ends_with(" 1")) one_thread = got;
         if (candidate.name.ends_with(" 2")) CHECK(one_thread == got);

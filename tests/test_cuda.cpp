@@ -1,5 +1,5 @@
 // What the sweep of ops (test_ops.cpp) does not reach of the CUDA backend: runs replayed from captured graphs, batches that
-// mix prompts and single tokens over one cache, keys split over blocks, packing on the device, the largest logit found there.
+// mix prompts and single tokens over one cache, keys split over blocks, experts chained, packing on the device, the largest logit found there.
 // Without a device the tests say so and pass.
 #include <doctest/doctest.h>
 #include <algorithm>
@@ -365,6 +365,49 @@ TEST_CASE("cuda: a long cache is read in splits, and a replayed run gives the sa
         for (auto& run : runs) {  // launched, captured, replayed
             REQUIRE(got.run({{1, c.length}}, &run).ok());
             CHECK(off(run, b) < 1e-2);
+            CHECK(run == runs[0]);
+        }
+    }
+}
+
+// A token's experts are one kernel, in which blocks meet and share out work as they go; the next begins while it ends.
+TEST_CASE("cuda: mixtures of experts for one token, one behind another, give the same bits in every run") {
+    if (!gpu()) return;
+    struct Case {
+        int64_t in, size;
+    };
+    for (const Case& c : {Case{4096, 640}, {384, 1408}}) {
+        constexpr int experts = 4;
+        Attrs attrs;
+        attrs.width = c.in, attrs.eps = 1e-5f;
+        attrs.top_k = 2, attrs.renormalize = true;
+        attrs.activation = Activation::silu;
+        auto build = [&](Model& m) {
+            auto spec = [&](std::vector<int64_t> rows, int64_t in, int64_t group, int64_t count) {
+                WeightSpec made;
+                made.kind = WeightKind::linear;
+                made.member_rows = std::move(rows), made.in = in, made.group_size = group, made.experts = count;
+                made.integer_zeros = true;
+                return made;
+            };
+            WeightSpec up = spec({c.size, c.size}, c.in, 128, experts), norm = spec({1}, c.in, 0, 1);
+            up.stack = Stack::gate_up;
+            norm.kind = WeightKind::vector, norm.dtype = DType::f32;
+            const float spread = 1.2f / std::sqrt(static_cast<float>(c.in));
+            NodeId weights[] = {m.g.weight(m.weight(norm, 2, 1)), m.g.weight(m.weight(spec({experts}, c.in, 0, 1), 3, 0.1f)),
+                                m.g.weight(m.weight(up, 40, spread)), m.g.weight(m.weight(spec({c.in}, c.size, 128, experts), 400, spread))};
+            NodeId x = m.g.op(Op::embed, "x", {m.g.batch_input(Input::tokens), m.table(Model::vocabulary, c.in, 7)});
+            for (int i = 0; i < 4; i++)
+                x = m.g.op(Op::norm_moe, "layer" + std::to_string(i), {x, weights[0], weights[1], weights[2], weights[3], x}, attrs);
+            m.finish(x, {1, 1, 16}, {1, 1, 1, 1}, 4);
+        };
+        Model got(*gpu()), want(reference());
+        build(got), build(want);
+        std::vector<float> expected, runs[8];
+        REQUIRE(want.run({{1, 5}}, &expected).ok());
+        for (auto& run : runs) {
+            REQUIRE(got.run({{1, 5}}, &run).ok());
+            CHECK(off(run, expected) < 2e-2);
             CHECK(run == runs[0]);
         }
     }

@@ -109,6 +109,18 @@ TEST_CASE("ops: moe") {
                 },
                 {}, 2);
         }
+    // One token, with more weights for each multiprocessor than it has shared memory for.
+    sweep(
+        "moe of many outputs",
+        [&](Bench& b) {
+            Attrs attrs;
+            attrs.top_k = 2;
+            attrs.activation = Activation::silu;
+            NodeId up = b.w({.members = {32, 32}, .in = 128, .group = 32, .stack = Stack::gate_up, .experts = 3}, 2);
+            NodeId down = b.w({.members = {118784}, .in = 32, .group = 32, .experts = 3}, 40);
+            return b.run(b.g().op(Op::moe, "y", {b.x(128, 1), b.x(3, 5), up, down}, attrs), {});
+        },
+        {}, 2);
     // Many tokens and large experts. Logits that are copies of others tie, so that a few experts get most of the tokens
     // and some none: `distinct` of them are different.
     struct Case {
@@ -136,24 +148,30 @@ TEST_CASE("ops: moe") {
 
 // All experts are chosen where there are many tokens: a choice that hangs on the last bit of a logit is no error.
 TEST_CASE("ops: norm_moe") {
+    auto norm_moe = [](int experts, int top_k, int64_t in, int64_t size, int64_t group, bool zeros, int rows) {
+        sweep(
+            "norm_moe of " + std::to_string(experts) + " x " + std::to_string(size) + ", " + std::to_string(rows) + " tokens of " + std::to_string(in),
+            [&](Bench& b) {
+                Attrs attrs = norm_attrs(in, rows % 2 && zeros);
+                attrs.top_k = top_k;
+                attrs.renormalize = rows % 2;
+                attrs.activation = Activation::silu;
+                NodeId router = b.w({.members = {experts}, .in = in}, 3);
+                NodeId up = b.w({.members = {size, size}, .in = in, .group = in % 32 ? 0 : group, .zeros = zeros, .stack = Stack::gate_up, .experts = experts}, 40);
+                NodeId down = b.w({.members = {in}, .in = size, .group = group, .zeros = zeros, .experts = experts}, 400);
+                return b.run(b.g().op(Op::norm_moe, "y", {b.x(in, 1, 2), b.vector(in, 4, zeros ? 1 : 0.1f), router, up, down, b.x(in, 6)}, attrs),
+                             {.lengths = {rows}});
+            },
+            {}, 2);
+    };
     for (auto [experts, top_k, in] : {std::tuple{8, 2, 256}, {8, 8, 1056}, {40, 2, 100}, {20, 20, 128}, {130, 3, 64}})
-        for (int rows : {1, 3, 8, 9, 70}) {
-            if (rows > 9 && top_k < experts) continue;
-            sweep(
-                "norm_moe of " + std::to_string(experts) + ", " + std::to_string(rows) + " tokens of " + std::to_string(in),
-                [&, experts = experts, top_k = top_k, in = in](Bench& b) {
-                    Attrs attrs = norm_attrs(in, rows % 2);
-                    attrs.top_k = top_k;
-                    attrs.renormalize = rows % 2;
-                    attrs.activation = Activation::silu;
-                    NodeId router = b.w({.members = {experts}, .in = in}, 3);
-                    NodeId up = b.w({.members = {64, 64}, .in = in, .group = in % 32 ? 0 : 32, .stack = Stack::gate_up, .experts = experts}, 40);
-                    NodeId down = b.w({.members = {in}, .in = 64, .group = 64, .experts = experts}, 400);
-                    return b.run(b.g().op(Op::norm_moe, "y", {b.x(in, 1, 2), b.vector(in, 4), router, up, down, b.x(in, 6)}, attrs),
-                                 {.lengths = {rows}});
-                },
-                {}, 2);
-        }
+        for (int rows : {1, 3, 8, 9, 70})
+            if (rows <= 9 || top_k == experts) norm_moe(experts, top_k, in, 64, rows % 2 || in % 64 ? 32 : 64, true, rows);
+    // Of one token, by a kernel that routes as well: more columns than its threads hold at once; tiles of several experts in one
+    // piece of its stream.
+    for (auto [experts, top_k, in, size, group, zeros] :
+         {std::tuple{8, 2, 4352, 64, 64, true}, {4, 2, 4096, 384, 128, true}, {5, 3, 512, 128, 128, true}, {4, 4, 1056, 640, 32, true}, {8, 2, 1024, 1152, 128, true}, {6, 3, 384, 256, 128, false}})
+        norm_moe(experts, top_k, in, size, group, zeros, 1);
 }
 
 TEST_CASE("ops: norms, activations, sums") {
