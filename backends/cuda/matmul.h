@@ -10,7 +10,7 @@
 //   9.., int4               wgmma, weights dequantised in registers        matmul_prefill_sm90.cu   (sm_90a only)
 //   any, int4 or dense      mma.sync; also mixtures of experts             matmul_mma.cu            (sm_80 and later)
 //   few, int4, by experts   bulk copies + mma.sync, 8 rows an expert       matmul_experts_decode.cu (sm_90 and later)
-//   1 token, its experts    the same, both products in one kernel          matmul_experts_token.cu  (sm_90 and later)
+//   1 token, its experts    choice, both products and shares, one kernel   matmul_experts_token.cu  (sm_90 and later)
 //   many, int4, by experts  wgmma over rows sorted by expert               matmul_experts_sm90.cu   (sm_90a only)
 //   9..64, logits, dense    wgmma, both operands in shared memory          matmul_head_sm90.cu      (sm_90a only)
 //   1..4, dense             plain 16-byte loads and FMA (output heads)     dense.cu
@@ -107,21 +107,6 @@ cudaError_t matmul_dense_experts(const MatmulContext& context, const DenseWeight
 
 // matmul_q4 can write y32 at these rows.
 bool matmul_q4_floats(const MatmulDevice& device, const Q4Weight& weight, int rows);
-// All experts of a single token: y = residual + sum over `count` experts of share * (act(gate x) * up x) down.
-struct TokenExperts {
-    const int32_t* expert = nullptr;  // [count], in device memory as all the rest
-    const float* share = nullptr;     // [count]
-    int count = 0;
-    const half* x = nullptr;         // [gate_up.in]
-    half* hidden = nullptr;          // scratch, [count][down.in]
-    half* y = nullptr;               // [down.out]
-    const half* residual = nullptr;  // or null; may be y
-    Activation activation = Activation::silu;
-};
-bool token_experts_fit(const MatmulDevice& device, const Q4Weight& gate_up, const Q4Weight& down, int count);
-cudaError_t token_experts_q4(const MatmulContext& context, const Q4Weight& gate_up, const Q4Weight& down,
-                             const TokenExperts& token);
-
 // The name of the kernel matmul_q4 would choose, for `awq inspect`.
 const char* matmul_q4_name(const MatmulDevice& device, const Q4Weight& weight, int rows);
 

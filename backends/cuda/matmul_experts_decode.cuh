@@ -1,5 +1,5 @@
 // What the kernels of a mixture of experts for few tokens share (matmul_experts_decode.cu, matmul_experts_token.cu): sixteen
-// warps a CTA, each with a stream of int4 units of its own, and the product of a unit with x in shared memory. sm_90 and later.
+// warps a CTA that multiply int4 units with x in shared memory; and the former's stream of units for each warp. sm_90 and later.
 #pragma once
 #include <algorithm>
 #include "backends/cuda/matmul_internal.h"
@@ -15,17 +15,19 @@ __device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(th
 // Bytes of a row of x in shared memory: ldmatrix meets no bank twice.
 inline int x_pitch_of(const Q4Layout& layout) { return static_cast<int>(layout.units()) * unit_columns * 2 + 16; }
 
-// A row of x to shared memory, zero past `in`; by all threads. To be waited for with copy_wait<0>() and meet().
-__device__ __forceinline__ void stage_row(uint8_t* to, const half* from, int in, int units, bool aligned) {
-    for (int i = static_cast<int>(threadIdx.x); i < units * 32; i += threads) {
-        const int left = min(max(in - i * 8, 0), 8);
-        if (aligned) {
-            copy16(shared_address(to + i * 16), from + (left ? i * 8 : 0), left * 2);
-        } else {
-            half* h = reinterpret_cast<half*>(to + i * 16);
-            for (int c = 0; c < 8; c++) h[c] = c < left ? load_activation(from + i * 8 + c) : __float2half(0.0f);
-        }
+// Eight columns of a row of x to shared memory, zero past `in`. To be waited for with copy_wait().
+__device__ __forceinline__ void stage_piece(uint8_t* to, const half* from, int in, int piece, bool aligned) {
+    const int left = min(max(in - piece * 8, 0), 8);
+    if (aligned) {
+        copy16(shared_address(to), from + (left ? piece * 8 : 0), left * 2);
+    } else {
+        half* h = reinterpret_cast<half*>(to);
+        for (int c = 0; c < 8; c++) h[c] = c < left ? load_activation(from + piece * 8 + c) : __float2half(0.0f);
     }
+}
+// A row, by all threads. To be waited for with copy_wait<0>() and meet().
+__device__ __forceinline__ void stage_row(uint8_t* to, const half* from, int in, int units, bool aligned) {
+    for (int i = static_cast<int>(threadIdx.x); i < units * 32; i += threads) stage_piece(to + i * 16, from, in, i, aligned);
 }
 
 // A warp's ring of units: bulk copies that it waits for and asks for itself.
@@ -54,14 +56,11 @@ struct Unit {
     uint4 words[4];
     uint32_t scales[Groups], zeros[Groups];
 
-    // The next one of the stream; then `ask(slot)` by one lane for what comes into its slot.
-    template <class Ask>
-    __device__ __forceinline__ void take(Stream& stream, int group_columns, Ask ask) {
+    // from: in shared memory
+    __device__ __forceinline__ void load(uint32_t from, int group_columns) {
         const int lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2;
         const int groups = Groups == 2 ? 2 : unit_columns / group_columns;
         const int group_shift = group_columns == 128 ? 2 : group_columns == 64 ? 1 : 0;  // of 32-column pieces
-        barrier_wait(stream.full + 8 * stream.slot, stream.phase);
-        const uint32_t from = stream.ring + stream.slot * stream.unit_bytes;
 #pragma unroll
         for (int span = 0; span < 4; span++) words[span] = load_shared16(from + span * 512 + lane * 16);
 #pragma unroll
@@ -71,8 +70,14 @@ struct Unit {
             zeros[piece] = IntegerZeros ? load_shared2(from + 2048 + groups * 32 + group * 16 + g * 2)
                                         : load_shared4(from + 2048 + groups * 32 + group * 32 + g * 4);
         }
+    }
+    // The next one of the stream; then `ask(slot)` by one lane for what comes into its slot.
+    template <class Ask>
+    __device__ __forceinline__ void take(Stream& stream, int group_columns, Ask ask) {
+        barrier_wait(stream.full + 8 * stream.slot, stream.phase);
+        load(stream.ring + stream.slot * stream.unit_bytes, group_columns);
         __syncwarp();
-        if (lane == 0) ask(stream.slot);
+        if ((threadIdx.x & 31) == 0) ask(stream.slot);
         if (++stream.slot == stream.slots) stream.slot = 0, stream.phase ^= 1;
     }
 

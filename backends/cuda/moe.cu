@@ -1,5 +1,5 @@
 // Mixture of experts: routing sorts the tokens by expert (moe_route.h), two grouped products compute (matmul.h), one kernel
-// joins.
+// joins. For a single token one kernel does what comes after routing, or all of it.
 #include <algorithm>
 #include "backends/cuda/cuda.h"
 #include "backends/cuda/layout.h"
@@ -96,22 +96,30 @@ Status moe(const KernelCall& call) {
         routed.logits = static_cast<const half*>(call.in[1].data);
         routed.ld_logits = call.in[1].stride;
     }
-    ctx.matmul.stream = ctx.stream;
-    ctx.matmul.pdl = ctx.chained && ctx.compute_major >= 9;
-    AWQ_CUDA(route(ctx.matmul, routed, s.routing));
-    ctx.chained = true;
     const Tensor residual = fused ? call.in[5] : Tensor();
     const WeightLayout up = weight_layout(gate_up.spec), low = weight_layout(down.spec);
-    if (call.out.rows == 1 && up.kind == LayoutKind::q4 && low.kind == LayoutKind::q4) {
-        const Q4Weight first_weight = q4_weight(gate_up, up), second_weight = q4_weight(down, low);
-        if (token_experts_fit(ctx.matmul.device, first_weight, second_weight, attrs.top_k)) {
-            ctx.matmul.pdl = ctx.compute_major >= 9;
-            AWQ_CUDA(
-                token_experts_q4(ctx.matmul, first_weight, second_weight,
-                                 {s.routing.expert_of, s.routing.share, attrs.top_k, first.x, s.hidden,
-                                  static_cast<half*>(call.out.data), static_cast<const half*>(residual.data), attrs.activation}));
-            return {};
-        }
+    const bool all_q4 = up.kind == LayoutKind::q4 && low.kind == LayoutKind::q4;
+    const Q4Weight first_q4 = q4_weight(gate_up, up), second_q4 = q4_weight(down, low);
+    const bool one_kernel =
+        call.out.rows == 1 && all_q4 && token_experts_fit(ctx.matmul.device, first_q4, second_q4, attrs.top_k);
+    const bool routed_there = one_kernel && fused && token_router_fits(ctx.matmul.device, first_q4, second_q4, routed);
+    ctx.matmul.stream = ctx.stream;
+    ctx.matmul.pdl = ctx.chained && ctx.compute_major >= 9;
+    ctx.chained = true;
+    if (!routed_there) {
+        AWQ_CUDA(route(ctx.matmul, routed, s.routing));
+        ctx.matmul.pdl = ctx.compute_major >= 9;
+    }
+    if (one_kernel) {
+        TokenExperts token;
+        token.count = attrs.top_k;
+        token.hidden = s.hidden;
+        token.y = static_cast<half*>(call.out.data);
+        token.residual = static_cast<const half*>(residual.data);
+        token.activation = attrs.activation;
+        if (!routed_there) token.x = first.x, token.expert = s.routing.expert_of, token.share = s.routing.share;
+        AWQ_CUDA(token_experts_q4(ctx.matmul, first_q4, second_q4, token, routed_there ? &routed : nullptr));
+        return {};
     }
     ExpertRows rows = {s.routing.begin, s.routing.expert, s.routing.source};
     rows.most = static_cast<int>(call.out.rows);  // a token chooses an expert once

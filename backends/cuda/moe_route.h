@@ -1,4 +1,4 @@
-// Which experts a token goes to, and the order by expert: what comes before a mixture's products.
+// Which experts a token goes to, and the order by expert: what comes before a mixture's products. And all of it for one token.
 #pragma once
 #include "backends/cuda/matmul.h"
 
@@ -34,5 +34,22 @@ struct RouteArgs {
 // Whether route() can multiply with a router of this size: its rows of x must fit into shared memory.
 bool route_fits(int64_t experts, int64_t in);
 cudaError_t route(const MatmulContext& context, const RouteArgs& args, const Routing& to);
+
+// All experts of a single token: y = residual + sum over `count` experts of share * (act(gate x) * up x) down.
+struct TokenExperts {
+    const int32_t* expert = nullptr;  // [count], in device memory as all the rest
+    const float* share = nullptr;     // [count]
+    int count = 0;
+    const half* x = nullptr;         // [gate_up.in]
+    half* hidden = nullptr;          // scratch, [count][down.in]
+    half* y = nullptr;               // [down.out]
+    const half* residual = nullptr;  // or null; may be y
+    Activation activation = Activation::silu;
+};
+bool token_experts_fit(const MatmulDevice& device, const Q4Weight& gate_up, const Q4Weight& down, int count);
+// Whether that kernel can route as well: then x, expert and share stay null, and the route's x is its x.
+bool token_router_fits(const MatmulDevice& device, const Q4Weight& gate_up, const Q4Weight& down, const RouteArgs& route);
+cudaError_t token_experts_q4(const MatmulContext& context, const Q4Weight& gate_up, const Q4Weight& down,
+                             const TokenExperts& token, const RouteArgs* route);
 
 }  // namespace awq::cuda
