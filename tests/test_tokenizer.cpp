@@ -427,6 +427,27 @@ TEST_CASE("tokenizer: bombs end in an error, and soon") {
     CHECK(message(many("pre_tokenizer", R"({"type":"Digits","individual_digits":true})")->encode(std::string(1 << 20, '1'), false)) == "pre_tokenizer" + gave_up);
     CHECK(message(many("decoder", R"({"type":"Fuse"})")->decode(std::vector<int32_t>(1'000'000, 0), false)) == "decoder" + gave_up);
     CHECK(many("normalizer", R"({"type":"NFC"})")->encode(std::string(100'000, 'a'), false).ok());
+    // Many added tokens: to be normalized one by one, to be looked for at every place, to cut a text into parts that grow.
+    auto added = [](int count, const std::string& members, auto content) {
+        std::string json = R"("added_tokens":[)";
+        for (int i = 0; i < count; i++)
+            json += std::string(i ? "," : "") + R"({"id":)" + std::to_string(1000 + i) + R"(,"content":")" + content(i) +
+                    R"(","single_word":false,"lstrip":false,"rstrip":false,"special":false,"normalized":)" + members;
+        return json;
+    };
+    auto with_number = [](int i) { return std::string(800, 'A') + std::to_string(i); };
+    std::string lowercase = R"("normalizer":{"type":"Sequence","normalizers":[{"type":"Lowercase"})";
+    for (int i = 0; i < 255; i++) lowercase += R"(,{"type":"Lowercase"})";
+    CHECK(error_of(small(added(2000, "true}", with_number) + "]," + lowercase + "]}")) ==
+          "t.json: added_tokens[968]: normalizer: gave up after too many steps on this text");
+    auto chain = parse(small(added(1000, "false}", [](int i) { return std::string(i + 1, 'a') + "b"; }) + "]"));
+    CHECK(message(chain->encode(std::string(1 << 20, 'a'), false)) == "added_tokens" + gave_up);
+    CHECK(chain->encode(std::string(1000, 'a') + "b", false).ok());
+    auto parts = parse(small(added(1, "false}", [](int) { return std::string("|"); }) + R"(],"normalizer":{"type":"Prepend","prepend":")" + std::string(4000, 'a') + "\"}"));
+    std::string cut;
+    for (int i = 0; i < 100'000; i++) cut += "a|";
+    CHECK(message(parts->encode(cut, false)) == "normalizer: the text grows beyond 67108864 bytes");
+    CHECK(parts->encode("a|a", false).ok());
     CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(60));
 }
 

@@ -10,10 +10,10 @@ AddedTokenMatcher::AddedTokenMatcher(std::vector<AddedToken> tokens) : tokens_(s
 }
 
 // Narrows the sorted patterns down byte by byte; a pattern that ends is the first of those left.
-const AddedToken* AddedTokenMatcher::longest_at(std::string_view text, size_t pos, size_t& end) const {
+const AddedToken* AddedTokenMatcher::longest_at(std::string_view text, size_t pos, size_t& end, size_t& depth) const {
     const AddedToken* found = nullptr;
     auto low = tokens_.begin(), high = tokens_.end();
-    for (size_t depth = 0; low != high; ++depth) {
+    for (depth = 0; low != high; ++depth) {
         if (low->pattern.size() == depth) {
             found = &*low;
             end = pos + depth;
@@ -23,13 +23,15 @@ const AddedToken* AddedTokenMatcher::longest_at(std::string_view text, size_t po
         if (pos + depth >= text.size()) break;
         auto byte = static_cast<uint8_t>(text[pos + depth]);
         auto at = [&](const AddedToken& token) { return static_cast<uint8_t>(token.pattern[depth]); };
-        low = std::partition_point(low, high, [&](const AddedToken& token) { return at(token) < byte; });
-        high = std::partition_point(low, high, [&](const AddedToken& token) { return at(token) == byte; });
+        if (at(*low) != byte) low = std::partition_point(low, high, [&](const AddedToken& token) { return at(token) < byte; });
+        if (low != high && at(high[-1]) != byte)
+            high = std::partition_point(low, high, [&](const AddedToken& token) { return at(token) == byte; });
     }
     return found;
 }
 
-void AddedTokenMatcher::find(std::string_view text, std::vector<Part>& parts, std::span<const size_t> as_text) const {
+Status AddedTokenMatcher::find(std::string_view text, std::span<const size_t> as_text, Regex::Budget& budget,
+                               std::vector<Part>& parts) const {
     parts.clear();
     auto word_before = [&](size_t pos) {
         size_t p = unicode::previous(text, pos);
@@ -43,8 +45,9 @@ void AddedTokenMatcher::find(std::string_view text, std::vector<Part>& parts, st
             ++pos;
             continue;
         }
-        size_t begin = pos, end = 0;
-        const AddedToken* token = longest_at(text, pos, end);
+        size_t begin = pos, end = 0, depth = 0;
+        const AddedToken* token = longest_at(text, pos, end, depth);
+        AWQ_TRY(charge(budget, 8 * depth, "added_tokens"));
         if (token == nullptr) {
             ++pos;
             continue;
@@ -77,6 +80,7 @@ void AddedTokenMatcher::find(std::string_view text, std::vector<Part>& parts, st
         done = end;
     }
     if (done < text.size()) parts.push_back({done, text.size(), -1});
+    return {};
 }
 
 }  // namespace awq

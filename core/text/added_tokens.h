@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <vector>
+#include "core/text/pattern.h"
 
 namespace awq {
 
@@ -23,7 +24,7 @@ struct AddedToken {
 // Finds a set of added tokens in a text: the leftmost, and of those that begin there the longest.
 class AddedTokenMatcher {
 public:
-    // Longer contents are refused by the loader: the search takes text size times longest content at worst.
+    // Longer contents are refused by the loader: the search takes text size times longest content at worst, or the budget.
     static constexpr size_t length_limit = 1024;
 
     AddedTokenMatcher() = default;
@@ -35,10 +36,12 @@ public:
     };
     // Covers `text` from left to right, but for text between tokens that rstrip and lstrip leave in dispute. No token
     // begins at the offsets `as_text`, which ascend.
-    void find(std::string_view text, std::vector<Part>& parts, std::span<const size_t> as_text = {}) const;
+    // An error where the budget runs out.
+    Status find(std::string_view text, std::span<const size_t> as_text, Regex::Budget& budget, std::vector<Part>& parts) const;
 
 private:
-    const AddedToken* longest_at(std::string_view text, size_t pos, size_t& end) const;
+    // `depth`: how many bytes were looked at.
+    const AddedToken* longest_at(std::string_view text, size_t pos, size_t& end, size_t& depth) const;
     std::vector<AddedToken> tokens_;  // sorted by pattern
     std::bitset<256> first_;          // bytes that a pattern begins with
 };

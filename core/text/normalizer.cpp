@@ -84,7 +84,7 @@ Status Normalizer::apply(NormalizedText& text, Regex::Budget& budget) const {
     for (const Step& step : steps_) {
         // A byte of what is not ASCII takes a normal form as long as eight steps of a regular expression.
         const bool slow = step.kind <= Kind::nfkd && std::ranges::any_of(text.text, [](char c) { return (c & 0x80) != 0; });
-        AWQ_TRY(charge(budget, text.text.size() * (slow ? 8 : 1), "normalizer"));
+        AWQ_TRY(charge(budget, text.text.size() * (slow ? 8 : 1) + 4, "normalizer"));
         switch (step.kind) {
             case Kind::nfc: normal_form(text, unicode::Form::nfc); break;
             case Kind::nfd: normal_form(text, unicode::Form::nfd); break;

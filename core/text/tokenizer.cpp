@@ -7,9 +7,10 @@ namespace {
 
 // Added tokens of `text` become pieces of their own; the rest goes to `between(begin, end)`.
 template <class Between>
-Status cut_out(const AddedTokenMatcher& matcher, std::string_view text, std::span<const size_t> as_text, PreTokenized& words, Between between) {
+Status cut_out(const AddedTokenMatcher& matcher, std::string_view text, std::span<const size_t> as_text, Regex::Budget& budget,
+               PreTokenized& words, Between between) {
     std::vector<AddedTokenMatcher::Part> parts;
-    matcher.find(text, parts, as_text);
+    AWQ_TRY(matcher.find(text, as_text, budget, parts));
     for (const auto& part : parts) {
         if (part.end <= part.begin) continue;
         if (part.token >= 0)
@@ -34,11 +35,13 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_s
     Regex::Budget budget = Regex::step_limit + 8 * static_cast<Regex::Budget>(text.size());    // for a handful of components
     PreTokenized words;
     words.text.reserve(text.size() + text.size() / 8);
-    AWQ_TRY(cut_out(raw_matcher_, text, as_text, words, [&](size_t begin, size_t end) -> Status {
+    AWQ_TRY(cut_out(raw_matcher_, text, as_text, budget, words, [&](size_t begin, size_t end) -> Status {
         size_t origin = begin == 0 ? unicode::sequence_length(static_cast<uint8_t>(text[0])) : 0;
         NormalizedText part{std::string(text.substr(begin, end - begin)), origin};
         AWQ_TRY(normalizer_.apply(part, budget));
-        return cut_out(normalized_matcher_, part.text, {}, words, [&](size_t from, size_t to) -> Status {
+        if (words.text.size() + part.text.size() > 2 * grown_text_limit)    // the parts together
+            return Status(Code::invalid_argument, "normalizer: the text grows beyond " + std::to_string(2 * grown_text_limit) + " bytes");
+        return cut_out(normalized_matcher_, part.text, {}, budget, words, [&](size_t from, size_t to) -> Status {
             auto at = static_cast<uint32_t>(words.text.size()), size = static_cast<uint32_t>(to - from);
             words.text.append(part.text, from, size);
             auto origin_here = static_cast<uint32_t>(part.origin > from ? std::min(part.origin, to) - from : 0);

@@ -282,6 +282,7 @@ Status TokenizerLoader::load_added_tokens(const Json& list) {
     // A token that is not in the vocabulary gets the next id behind it, whatever the file says: so does the reference.
     auto next_id = static_cast<int32_t>(t.model_.vocabulary.size());
     Vocabulary file_ids;  // to find twins
+    Regex::Budget budget = Regex::step_limit / 2;  // to normalize all of them
     size_t disagreements = 0;
     for (size_t i = 0; i < list.items().size(); ++i) {
         const Json& json = list.items()[i];
@@ -316,7 +317,6 @@ Status TokenizerLoader::load_added_tokens(const Json& list) {
         token.pattern = token.content;
         if (token.normalized && t.normalizer_.size() > 0) {
             NormalizedText text{token.content, 0};
-            Regex::Budget budget = Regex::step_limit / 100;
             Status status = t.normalizer_.apply(text, budget);
             if (!status.ok()) return status.in(path);
             if (text.text.size() > AddedTokenMatcher::length_limit)

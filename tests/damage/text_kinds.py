@@ -137,6 +137,24 @@ def long_rows():
         yield "256 of %s over a million tokens" % component["type"], "decoder", "decoders", component, ["eval", "detokenize", "-m", "{}"], json.dumps({"ids": [262] * 1000000}) + "\n"
 
 
+def crowds():
+    """Many added tokens: to be normalized one by one, to be looked for at every place, to cut a text into parts that grow"""
+    def added(count, content, **members):
+        flags = dict({"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}, **members)
+        return lambda j: j["added_tokens"].extend(dict(flags, id=400 + i, content=content(i)) for i in range(count))
+
+    def grow(j):
+        added(1, lambda i: "|")(j)
+        j["normalizer"] = {"type": "Prepend", "prepend": "a" * 4000}
+
+    def normalize(j):
+        added(20000, lambda i: "A" * 800 + str(i), normalized=True)(j)
+        j["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}] * 256}
+    yield "20,000 added tokens through 256 components", normalize, "the", None
+    yield "1,000 added tokens that begin alike", added(1000, lambda i: "a" * (i + 1) + "b"), "a" * (1 << 20), "added_tokens: gave up after too many steps on this text"
+    yield "a text cut into 500,000 parts that grow", grow, "a|" * 500000, "normalizer: the text grows beyond 67108864 bytes"
+
+
 def renders():
     for name, request in {"messages of another type": '{"messages": 7}', "a message that is no object": '{"messages": [7]}', "a message of nulls": '{"messages": [null]}', "tools of another type": '{"messages": [], "tools": 7}',
                           "a template of another type": '{"messages": [], "template": 7}', "a time that is none": '{"messages": [], "now": "yesterday"}', "vars of another type": '{"template": "x", "vars": 7}',
@@ -170,5 +188,8 @@ def cases():
     for name, part, lists, component, command, line in long_rows():
         yield Case("tokenizer: " + name, (lambda p, l, c: lambda d: d.json("tokenizer.json", lambda j: j.__setitem__(p, {"type": "Sequence", l: [c] * 256})))(part, lists, component),
                    command, stdin=line, answer=part + ": gave up after too many steps on this text")
+    for name, edit, text, answer in crowds():
+        yield Case("tokenizer: " + name, (lambda e: lambda d: d.json("tokenizer.json", lambda j: e(j)))(edit), TOKENIZE, None if answer else ["tokenizer.json", "added_tokens[", "normalizer: gave up after too many steps on this text"],
+                   stdin=json.dumps({"text": text}) + "\n", answer=answer)
     for name, line in renders():
         yield Case("line: " + name, lambda d: None, RENDER, stdin=line, answer='{"error": ')
