@@ -448,6 +448,15 @@ TEST_CASE("tokenizer: bombs end in an error, and soon") {
     for (int i = 0; i < 100'000; i++) cut += "a|";
     CHECK(message(parts->encode(cut, false)) == "normalizer: the text grows beyond 67108864 bytes");
     CHECK(parts->encode("a|a", false).ok());
+    // What a few tokens may become, there and back.
+    std::string twice = R"({"Sequence":{"id":"A","type_id":0}})";
+    for (int i = 0; i < 15; i++) twice += R"(,{"Sequence":{"id":"A","type_id":0}})";
+    auto repeated = parse(small(R"("post_processor":{"type":"TemplateProcessing","single":[)" + twice + R"(],"pair":[],"special_tokens":{}})"));
+    CHECK(message(repeated->encode(std::string(1'100'000, 'a'), true)) == "post_processor: 16 times the text's 1100000 tokens; expected at most 16777216 in all");
+    CHECK(repeated->encode("ab", true).value().size() == 16);
+    auto longest = parse(small(R"("decoder":{"type":"Replace","pattern":{"String":"a"},"content":")" + std::string(1'000'000, 'x') + "\"}"));
+    CHECK(message(longest->decode(std::vector<int32_t>(100, 0), false)) == "decoder: the text grows beyond 67108864 bytes");
+    CHECK(longest->decode(std::vector<int32_t>(10, 0), false).ok());
     CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(60));
 }
 

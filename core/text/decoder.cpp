@@ -122,12 +122,15 @@ Result<std::string> DecodeStream::whole(const Stage& stage, std::string_view tex
 // One element, or a fragment of the one there is, to the stage at `index`; behind the last stage, to `out`.
 Status DecodeStream::feed(size_t index, std::string_view text, std::string& out) {
     if (index == stages_.size()) {
+        given_ += text.size();
+        if (given_ > 2 * grown_text_limit)
+            return Status(Code::invalid_argument, "decoder: the text grows beyond " + std::to_string(2 * grown_text_limit) + " bytes");
         out += text;
         return {};
     }
     Stage& stage = stages_[index];
     const Decoder::Step& step = *stage.step;
-    AWQ_TRY(charge(budget_, step.cleanup ? 160 + 16 * text.size() : 8 + text.size() / 4, "decoder"));
+    AWQ_TRY(charge(budget_, step.cleanup ? 160 + 16 * text.size() : 8 + text.size(), "decoder"));
     bool first = !stage.seen;
     stage.seen = true;
     if (stage.hold) {

@@ -65,6 +65,7 @@ private:
 
     std::vector<Stage> stages_;
     Regex::Budget budget_ = Regex::step_limit;    // of the stream's life
+    size_t given_ = 0;                            // bytes of text
 };
 
 }  // namespace awq

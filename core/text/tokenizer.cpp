@@ -67,6 +67,10 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_s
     }
     if (plain) return ids;
     size_t end = ids.size();
+    const auto times = static_cast<size_t>(std::ranges::count_if(form, [](int32_t id) { return id < 0; }));
+    if (times > 1 && (end - begin) * times > text_limit)
+        return Status(Code::invalid_argument, "post_processor: " + std::to_string(times) + " times the text's " + std::to_string(end - begin) +
+                                                  " tokens; expected at most " + std::to_string(text_limit) + " in all");
     bool behind = false;  // the text's first occurrence in the template
     for (int32_t id : form) {
         if (id >= 0) {

@@ -152,6 +152,8 @@ def crowds():
         j["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}] * 256}
     yield "20,000 added tokens through 256 components", normalize, "the", None
     yield "1,000 added tokens that begin alike", added(1000, lambda i: "a" * (i + 1) + "b"), "a" * (1 << 20), "added_tokens: gave up after too many steps on this text"
+    yield "a text 16 times in the template", lambda j: j.__setitem__("post_processor", {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 16, "pair": [], "special_tokens": {}}), \
+        "x" * (16 << 20), "post_processor: 16 times the text's 16777216 tokens; expected at most 16777216 in all"
     yield "a text cut into 500,000 parts that grow", grow, "a|" * 500000, "normalizer: the text grows beyond 67108864 bytes"
 
 
@@ -188,6 +190,9 @@ def cases():
     for name, part, lists, component, command, line in long_rows():
         yield Case("tokenizer: " + name, (lambda p, l, c: lambda d: d.json("tokenizer.json", lambda j: j.__setitem__(p, {"type": "Sequence", l: [c] * 256})))(part, lists, component),
                    command, stdin=line, answer=part + ": gave up after too many steps on this text")
+    for name, edit, said in (("a Replace to a million letters", lambda j: j.__setitem__("decoder", {"type": "Replace", "pattern": {"String": "t"}, "content": "z" * 1000000}), "decoder: the text grows beyond 67108864 bytes"),
+                             ("a token of a million letters", lambda j: (j["model"]["vocab"].pop("<word383>"), j["model"]["vocab"].update({"y" * 1000000: 383})) and None, "decoder: the text grows beyond 67108864 bytes")):
+        yield Case("tokenizer: %s, 4,000 times" % name, (lambda e: lambda d: d.json("tokenizer.json", e))(edit), ["eval", "detokenize", "-m", "{}"], stdin=json.dumps({"ids": [262, 383] * 2000}) + "\n", answer=said)
     for name, edit, text, answer in crowds():
         yield Case("tokenizer: " + name, (lambda e: lambda d: d.json("tokenizer.json", lambda j: e(j)))(edit), TOKENIZE, None if answer else ["tokenizer.json", "added_tokens[", "normalizer: gave up after too many steps on this text"],
                    stdin=json.dumps({"text": text}) + "\n", answer=answer)
