@@ -18,13 +18,15 @@ namespace {
 
 using namespace sm90;
 
+constexpr int most_parts = 8;
+
 struct Params : Product {
     float4* partials;
     uint32_t* flags;
     int token_blocks;
     int raster;             // token blocks that go along the rows together
     int workers;            // clusters that work
-    int full_waves, parts;  // whole blocks for each worker; > 0: equal parts of a block
+    int full_waves, parts;  // whole blocks for each worker; 2, 3, 4 or most_parts: equal parts of a block
 };
 
 // A CTA's work: output blocks, with a range of units each.
@@ -74,6 +76,37 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
     uint32_t v;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
+}
+
+__device__ __forceinline__ void store_release(uint32_t* p, uint32_t v) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+__device__ __forceinline__ void add(float* d, const float4& v) { d[0] += v.x, d[1] += v.y, d[2] += v.z, d[3] += v.w; }
+
+// What this warp's d lacks of the octets j with j % Parts == part: the other parts' sums, all asked for before the first is used.
+// partial_of(part): a lane's place in what a part has left, octet by octet, 128 float4 apart.
+template <int Parts, int TN, class PartialOf>
+__device__ __forceinline__ void add_parts(float (&d)[TN / 2], int part, const PartialOf& partial_of) {
+    constexpr int octets = TN / 8, most = (octets + Parts - 1) / Parts;
+    constexpr int together = TN <= 128 ? Parts - 1 : 1, batch = TN <= 128 ? most : 2;  // as registers allow
+#pragma unroll
+    for (int first = 0; first < Parts - 1; first += together)
+#pragma unroll
+        for (int at = 0; at < most; at += batch) {
+            float4 v[together][batch];
+#pragma unroll
+            for (int i = 0; i < together; i++) {
+                const float4* from = partial_of(first + i + (first + i >= part));
+#pragma unroll
+                for (int k = at; k < at + batch && k < most; k++)
+                    if (octets % Parts == 0 || part + k * Parts < octets) v[i][k - at] = __ldcg(from + (part + k * Parts) * 128);
+            }
+#pragma unroll
+            for (int j = at * Parts; j < (at + batch) * Parts && j < octets; j++)
+                if (j % Parts == part)
+#pragma unroll
+                    for (int i = 0; i < together; i++) add(d + 4 * j, v[i][j / Parts - at]);
+        }
 }
 
 // Groups: 2 for 128 columns a group; 8 serves every size.
@@ -160,42 +193,44 @@ __global__ void __launch_bounds__(threads, 1)
         auto partial = [&](int worker) {
             return p.partials + (static_cast<int64_t>(cta_of(worker)) * 2 + group_index) * octets * 128 + tid;
         };
-        auto add_partials = [&](int worker) {
-            const float4* from = partial(worker);
-#pragma unroll
-            for (int j = 0; j < octets; j++) {
-                if (!(mine >> j & 1)) continue;
-                float4 v = __ldcg(from + j * 128);
-                d[4 * j] += v.x, d[4 * j + 1] += v.y, d[4 * j + 2] += v.z, d[4 * j + 3] += v.w;
-            }
-        };
-        if (!whole && (p.parts > 0 || schedule.first > 0)) {  // leave what others finish
-            if (p.parts > 0) {
-                mine = 0;
-                for (int j = me - local * p.parts; j < octets; j += p.parts) mine |= 1u << j;
-            } else {
-                mine = 0;
-            }
+        auto leave = [&] {  // what others finish
             float4* to = partial(me);
 #pragma unroll
             for (int j = 0; j < octets; j++)
                 if (!(mine >> j & 1)) __stcg(to + j * 128, make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]));
             __threadfence();
-            group_sync(warpgroup);
-        }
+        };
         if (whole) {
-        } else if (p.parts > 0) {  // the part's CTA finishes the octets j with j % parts == its part
-            uint32_t* counter = p.flags + (cta_of(schedule.block) * 2 + group_index) * 2;
-            if (tid == 0) {
-                atomicAdd(counter, 1u);
-                while (load_acquire(counter) < static_cast<uint32_t>(p.parts)) {
+        } else if (p.parts > 0) {
+            // The part's CTA finishes the octets j with j % parts == its part. Each warp needs the same warp's sums of the other parts,
+            // and tells them by a flag for each.
+            const int first = local * p.parts, part = me - first;
+            mine = 0;
+            for (int j = part; j < octets; j += p.parts) mine |= 1u << j;
+            leave();
+            __syncwarp();
+            if (lane < p.parts && lane != part) {
+                auto flag = [&](int to, int from) { return p.flags + (cta_of(first + to) * 8 + my_tile) * most_parts + from; };
+                store_release(flag(lane, part), 1);
+                uint32_t* theirs = flag(part, lane);
+                while (load_acquire(theirs) == 0) {
                 }
+                *theirs = 0;
             }
-            group_sync(warpgroup);
-            for (int w = local * p.parts; w < (local + 1) * p.parts; w++)  // its own first, then the others in order
-                if (w != me) add_partials(w);
-            if (tid == 0 && atomicAdd(counter + 1, 1u) == static_cast<uint32_t>(p.parts) - 1) counter[0] = 0, counter[1] = 0;
+            __syncwarp();
+            auto partial_of = [&](int other) { return partial(first + other); };
+            if (p.parts == 2)
+                add_parts<2, TN>(d, part, partial_of);
+            else if (p.parts == 3)
+                add_parts<3, TN>(d, part, partial_of);
+            else if (p.parts == 4)
+                add_parts<4, TN>(d, part, partial_of);
+            else
+                add_parts<most_parts, TN>(d, part, partial_of);
         } else if (schedule.first > 0) {
+            mine = 0;
+            leave();
+            group_sync(warpgroup);
             if (tid == 0) atomicExch(p.flags + cta_of(me) * 2 + group_index, 1u);
             continue;
         } else {  // the owner
@@ -208,20 +243,29 @@ __global__ void __launch_bounds__(threads, 1)
                     *flag = 0;
                 }
                 group_sync(warpgroup);
-                add_partials(w);
+                constexpr int batch = TN <= 128 && octets >= 8 ? 8 : 2;
+                const float4* from = partial(w);
+#pragma unroll
+                for (int j = 0; j < octets; j += batch) {
+                    float4 v[batch];
+#pragma unroll
+                    for (int i = 0; i < batch; i++) v[i] = __ldcg(from + (j + i) * 128);
+#pragma unroll
+                    for (int i = 0; i < batch; i++) add(d + 4 * (j + i), v[i]);
+                }
             }
         }
         const Block place = block_place(p, schedule.block);
-        const bool add = adds(p, schedule);
+        const bool residual = adds(p, schedule);
         int slots[2] = {};
-        if (add)
+        if (residual)
             for (int i = 0; i < 2; i++, xr.next()) {
                 barrier_wait(rings.x_full + 8 * xr.slot, xr.phase);
                 slots[i] = xr.slot;
             }
         store_block<TN, false>(p, (place.row * Cluster + rank) * block_tiles + my_tile, place.token * TN, p.output.rows, mine, d,
                                rings.x + (group_index ? slots[1] : slots[0]) * x_bytes);
-        if (add) {
+        if (residual) {
             __syncwarp();
             rings.release_x<Cluster>(slots[0], lane);
             rings.release_x<Cluster>(slots[1], lane);
@@ -261,6 +305,7 @@ ScheduleChoice choose_schedule(int kind, int blocks, int units, int workers) {
         c.possible = true;
     } else if (kind == 4) {
         c.parts = std::min(workers / blocks, units);
+        c.parts = c.parts >= most_parts ? most_parts : std::min(c.parts, 4);
         c.workers = blocks * c.parts;
         c.possible = c.parts >= 2;
     } else {
