@@ -9,8 +9,8 @@ namespace {
 
 // rows of x, normalised (weight null: as they are), to `to` [rows][pitch]; columns past `in` zero. One CTA a row; a thread takes 8 columns
 // at a time and keeps the first `keep` pieces in registers. twice: `in`, a multiple of 8, columns once more behind the first.
-constexpr int norm_threads = 256, keep = 4;
-__global__ void __launch_bounds__(norm_threads)
+constexpr int norm_threads = 256, keep = 4;  // at 64 registers a block fits beside one of matmul_batch_sm90.cu
+__global__ void __launch_bounds__(norm_threads, 4)
     norm_rows_kernel(const half* x, int64_t ldx, int in, const float* weight, float eps, bool plus_one, bool aligned, bool twice,
                      half* to, int64_t pitch) {
     __shared__ float squares[norm_threads / 32];

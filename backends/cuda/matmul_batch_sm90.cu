@@ -18,10 +18,13 @@ using namespace sm90;
 
 constexpr int most_tokens = 32, most_tiles = 16;  // of a CTA
 constexpr int batch_limit = shared_limit - 128;   // of shared memory, for rings and sums
+// Kernels of one block leave so much of an SM's shared memory, and a quarter of its registers, to the next norm's CTA: it starts beside
+// them, and has its weights when their last sums are there. (The one of two blocks is gate and up, which no norm follows.)
+constexpr int spare = 6 * 1024;
 
 // Groups: 2 for 128 columns a group; 8 serves every size. Blocks: of 64 rows, of a warpgroup.
 template <int TN, int Blocks, int Groups, bool IntegerZeros, bool Sync>
-__global__ void __launch_bounds__(threads, 1)
+__global__ void __launch_bounds__(Blocks == 1 ? 512 : threads, 1)
     batch_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ BatchParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int octets = TN / 8;
@@ -97,7 +100,7 @@ __global__ void __launch_bounds__(threads, 1)
         if (p.cluster > 1) cluster_wait();
         return;
     }
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Blocks == 1 ? 168 : 232));
     const int group = warpgroup - 1;
     Ring wr(p.w_slots, 0), xr(p.x_slots, 0);
     if (p.k_groups == 2 && group == 1) xr.next();
@@ -237,7 +240,7 @@ BatchPlan plan_cluster(const MatmulDevice& device, const Q4Layout& layout, int r
     const int w_uses = passes * ((share + plan.k_groups - 1) / plan.k_groups), x_uses = plan.k_groups * w_uses;
     plan.join_octets = (octets + parts - 1) / parts;
     const int join = parts == 1 ? 0 : plan.k_groups * (parts - 1) * plan.pass * plan.join_octets * 512;
-    const int limit = batch_limit - 1024 - join;
+    const int limit = batch_limit - 1024 - join - (blocks == 1 ? spare : 0);
     plan.x_slots = std::min(6, x_uses);
     plan.w_slots = std::min({(limit - plan.x_slots * x_bytes) / w_bytes, w_uses, 16});
     if (plan.x_slots < std::min(x_uses, 1 + plan.k_groups) || plan.w_slots < std::min(w_uses, 2)) return plan;
