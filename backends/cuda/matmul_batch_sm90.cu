@@ -1,5 +1,5 @@
-// y = x W^T for the rows of a small batch (9 to 32) on Hopper, int4 weights dequantised in registers: up to 16 rows by mma.sync,
-// which is faster there, then by wgmma. sm_90a only.
+// y = x W^T for the rows of a small batch (9 to 32) on Hopper, int4 weights dequantised in registers: up to 16 rows of the
+// common format by mma.sync, which is faster there, then by wgmma. sm_90a only.
 //
 // A CTA takes up to 16 tiles of W at once, so that x is read from L2 few times. Where a matrix has few tiles, two CTAs of a
 // cluster share them and cut K; with four tiles or fewer the two warpgroups of a CTA cut K once more. The sums that belong
@@ -18,13 +18,22 @@ using namespace sm90;
 
 constexpr int most_tokens = 32, most_tiles = 16;  // of a CTA
 constexpr int batch_limit = shared_limit - 128;   // of shared memory, for rings and sums
-// Kernels of one block leave so much of an SM's shared memory, and a quarter of its registers, to the next norm's CTA: it starts beside
-// them, and has its weights when their last sums are there. (The one of two blocks is gate and up, which no norm follows.)
+// So much of an SM's shared memory, and a quarter of its registers, is left to the next norm's CTA: it starts beside this kernel's and has its
+// weights when the last sums are there.
 constexpr int spare = 6 * 1024;
+
+// The kernel of one block leaves room beside itself (`spare`): launch bounds of 512 threads, of which 384 run, keep a quarter of the registers free.
+// The one of two blocks is mostly gate and up's, which no norm follows. registers: a consumer's, of what the producers' 40 leave.
+template <int Blocks>
+constexpr int bound = Blocks == 1 ? 512 : threads;
+template <int Blocks>
+constexpr int registers = Blocks == 1 ? 168 : 232;
+static_assert(128 * 40 + 256 * registers<1> <= threads * (65536 / bound<1> & ~7) &&
+              128 * 40 + 256 * registers<2> <= threads * (65536 / bound<2> & ~7));
 
 // Groups: 2 for 128 columns a group; 8 serves every size. Blocks: of 64 rows, of a warpgroup.
 template <int TN, int Blocks, int Groups, bool IntegerZeros, bool Sync>
-__global__ void __launch_bounds__(Blocks == 1 ? 512 : threads, 1)
+__global__ void __launch_bounds__(bound<Blocks>, 1)
     batch_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ BatchParams p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int octets = TN / 8;
@@ -54,8 +63,8 @@ __global__ void __launch_bounds__(Blocks == 1 ? 512 : threads, 1)
         weights.ask();
     }
     // K's parts: of the cluster's CTAs, and of a CTA's warpgroups. Part i finishes the octets of tokens j with j % parts == i.
-    const int parts = p.cluster * p.k_groups;  // 1, 2 or 4
-    auto octets_of = [&](int part) { return (octets - 1 - part + parts) >> (parts == 4 ? 2 : parts - 1); };
+    const int parts = p.cluster * p.k_groups, parts_shift = parts == 4 ? 2 : parts - 1;  // 1, 2 or 4
+    auto octets_of = [&](int part) { return (octets - 1 - part + parts) >> parts_shift; };
     auto tiles_of = [&](int group) {  // of a warpgroup in a pass of all tiles
         if (p.k_groups == 2) return share.tiles;
         int n = 0;
@@ -100,7 +109,7 @@ __global__ void __launch_bounds__(Blocks == 1 ? 512 : threads, 1)
         if (p.cluster > 1) cluster_wait();
         return;
     }
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Blocks == 1 ? 168 : 232));
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers<Blocks>));
     const int group = warpgroup - 1;
     Ring wr(p.w_slots, 0), xr(p.x_slots, 0);
     if (p.k_groups == 2 && group == 1) xr.next();
@@ -151,14 +160,14 @@ __global__ void __launch_bounds__(Blocks == 1 ? 512 : threads, 1)
                 if (p.cluster == 1) {  // to this CTA's other warpgroup: st.async is for clusters of several
 #pragma unroll
                     for (int b = 0; b < Blocks; b++)
-                        if (tile[b] >= 0) store_shared4(place(part, to, tile[b], j >> (parts == 4 ? 2 : parts - 1)), d[b] + 4 * j);
+                        if (tile[b] >= 0) store_shared4(place(part, to, tile[b], j >> parts_shift), d[b] + 4 * j);
                     continue;
                 }
                 const int to_rank = p.k_groups == 2 ? to >> 1 : to;
                 const uint32_t bar = address_in(s.join + 8 * (p.k_groups == 2 ? to & 1 : group), to_rank);
 #pragma unroll
                 for (int b = 0; b < Blocks; b++)
-                    if (tile[b] >= 0) send4(address_in(place(part, to, tile[b], j >> (parts == 4 ? 2 : parts - 1)), to_rank), d[b] + 4 * j, bar);
+                    if (tile[b] >= 0) send4(address_in(place(part, to, tile[b], j >> parts_shift), to_rank), d[b] + 4 * j, bar);
             }
             if (p.cluster == 1)
                 asm volatile("bar.sync 1, 256;" ::: "memory");  // the consumers' warpgroups
@@ -172,7 +181,7 @@ __global__ void __launch_bounds__(Blocks == 1 ? 512 : threads, 1)
 #pragma unroll
                             for (int b = 0; b < Blocks; b++)
                                 if (tile[b] >= 0) {
-                                    const uint4 v = load_shared16(place(from, part, tile[b], j >> (parts == 4 ? 2 : parts - 1)));
+                                    const uint4 v = load_shared16(place(from, part, tile[b], j >> parts_shift));
                                     d[b][4 * j] += __uint_as_float(v.x), d[b][4 * j + 1] += __uint_as_float(v.y);
                                     d[b][4 * j + 2] += __uint_as_float(v.z), d[b][4 * j + 3] += __uint_as_float(v.w);
                                 }
@@ -207,7 +216,7 @@ struct BatchPlan {
     double cost = 1e30;  // microseconds, roughly
 };
 
-// x as the tensor copy engine reads it: boxes of a unit's panels x `tokens` rows; what lies outside of [rows][in] reads as zero.
+// x as the tensor copy engine reads it (its strides are not nested, which the engine does not mind): boxes of a unit's panels x `tokens` rows; what lies outside of [rows][in] reads as zero.
 cudaError_t map_panels(const MatmulDevice& device, const MatmulArgs& args, int64_t in, int tokens, CUtensorMap* map) {
     const cuuint64_t sizes[3] = {panel, static_cast<cuuint64_t>(args.rows), static_cast<cuuint64_t>(in / panel)};
     const cuuint64_t strides[2] = {static_cast<cuuint64_t>(args.ldx) * 2, panel * 2};
@@ -245,6 +254,8 @@ BatchPlan plan_cluster(const MatmulDevice& device, const Q4Layout& layout, int r
     plan.w_slots = std::min({(limit - plan.x_slots * x_bytes) / w_bytes, w_uses, 16});
     if (plan.x_slots < std::min(x_uses, 1 + plan.k_groups) || plan.w_slots < std::min(w_uses, 2)) return plan;
     plan.x_slots = std::min({(limit - plan.w_slots * w_bytes) / x_bytes, x_uses, 16});
+    // Warpgroups that take units in turn must find a slot theirs in every phase: one that skips a phase could not tell it from the last.
+    if (plan.k_groups == 2 && plan.x_slots < x_uses) plan.x_slots &= ~1;
     plan.shared_bytes = 1024 + plan.w_slots * w_bytes + plan.x_slots * x_bytes + join;
     plan.variant = chosen;
     // Bytes from memory by all, bytes through L2 by one SM (3.05 TB/s, 35 GB/s: measured on an H100), the joining.

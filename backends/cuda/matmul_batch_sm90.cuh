@@ -89,7 +89,7 @@ struct WeightSender {
     __device__ __forceinline__ void run() {
         while (more()) {
             barrier_wait(s.w_empty + 8 * ring.slot, ring.phase);
-            if (window != p.window && barrier_passed(s.x_full, 0)) window = p.window;
+            if (window != p.window && barrier_passed(s.x_full, 0)) window = p.window;  // lanes may differ until ask()
             while (on_way >= window) {
                 barrier_wait(s.w_full + 8 * landed.slot, landed.phase);
                 landed.next();

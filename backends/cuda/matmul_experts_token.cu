@@ -258,9 +258,9 @@ __global__ void __launch_bounds__(threads + 32, 1) token_kernel(const __grid_con
     // x, all experts' units side by side. A warp fetches every sixteenth: its own ones, where all tiles have it begin with the
     // same.
     bool fetched = false;
-    for (int e = 0, before = 0; e < count; e++, before += second.units)
-        for (int i = (warp - before) & (warps - 1); i < second.units; i += warps) {
-            stage_piece(x_shared + (before + i) * x_unit_bytes + lane * 16, p.token.hidden + static_cast<int64_t>(e) * second.in,
+    for (int e = 0, first_unit = 0; e < count; e++, first_unit += second.units)
+        for (int i = (warp - first_unit) & (warps - 1); i < second.units; i += warps) {
+            stage_piece(x_shared + (first_unit + i) * x_unit_bytes + lane * 16, p.token.hidden + static_cast<int64_t>(e) * second.in,
                         second.in, i * 32 + lane, p.hidden_aligned);
             if (!fetched) copy_commit();  // the first one is waited for first
             fetched = true;

@@ -25,7 +25,7 @@ struct MatmulTuning {
     int kernel = 0;                                              // 1: decode, 2: prefill (wgmma), 3: mma large, 4: mma small, 5: batch
     int slots = 0, window = 0, first_window = 0;  // decode: of the ring; parts (batch: KB) on their way, and until x is there
     int tokens = 0;                                              // prefill: tokens of a CTA
-    int schedule = -1;                                           // prefill: see plan_schedule
+    int schedule = -1;                                           // prefill: see choose_schedule
     int cluster = 0;                                             // prefill: CTAs that share what they load of x; batch: that cut K
     // An attempt of the lab that takes the place of the decode kernel, up to 16 rows.
     cudaError_t (*decode)(const MatmulContext&, const Q4Weight&, const MatmulArgs&) = nullptr;

@@ -7,7 +7,7 @@
 // ring of X too, behind a block's last tile. In the variants with clusters two CTAs have neighbouring rows of W and the same
 // tokens: each loads half of every tile of X, for both.
 //
-// CTAs are persistent. A schedule (plan_schedule) gives each whole output blocks first, then an equal share of the rest,
+// CTAs are persistent. A schedule (choose_schedule) gives each whole output blocks first, then an equal share of the rest,
 // cut along K. Who has the first part of a cut block owns it: the others leave partial sums in scratch, the owner adds
 // them in order. Where every block is cut into equally many parts (few blocks), each part's CTA finishes a share of the
 // tokens instead, so that the reduction is spread over all of them.
@@ -198,7 +198,6 @@ __global__ void __launch_bounds__(threads, 1)
 #pragma unroll
             for (int j = 0; j < octets; j++)
                 if (!(mine >> j & 1)) __stcg(to + j * 128, make_float4(d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]));
-            __threadfence();
         };
         if (whole) {
         } else if (p.parts > 0) {
@@ -231,7 +230,7 @@ __global__ void __launch_bounds__(threads, 1)
             mine = 0;
             leave();
             group_sync(warpgroup);
-            if (tid == 0) atomicExch(p.flags + cta_of(me) * 2 + group_index, 1u);
+            if (tid == 0) store_release(p.flags + cta_of(me) * 2 + group_index, 1);
             continue;
         } else {  // the owner
             const int last_worker = schedule.worker_at(static_cast<int64_t>(local + 1) * p.units - 1);
@@ -353,9 +352,8 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
         for (int kind = 0; kind < 5; kind++) {
             if (tuning.schedule >= 0 && kind != tuning.schedule) continue;
             ScheduleChoice c = choose_schedule(kind, blocks, units, workers);
-            if (!c.possible || static_cast<int64_t>(blocks) * v.cluster * 4 > counter_count) {
-                if (kind != 0) continue;
-            }
+            // A flag of each warp for every part, or two of a CTA.
+            if (!c.possible || static_cast<int64_t>(c.workers) * v.cluster * block_tiles * most_parts > counter_count) continue;
             const Cost one = cost_of(v.tokens, v.cluster);
             const double whole = units * one.unit + one.block, shares = one.shares * std::max(1.0, units / 16.0);
             const int longest = kind == 4 ? (units + c.parts - 1) / c.parts : units;
@@ -374,7 +372,7 @@ cudaError_t open_prefill(MatmulDevice* device) {
     if (device->arch != 90) return cudaSuccess;
     for (const Variant& v : variants) {
         if (cudaError_t error = allow_shared(v.kernel, shared_limit)) return error;
-        if (v.cluster == 1) continue;
+        if (v.cluster == 1 || device->sm_count < v.cluster) continue;
         cudaLaunchAttribute attribute = {};
         attribute.id = cudaLaunchAttributeClusterDimension;
         attribute.val.clusterDim = {static_cast<unsigned>(v.cluster), 1, 1};

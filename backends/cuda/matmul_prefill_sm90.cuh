@@ -1,4 +1,4 @@
-// What the two wgmma kernels share (matmul_prefill_sm90.cu, matmul_experts_sm90.cu): rings, the product of one block of W with
+// What the kernels of wgmma products share (matmul_prefill_sm90.cu, matmul_experts_sm90.cu, matmul_batch_sm90.cu): rings, the product of one block of W with
 // one block of tokens, and the way of its sums to y. sm_90a only.
 //
 // A block is 128 rows of W times TN tokens. Its weights come as packed units through one ring of shared memory, tiles of X
@@ -21,7 +21,7 @@ constexpr int shared_limit = 232448 - 1024;
 #error "compute capability 9.0 is to be compiled as 90a, for wgmma"
 #endif
 
-// What both kernels' parameters begin with.
+// What the kernels' parameters begin with.
 struct Product {
     const uint8_t* w;
     Output output;

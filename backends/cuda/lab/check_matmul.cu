@@ -434,6 +434,7 @@ int main(int argc, char** argv) {
         check_q4({26, 192, 192, false, true, true}, row_counts, false);
         check_q4({64, 14336, 128, true, false, true}, {1, 4, 8, 16, 17, 64, 200}, true);
         check_q4({2304, 4096, 128, true, false, true}, {1, 8, 16, 20, 64, 256}, true);
+        check_q4({4096, 14336, 128, true, false, true}, {9, 16, 32}, false);  // rings of x that come round several times
         check_dense(8600, 200, DType::f16, false, true, {9, 16, 17, 33, 64});
         for (bool aligned : {true, false}) {
             check_dense(70, 200, DType::f16, false, aligned, row_counts);
