@@ -203,12 +203,12 @@ TEST_CASE("image: EXIF says which way up") {
             bool mirror;
         } way[10] = {{0, false}, {0, false}, {0, true}, {2, false}, {2, true},
                      {1, true},  {1, false}, {3, true}, {3, false}, {0, false}};
-        std::set<std::vector<uint8_t>> different;
+        std::set<std::string> different;
         for (int value = 0; value <= 9; value++) {
             Picture upright = *stored;
             for (int i = 0; i < way[value].turns; i++) upright = turned(upright);
             if (way[value].mirror) upright = mirrored(upright);
-            different.insert(upright.rgb);
+            different.insert(std::string(upright.rgb.begin(), upright.rgb.end()));
             for (const bool little : {false, true}) {
                 const std::string block = exif(little, value);
                 const auto picture = decode_picture(bytes(is_png ? in_png(block) : in_jpeg(block)));
