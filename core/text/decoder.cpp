@@ -123,8 +123,7 @@ Result<std::string> DecodeStream::whole(const Stage& stage, std::string_view tex
 Status DecodeStream::feed(size_t index, std::string_view text, std::string& out) {
     if (index == stages_.size()) {
         given_ += text.size();
-        if (given_ > 2 * grown_text_limit)
-            return Status(Code::invalid_argument, "decoder: the text grows beyond " + std::to_string(2 * grown_text_limit) + " bytes");
+        AWQ_TRY(check_grown(given_, 2 * grown_text_limit, "decoder"));
         out += text;
         return {};
     }

@@ -112,9 +112,7 @@ Status Normalizer::apply(NormalizedText& text, Regex::Budget& budget) const {
                 break;
             }
         }
-        if (text.text.size() > grown_text_limit)
-            return Status(Code::invalid_argument,
-                          "normalizer: the text grows beyond " + std::to_string(grown_text_limit) + " bytes");
+        AWQ_TRY(check_grown(text.text.size(), grown_text_limit, "normalizer"));
     }
     return {};
 }

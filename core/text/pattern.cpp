@@ -8,6 +8,10 @@ Status charge(Regex::Budget& budget, size_t steps, const char* component) {
     if (budget >= 0) return {};
     return Status(Code::unsupported, std::string(component) + ": gave up after too many steps on this text");
 }
+Status check_grown(size_t bytes, size_t limit, const char* component) {
+    if (bytes <= limit) return {};
+    return Status(Code::invalid_argument, std::string(component) + ": the text grows beyond " + std::to_string(limit) + " bytes");
+}
 
 Pattern Pattern::of(Predicate predicate) {
     Pattern out;
@@ -75,8 +79,7 @@ Result<std::string> Pattern::replace(std::string_view text, std::string_view con
         out += content;
         last = end;
     }));
-    if (out.size() > grown_text_limit)
-        return Status(Code::invalid_argument, "Replace: the text grows beyond " + std::to_string(grown_text_limit) + " bytes");
+    AWQ_TRY(check_grown(out.size(), grown_text_limit, "Replace"));
     out.append(text, last);
     return out;
 }

@@ -15,6 +15,8 @@ struct PatternPart {
 inline constexpr size_t grown_text_limit = size_t{32} << 20;
 // Charges what a component does beside searching, so that hundreds of them in a row cannot take minutes over a long text.
 Status charge(Regex::Budget& budget, size_t steps, const char* component);
+// An error where a component has made more than `limit` bytes of a text.
+Status check_grown(size_t bytes, size_t limit, const char* component);
 
 class Pattern {
 public:

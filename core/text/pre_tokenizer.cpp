@@ -148,9 +148,7 @@ Status PreTokenizer::apply(PreTokenized& words, Regex::Budget& budget) const {
                 }));
                 break;
         }
-        if (words.text.size() > 2 * grown_text_limit)
-            return Status(Code::invalid_argument,
-                          "pre_tokenizer: the text grows beyond " + std::to_string(2 * grown_text_limit) + " bytes");
+        AWQ_TRY(check_grown(words.text.size(), 2 * grown_text_limit, "pre_tokenizer"));
     }
     return {};
 }

@@ -39,8 +39,7 @@ Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_s
         size_t origin = begin == 0 ? unicode::sequence_length(static_cast<uint8_t>(text[0])) : 0;
         NormalizedText part{std::string(text.substr(begin, end - begin)), origin};
         AWQ_TRY(normalizer_.apply(part, budget));
-        if (words.text.size() + part.text.size() > 2 * grown_text_limit)    // the parts together
-            return Status(Code::invalid_argument, "normalizer: the text grows beyond " + std::to_string(2 * grown_text_limit) + " bytes");
+        AWQ_TRY(check_grown(words.text.size() + part.text.size(), 2 * grown_text_limit, "normalizer"));    // the parts together
         return cut_out(normalized_matcher_, part.text, {}, budget, words, [&](size_t from, size_t to) -> Status {
             auto at = static_cast<uint32_t>(words.text.size()), size = static_cast<uint32_t>(to - from);
             words.text.append(part.text, from, size);
