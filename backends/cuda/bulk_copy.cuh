@@ -72,6 +72,23 @@ __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_
                  : "memory");
 #endif
 }
+// Of a ring whose chunks arrive in `parts`, each with a barrier of its own: those on their way, in the order in which they were asked for.
+struct PartsOnWay {
+    int count = 0;
+    int slot = 0, part = 0, phase = 0;  // of the oldest one
+    // Until there are fewer than `most`. full: the ring's barriers.
+    __device__ __forceinline__ void wait_below(int most, uint32_t full, int parts, int slots) {
+#pragma unroll 1
+        while (count >= most) {
+            barrier_wait(full + 8 * (slot * parts + part), phase);
+            count--;
+            if (++part == parts) {
+                part = 0;
+                if (++slot == slots) slot = 0, phase ^= 1;
+            }
+        }
+    }
+};
 // As far as L2 and no further. bytes: a multiple of 16.
 __device__ __forceinline__ void bulk_prefetch(const void* from, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900

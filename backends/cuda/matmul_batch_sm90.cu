@@ -72,8 +72,7 @@ __global__ void __launch_bounds__(bound<Blocks>, 1)
         for (int b = 0; b < Blocks; b++) n += min(max(share.tiles - (2 * b + group) * 4, 0), 4);
         return n;
     };
-    // The same in all lanes: the compiler must know, or it makes a loop of each.
-    const int warp_index = __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0);
+    const int warp_index = uniform_warp();
     if (lane == 0 && warp_index > 0) {  // of the other warps: one thread alone takes some 25 cycles a barrier
         const int index = warp_index - 1;
         for (int i = index; i < max(p.w_slots, p.x_slots); i += threads / 32 - 1) {
@@ -306,17 +305,8 @@ cudaError_t batch_q4(const MatmulContext& context, const Q4Weight& weight, const
     p.window = std::min(p.w_slots, slots_of((tuning.window ? tuning.window : 52) * 1024));
     p.first_window = std::min(p.window, slots_of((tuning.first_window ? tuning.first_window : 36) * 1024));
     // A cluster of one is launched as a cluster, too: st.async is an illegal instruction elsewhere.
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim = {static_cast<unsigned>(plan.cluster), 1, 1};
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(plan.clusters * plan.cluster)), config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = static_cast<size_t>(plan.shared_bytes);
-    config.stream = context.stream;
-    config.attrs = attributes, config.numAttrs = context.pdl ? 2 : 1;
-    return cudaLaunchKernelEx(&config, plan.variant->kernel, map, p);
+    return launch_clusters(context, plan.variant->kernel, plan.cluster, dim3(static_cast<unsigned>(plan.clusters * plan.cluster)), threads,
+                           plan.shared_bytes, map, p);
 }
 
 }  // namespace awq::cuda

@@ -307,8 +307,7 @@ __device__ __forceinline__ void store_tile(const BatchParams& p, int tile, uint3
         half* y = o.y + (at.token + 8 * j) * o.ldy + at.column;
         const bool there = at.there && at.token + 8 * j < o.rows;
         if (o.gated) {
-            auto gate = [&](float v) { return __fdividef(v, 1.0f + __expf(-v * (p.gate_linear + p.gate_cubic * v * v))); };
-            const uint32_t v = transpose8x8(pack_half2(gate(d[4 * j]) * d[4 * j + 2], gate(d[4 * j + 1]) * d[4 * j + 3]));
+            const uint32_t v = gated_pair(p, d + 4 * j);
             if (there) *reinterpret_cast<uint32_t*>(y) = v;
             continue;
         }

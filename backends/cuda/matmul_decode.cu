@@ -205,25 +205,17 @@ struct Producer {
     const uint64_t policy;
     int slot = 0, phase = 1, chunk = 0;  // phase: of `empty`
     int window = p.first_window;
-    int landed_slot = 0, landed_part = 0, landed_phase = 0, on_way = 0;  // the oldest part on its way
+    PartsOnWay on_way;
 
     // asked: for the chunk's copies already.
     __device__ __forceinline__ void put(int64_t first_unit, int units, bool asked = false) {
         if (chunk >= p.slots) barrier_wait(empty + 8 * slot, phase);
         const uint8_t* from = p.w + first_unit * p.unit_bytes;
 #pragma unroll 1
-        for (int part = 0; part < parts; part++, on_way++) {
+        for (int part = 0; part < parts; part++, on_way.count++) {
             if (asked) continue;
             if (window != p.window && barrier_passed(x_there, 0)) window = p.window;
-#pragma unroll 1
-            while (on_way >= window) {
-                barrier_wait(full + 8 * (landed_slot * parts + landed_part), landed_phase);
-                on_way--;
-                if (++landed_part == parts) {
-                    landed_part = 0;
-                    if (++landed_slot == p.slots) landed_slot = 0, landed_phase ^= 1;
-                }
-            }
+            on_way.wait_below(window, full, parts, p.slots);
             ask_for_part(p, ring + (slot * p.warps * p.groups + part * part_units) * p.unit_bytes, from + part * part_units * p.unit_bytes,
                          min(max(units - part * part_units, 0), part_units), full + 8 * (slot * parts + part), policy);
         }
@@ -360,9 +352,7 @@ __global__ void __launch_bounds__((most_warps + 1) * 32, 1) decode_kernel(const 
         float f[8] = {a.x, a.y, b.x, b.y, c.x, c.y, d.x, d.y}, most = 0;
 #pragma unroll
         for (int i = 0; i < 8; i++) f[i] *= w[i] + one, most = fmaxf(most, fabsf(f[i]));
-        const uint32_t exponent = max(__reduce_max_sync(~0u, __float_as_uint(most)) >> 23, 15u);
-        const float up = __uint_as_float((268 - exponent) << 23);
-        inverse = __uint_as_float((exponent - 14) << 23);
+        const float up = into_half_range(most, inverse);
         return make_uint4(pack_half2(f[0] * up, f[1] * up), pack_half2(f[2] * up, f[3] * up), pack_half2(f[4] * up, f[5] * up),
                           pack_half2(f[6] * up, f[7] * up));
     };

@@ -86,6 +86,13 @@ __device__ __forceinline__ half2 as_half2(uint32_t bits) { return *reinterpret_c
 __device__ __forceinline__ uint32_t as_bits(half2 h) { return *reinterpret_cast<uint32_t*>(&h); }
 __device__ __forceinline__ uint32_t pack_half2(float a, float b) { return as_bits(__floats2half2_rn(a, b)); }
 
+// The power of two that brings a warp's values into halves' range, and its inverse. most: a lane's largest, without its sign.
+__device__ __forceinline__ float into_half_range(float most, float& inverse) {
+    const uint32_t exponent = max(__reduce_max_sync(~0u, __float_as_uint(most)) >> 23, 15u);
+    inverse = __uint_as_float((exponent - 14) << 23);
+    return __uint_as_float((268 - exponent) << 23);
+}
+
 // ---- int4 to half. A word of a unit holds one k16 step (pack_q4.h); the nibbles under `mask` become 1024 + q (low
 // nibble of a byte) or 1024 + 16 q (high nibble), exactly.
 template <uint32_t Mask>

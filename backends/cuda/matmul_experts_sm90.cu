@@ -150,8 +150,7 @@ __global__ void __launch_bounds__(threads, 1)
     const int lane = static_cast<int>(threadIdx.x) & 31;
 
     pdl_trigger();
-    const int warp_index = __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0);
-    if (lane == 0) rings.init(p, 1, warp_index);
+    rings.init(p, 1);
     pdl_wait();
     make_list<Wide>(list, p);
     Cursor block;

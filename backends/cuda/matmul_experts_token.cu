@@ -45,8 +45,8 @@ struct Producer {
     const uint32_t ring, full, empty;
     const int slots, unit_bytes;
     const uint64_t policy = stream_policy();
-    int slot = 0, phase = 1, chunk = 0;                                  // phase: of `empty`
-    int landed_slot = 0, landed_part = 0, landed_phase = 0, on_way = 0;  // the oldest part on its way
+    int slot = 0, phase = 1, chunk = 0;  // phase: of `empty`
+    PartsOnWay on_way;
 
     // One chunk of so many units; run(from, count) tells the next run of units that lie side by side.
     const uint8_t* from = nullptr;
@@ -55,16 +55,8 @@ struct Producer {
     __device__ __forceinline__ void put_chunk(int units, Run run) {
         if (chunk >= slots) barrier_wait(empty + 8 * slot, phase);
 #pragma unroll 1
-        for (int part = 0; part < parts; part++, on_way++) {
-#pragma unroll 1
-            while (on_way >= window) {
-                barrier_wait(full + 8 * (landed_slot * parts + landed_part), landed_phase);
-                on_way--;
-                if (++landed_part == parts) {
-                    landed_part = 0;
-                    if (++landed_slot == slots) landed_slot = 0, landed_phase ^= 1;
-                }
-            }
+        for (int part = 0; part < parts; part++, on_way.count++) {
+            on_way.wait_below(window, full, parts, slots);
             const uint32_t bar = full + 8 * (slot * parts + part);
             uint32_t to = ring + (slot * warps + part * part_units) * unit_bytes;
             int count = min(max(units - part * part_units, 0), part_units);

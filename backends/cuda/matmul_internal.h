@@ -49,7 +49,7 @@ inline Output output_of(const MatmulArgs& args, int64_t out, bool gated) {
 }
 inline bool rows_aligned(const half* x, int64_t ldx) { return reinterpret_cast<uintptr_t>(x) % 16 == 0 && ldx % 8 == 0; }
 
-// cluster: CTAs of one.
+// cluster: CTAs of one; 0: not as clusters.
 template <class... Params, class... Args>
 cudaError_t launch_clusters(const MatmulContext& context, void (*kernel)(Params...), int cluster, dim3 grid, int threads,
                             int shared_bytes, Args... args) {
@@ -64,7 +64,7 @@ cudaError_t launch_clusters(const MatmulContext& context, void (*kernel)(Params.
         attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
-    if (cluster > 1) {
+    if (cluster > 0) {
         attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
         attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
     }
@@ -73,7 +73,7 @@ cudaError_t launch_clusters(const MatmulContext& context, void (*kernel)(Params.
 template <class... Params, class... Args>
 cudaError_t launch(const MatmulContext& context, void (*kernel)(Params...), dim3 grid, int threads, int shared_bytes,
                    Args... args) {
-    return launch_clusters(context, kernel, 1, grid, threads, shared_bytes, args...);
+    return launch_clusters(context, kernel, 0, grid, threads, shared_bytes, args...);
 }
 // Raises a kernel's dynamic shared memory limit. All matrix kernels ask for the largest carve-out: two kernels of different
 // carve-outs cannot share an SM, and dependent launch lives from sharing.

@@ -123,8 +123,7 @@ __global__ void __launch_bounds__(threads, 1)
     const int warp = tid >> 5, lane = tid & 31;
 
     pdl_trigger();
-    const int warp_index = __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0);
-    if (lane == 0) rings.init(p, Cluster, warp_index);
+    rings.init(p, Cluster);
     if constexpr (Cluster == 1)
         __syncthreads();
     else
@@ -417,7 +416,7 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     while (limit - p.w_slots * w_bytes < 4 * x_bytes) p.w_slots--;
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / x_bytes);
     const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * x_bytes;
-    return launch_clusters(context, plan.variant->kernel, cluster, dim3(static_cast<unsigned>(p.workers * cluster)), threads,
+    return launch_clusters(context, plan.variant->kernel, cluster > 1 ? cluster : 0, dim3(static_cast<unsigned>(p.workers * cluster)), threads,
                            shared_bytes, map, residual_map, p);
 }
 

@@ -64,6 +64,10 @@ __device__ __forceinline__ void barrier_arrive_at(uint32_t bar, int rank) {
         : "memory");
 }
 
+// The warp's place in the CTA, in a register that the compiler knows to be the same in all lanes: an address of a barrier made with
+// another would have it loop over the lanes.
+__device__ __forceinline__ int uniform_warp() { return __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0); }
+
 struct Ring {
     int slots, slot = 0;
     uint32_t phase;
@@ -85,9 +89,10 @@ struct Rings {
         w_full = shared_address(barriers), w_empty = w_full + 8 * max_slots;
         x_full = w_empty + 8 * max_slots, x_empty = x_full + 8 * max_slots;
     }
-    // By one lane of each warp: one thread alone takes some 25 cycles a barrier. warp: of the CTA, in a register that is the same in all
-    // lanes (or the compiler makes a loop over the lanes of each). x_readers: the CTAs that give a slot of X back.
-    __device__ __forceinline__ void init(const Product& p, int x_readers, int warp) const {
+    // By all threads: one thread alone takes some 25 cycles a barrier. x_readers: the CTAs that give a slot of X back.
+    __device__ __forceinline__ void init(const Product& p, int x_readers) const {
+        const int warp = uniform_warp();
+        if ((threadIdx.x & 31) != 0) return;
         for (int i = warp; i < max(p.w_slots, p.x_slots); i += threads / 32) {
             if (i < p.w_slots) {
                 barrier_init(w_full + 8 * i, 1);
@@ -189,6 +194,12 @@ __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& 
 }
 #endif
 
+// Of a gated tile's fragment: act(gate) * up, two channels of one token a lane.
+__device__ __forceinline__ uint32_t gated_pair(const Product& p, const float* d) {
+    auto gate = [&](float v) { return __fdividef(v, 1.0f + __expf(-v * (p.gate_linear + p.gate_cubic * v * v))); };
+    return transpose8x8(pack_half2(gate(d[0]) * d[2], gate(d[1]) * d[3]));
+}
+
 // A warp's sums of 16 slots x TN tokens, the first of them `token`, to y; `mine`: the octets of tokens to be stored. Only outputs
 // that can be stored in whole words come here (wgmma_fits), and the code is kept small: it is unrolled over the tokens, and one
 // that outgrows the instruction cache costs microseconds. Alone: there is no bias and no residual.
@@ -202,11 +213,10 @@ __device__ __forceinline__ void store_block(const Product& p, int tile, int toke
         const int channel = tile * 8 + 2 * t;
         half* y = o.y + token * o.ldy + channel;
         const bool there = channel < o.out / 2;
-        auto gate = [&](float v) { return __fdividef(v, 1.0f + __expf(-v * (p.gate_linear + p.gate_cubic * v * v))); };
 #pragma unroll
         for (int j = 0; j < TN / 8; j++, token += 8, y += 8 * o.ldy) {
             if (!(mine >> j & 1)) continue;
-            uint32_t v = transpose8x8(pack_half2(gate(d[4 * j]) * d[4 * j + 2], gate(d[4 * j + 1]) * d[4 * j + 3]));
+            const uint32_t v = gated_pair(p, d + 4 * j);
             if (there && token < rows) *reinterpret_cast<uint32_t*>(y) = v;
         }
         return;

@@ -99,9 +99,8 @@ __device__ __forceinline__ void find_logits(const RouteArgs& args, const uint8_t
             f[i] *= norm[i] + one;
             most = fmaxf(most, fabsf(f[i]));
         }
-        // To halves' range by a power of two, as in matmul_decode.cu.
-        const uint32_t exponent = max(__reduce_max_sync(~0u, __float_as_uint(most)) >> 23, 15u);
-        const float up = __uint_as_float((268 - exponent) << 23), down = __uint_as_float((exponent - 14) << 23);
+        float down;
+        const float up = into_half_range(most, down);
 #pragma unroll
         for (int i = 0; i < 8; i++) f[i] *= up;
         uint8_t* at = x_shared + base * 2;
