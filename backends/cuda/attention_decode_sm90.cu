@@ -32,6 +32,9 @@ struct Shared {
 };
 template <int blocks>
 constexpr int page_bytes = page_size* blocks * 32 * static_cast<int>(sizeof(__half));
+// So many pages of a block are on their way at once: with all of them, some multiprocessors get theirs long after the others.
+template <int blocks>
+constexpr int pages_on_way = 64 * 1024 / page_bytes<blocks>;
 template <int blocks>
 constexpr int ring_offset = (static_cast<int>(sizeof(Shared<blocks>)) + 127) / 128 * 128;
 
@@ -83,7 +86,8 @@ __device__ __forceinline__ bool produce(const AttentionCall& call, int sequence,
     if (static_cast<int>(blockIdx.y) >= share.used) return false;
     asm volatile("bar.arrive 2, %0;" ::"n"(threads + 32) : "memory");
     const int64_t to_values = static_cast<int64_t>(call.cache.kv_heads) * (page_bytes<blocks> / sizeof(__half));
-    Slot slot{0, 1};
+    Slot slot{0, 1}, oldest;
+    int on_way = 0;
     for (int chunk = share.first; chunk < share.last; chunk += chunk_pages) {
         const int pages = min(chunk_pages, share.last - chunk);
         for (int i = 0; i < 2 * pages; i++) {
@@ -92,6 +96,12 @@ __device__ __forceinline__ bool produce(const AttentionCall& call, int sequence,
             if (lane == 0) {
                 if (at >= 128) id = table[at];
                 const __half* from = call.cache.keys(id, kv_head) + (i < pages ? 0 : to_values);
+                if (on_way == pages_on_way<blocks>) {
+                    barrier_wait(full + 8 * oldest.index, oldest.phase);
+                    oldest.next(slots);
+                } else {
+                    on_way++;
+                }
                 barrier_wait(empty + 8 * slot.index, slot.phase);
                 barrier_expect(full + 8 * slot.index, page_bytes<blocks>);
                 bulk_copy(ring + slot.index * page_bytes<blocks>, from, page_bytes<blocks>, full + 8 * slot.index);

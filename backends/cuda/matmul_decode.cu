@@ -7,7 +7,7 @@
 //
 // What a product loses it loses at its ends, where memory rests: from the last weights that a CTA asks for to the first of the next
 // product's. So the first chunk is asked for before all else, and the last act is to ask for some of the next product's
-// weights, as far as L2.
+// weights, as far as L2: for more and more of them while x is not there, as behind attention.
 //
 // No more than `window` parts of chunks are on their way at once, however deep the ring is: a longer queue in front of memory
 // delays the x and the y of everybody, a shorter one starves. (34 KB an SM on an H100 until x is there, then 51: docs/experiments.md.)
@@ -28,8 +28,9 @@ constexpr int most_warps = 16, most_rows = 8, most_slots = 12;
 constexpr int x_pitch = unit_columns * 2 + 16;  // bytes of a row's columns of one unit: ldmatrix meets no bank twice
 constexpr int pass_tiles = 2;                   // tiles that a warp takes with the same columns of x, where K needs several steps
 constexpr int part_units = 8, parts = most_warps / part_units;  // a chunk arrives in parts
-// Of the next product's weights, so much a CTA on its way into L2 at the end: more takes bandwidth from CTAs that are behind.
-constexpr int next_bytes = 12 * 1024;
+// Of the next product's weights, so much a CTA on its way into L2 at the end: more takes bandwidth from CTAs that are behind. But where
+// x is late, another so much every so many cycles: some 6 TB/s of all CTAs, of which half are still busy.
+constexpr int next_bytes = 12 * 1024, most_next_bytes = 256 * 1024, next_cycles = 450;
 constexpr int spare = 20 * 1024;                                // for attention's blocks beside a product's
 
 // What a kernel needs first stands first, as whole words: until the first weights are asked for, memory rests.
@@ -50,9 +51,8 @@ struct Params {
     float eps, inverse_in;
     bool plus_one;
     Output output;
-    // What the product after this one begins with: a CTA's share of its weights, of which so many bytes are asked for.
-    const uint8_t* next_w;
-    int32_t next_chunk_bytes, next_bytes, next_each, next_longer, next_grid;
+    const uint8_t* next_w;  // what the product after this one begins with: a CTA's share of its weights
+    int32_t next_chunk_bytes, next_each, next_longer, next_grid;
 };
 
 // Tiles (times groups) whose sums are joined at once. Each warp has room for two such rounds behind its x.
@@ -237,11 +237,22 @@ struct Producer {
         }
     }
     // Memory would rest from here on until the next product has started: let it bring that one's first weights as far as L2.
-    __device__ __forceinline__ void ask_for_next(int block) const {
+    __device__ __forceinline__ void ask_for_next(int block) {
         if (block >= p.next_grid) return;
         const uint8_t* from = p.next_w + static_cast<int64_t>(block * p.next_each + min(block, p.next_longer)) * p.next_chunk_bytes;
-        const int bytes = min((p.next_each + (block < p.next_longer)) * p.next_chunk_bytes, p.next_bytes);
-        if (bytes > 0) bulk_prefetch(from, static_cast<uint32_t>(bytes));
+        int left = min((p.next_each + (block < p.next_longer)) * p.next_chunk_bytes, most_next_bytes);
+        auto ask = [&] {
+            const int bytes = min(left, next_bytes);
+            if (bytes > 0) bulk_prefetch(from, static_cast<uint32_t>(bytes));
+            from += bytes, left -= bytes;
+        };
+        ask();
+        on_way.wait_below(1, full, parts, p.slots);  // this product's own come first
+        while (left > 0 && !barrier_passed(x_there, 0)) {
+            ask();
+            for (const long long now = clock64(); clock64() - now < next_cycles && !barrier_passed(x_there, 0);) {
+            }
+        }
     }
 };
 
@@ -616,7 +627,6 @@ cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, cons
         const Division shares = divide_tiles(context.device, next->layout, its);
         p.next_w = static_cast<const uint8_t*>(next->data);
         p.next_chunk_bytes = static_cast<int32_t>(next->layout.units() * next->layout.unit_bytes()) * its.groups;
-        p.next_bytes = next_bytes;
         p.next_each = shares.each, p.next_longer = shares.longer;
         p.next_grid = shares.grid - (next->layout.tiles() % its.groups ? 1 : 0);  // the last share may be shorter than a chunk
     }
