@@ -6,10 +6,10 @@
 // columns of sums that nobody stores.
 //
 // How many rows an expert has is known on the device only. Every CTA makes the same list of work from `begin`: experts in the
-// order of their rows, the most first; for each its blocks of 128 rows of W, and next to each other a block's blocks of tokens,
-// so that they read the same weights at about the same time. How many tokens a block may have is chosen so that the CTAs' waves
-// cost least; an expert's are cut evenly, and the wgmma of a block is as wide as its tokens ask for. CTAs are persistent and take
-// the blocks in waves, every second one in reverse: who had the largest block of one wave has the smallest of the next. Blocks
+// order of their blocks' tokens, the most first; for each its blocks of 128 rows of W, and next to each other a block's blocks of
+// tokens, so that they read the same weights at about the same time. How many tokens a block may have is chosen so that the CTAs'
+// waves cost least; an expert's are cut evenly, and the wgmma of a block is as wide as its tokens ask for. CTAs are persistent and
+// take the blocks in waves, every second one in reverse: who had the largest block of one wave has the smallest of the next. Blocks
 // are not cut along K.
 #include "backends/cuda/matmul_prefill_sm90.cuh"
 
@@ -20,20 +20,12 @@ using namespace sm90;
 
 constexpr int max_experts = 256;
 
-// How wide, in tokens, a block's wgmmas can be: 128, 144, .. 192, or 32, 64, 80, 96, 112. Two kernels of five, because the
-// compiler finds no registers for one with six.
-constexpr int widths = 5, step = 16;
-template <bool Wide>
-__host__ __device__ constexpr int width_of(int i) {
-    return Wide ? 128 + step * i : i == 0 ? 32 : 48 + step * i;
-}
-constexpr int widest = width_of<true>(widths - 1), widest_narrow = width_of<false>(widths - 1);
+// How wide, in tokens, a block's wgmmas can be: 32, 64, 80, .. 192. The wide ones, from 128 on, are done with before the others
+// begin: the compiler finds no registers for a switch over more than five.
+constexpr int widths = 10, narrow_widths = 5, step = 16;
+__host__ __device__ constexpr int width_of(int i) { return i == 0 ? 32 : 48 + step * i; }
 // The least that is enough.
-template <bool Wide>
-__device__ __forceinline__ int width_for(int tokens) {
-    if (tokens <= width_of<Wide>(0)) return 0;
-    return max(1, (tokens - (Wide ? 128 : 48) + step - 1) / step);
-}
+__device__ __forceinline__ int width_for(int tokens) { return tokens <= 32 ? 0 : max(1, (tokens - 48 + step - 1) / step); }
 
 // X in boxes of 64 columns and as many rows as each width has.
 struct Maps {
@@ -44,39 +36,55 @@ struct Params : Product {
     const int32_t* begin;  // see ExpertRows
     int64_t expert_bytes;
     int expert_count;
+    int widths;  // the first ones, of which a block's is one
+    int x_bytes;  // of a slot: the widest's
 };
 
 // In shared memory: which blocks there are.
 struct WorkList {
     int size[max_experts];       // rows of expert e
-    int order[max_experts];      // experts, most rows first
+    int order[max_experts];      // experts, those with the most tokens a block first
     int begin[max_experts];      // first row of the expert at that place of the order
     int first[max_experts + 1];  // number of its first block
     int max_tokens;              // of a block
-    int cost[widths];            // of each choice
+    float cost[widths];          // of each choice
 };
 
 template <int N>
 struct Width {};
 
-__device__ __forceinline__ int token_blocks(int rows, int max_tokens) { return (rows + max_tokens - 1) / max_tokens; }
-
-// What the waves cost if blocks have up to max_tokens tokens; by one warp. A block's time grows with its tokens from about 128
-// on, below that turning its weights into halves takes the most of it (cost_of in matmul_prefill_sm90.cu).
-template <bool Wide>
-__device__ __forceinline__ int cost_of_waves(const WorkList& list, const Params& p, int max_tokens) {
-    int blocks = 0, most = 0;
-    for (int e = static_cast<int>(threadIdx.x) & 31; e < p.expert_count; e += 32) {
-        blocks += token_blocks(list.size[e], max_tokens);
-        most = max(most, list.size[e]);
+// An expert's rows in blocks of up to max_tokens: as many tokens each, in whole steps, the last block maybe fewer.
+struct Cut {
+    int blocks = 0, each = 0;
+    __device__ __forceinline__ Cut(int rows, int max_tokens) {
+        if (rows == 0) return;
+        blocks = (rows + max_tokens - 1) / max_tokens;
+        each = ((rows + blocks - 1) / blocks + step - 1) / step * step;
     }
-    blocks = __reduce_add_sync(~0u, blocks) * p.row_blocks, most = __reduce_max_sync(~0u, most);
-    const int width = width_of<Wide>(width_for<Wide>(min(max_tokens, most))), ctas = static_cast<int>(gridDim.x);
-    return (blocks + ctas - 1) / ctas * (width < 128 ? 700 + 6 * width : 11 * width);
+};
+
+// A block's time, of its own unit: it grows with its tokens from about 128 on, below that turning its weights into halves takes the
+// most of it (cost_of in matmul_prefill_sm90.cu).
+__device__ __forceinline__ int cost_of_block(int tokens) {
+    const int width = width_of(width_for(tokens));
+    return width < 128 ? 700 + 6 * width : 11 * width;
+}
+// What the waves cost if blocks have up to max_tokens tokens; by one warp. The last wave, of the smallest blocks, may not be full.
+__device__ __forceinline__ float cost_of_waves(const WorkList& list, const Params& p, int max_tokens) {
+    int blocks = 0, cost = 0, least = INT32_MAX;
+    for (int e = static_cast<int>(threadIdx.x) & 31; e < p.expert_count; e += 32) {
+        const Cut cut(list.size[e], max_tokens);
+        if (cut.blocks == 0) continue;
+        const int one = cost_of_block(cut.each);
+        blocks += cut.blocks, cost += cut.blocks * one, least = min(least, one);
+    }
+    blocks = __reduce_add_sync(~0u, blocks) * p.row_blocks;
+    cost = __reduce_add_sync(~0u, cost), least = __reduce_min_sync(~0u, least);
+    const int ctas = static_cast<int>(gridDim.x), idle = (ctas - blocks % ctas) % ctas;
+    return static_cast<float>(cost) * static_cast<float>(p.row_blocks) + static_cast<float>(idle) * static_cast<float>(least);
 }
 
 // By all threads of the CTA.
-template <bool Wide>
 __device__ __forceinline__ void make_list(WorkList& list, const Params& p) {
     const int e = static_cast<int>(threadIdx.x);
     int begin = 0, size = 0;
@@ -85,27 +93,27 @@ __device__ __forceinline__ void make_list(WorkList& list, const Params& p) {
         size = list.size[e] = __ldcg(p.begin + e + 1) - begin;
     }
     __syncthreads();
-    int place = 0;
-    if (e < p.expert_count) {
-        for (int i = 0; i < p.expert_count; i++) place += list.size[i] > size || (list.size[i] == size && i < e);
-        list.order[place] = e;
-        list.begin[place] = begin;
-    }
-    if (const int warp = e >> 5; warp < widths) {
-        const int cost = cost_of_waves<Wide>(list, p, width_of<Wide>(warp));
+    if (const int warp = e >> 5; warp < p.widths) {
+        const float cost = cost_of_waves(list, p, width_of(warp));
         if ((e & 31) == 0) list.cost[warp] = cost;
     }
     __syncthreads();
-    int best = widths - 1;
-    for (int i = widths - 2; i >= 0; i--)
+    int best = p.widths - 1;
+    for (int i = p.widths - 2; i >= 0; i--)
         if (list.cost[i] < list.cost[best]) best = i;
-    const int max_tokens = width_of<Wide>(best);
+    const int max_tokens = width_of(best);
     if (e == 0) list.max_tokens = max_tokens;
+    const Cut cut(size, max_tokens);
+    int place = 0, before = 0;
     if (e < p.expert_count) {
-        int before = 0;
-        for (int i = 0; i < place; i++) before += token_blocks(list.size[list.order[i]], max_tokens);
+        for (int i = 0; i < p.expert_count; i++) {
+            const Cut other(list.size[i], max_tokens);
+            if (other.each > cut.each || (other.each == cut.each && i < e)) place++, before += other.blocks;
+        }
+        list.order[place] = e;
+        list.begin[place] = begin;
         list.first[place] = before * p.row_blocks;
-        if (place == p.expert_count - 1) list.first[place + 1] = (before + token_blocks(size, max_tokens)) * p.row_blocks;
+        if (place == p.expert_count - 1) list.first[place + 1] = (before + cut.blocks) * p.row_blocks;
     }
     __syncthreads();
 }
@@ -115,6 +123,7 @@ __device__ __forceinline__ void make_list(WorkList& list, const Params& p) {
 struct Cursor {
     int wave = 0, at = 0;
     int expert = 0, row_block = 0, token = 0, tokens = 0;  // the block: expert, block of W's rows, first row of X, rows of X
+    int width = 0;
     __device__ __forceinline__ bool next(const WorkList& list, const Params& p) {
         const int ctas = static_cast<int>(gridDim.x), me = static_cast<int>(blockIdx.x);
         const int total = list.first[p.expert_count];
@@ -126,33 +135,35 @@ struct Cursor {
         } while (block >= total);
         while (list.first[at + 1] <= block) at++;
         expert = list.order[at];
-        const int size = list.size[expert], blocks = token_blocks(size, list.max_tokens);
-        const int each = ((size + blocks - 1) / blocks + step - 1) / step * step;
-        const int local = block - list.first[at], part = local % blocks;
-        row_block = local / blocks;
-        token = list.begin[at] + part * each;
-        tokens = min(each, size - part * each);
+        const int size = list.size[expert];
+        const Cut cut(size, list.max_tokens);
+        const int local = block - list.first[at], part = local % cut.blocks;
+        row_block = local / cut.blocks;
+        token = list.begin[at] + part * cut.each;
+        tokens = min(cut.each, size - part * cut.each);
+        width = width_for(tokens);
+        if (width_for(cut.each) >= narrow_widths) width = max(width, narrow_widths);  // an expert's blocks are all wide or all narrow
         return true;
     }
 };
 #endif
 
 // Groups: 2 for 128 columns a group; 8 serves every size.
-template <int Groups, bool IntegerZeros, bool Wide>
+template <int Groups, bool IntegerZeros>
 __global__ void __launch_bounds__(threads, 1)
     experts_kernel(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint8_t raw[];
     __shared__ __align__(16) uint64_t barriers[4 * max_slots];
     __shared__ WorkList list;
-    const Rings rings(raw, barriers, p, (Wide ? widest : widest_narrow) * 128);
+    const Rings rings(raw, barriers, p, p.x_bytes);
     const int warpgroup = static_cast<int>(threadIdx.x) >> 7, warp = static_cast<int>(threadIdx.x) >> 5 & 3;
     const int lane = static_cast<int>(threadIdx.x) & 31;
 
     pdl_trigger();
     rings.init(p, 1);
     pdl_wait();
-    make_list<Wide>(list, p);
+    make_list(list, p);
     Cursor block;
     if (warpgroup == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -165,12 +176,11 @@ __global__ void __launch_bounds__(threads, 1)
         } else if (warp == 1 && lane == 0) {
             Ring ring(p.x_slots, 1);
             while (block.next(list, p)) {
-                const int width = width_for<Wide>(block.tokens);
-                const uint32_t bytes = width_of<Wide>(width) * 128;
+                const uint32_t bytes = width_of(block.width) * 128;
                 for (int span = 0; span < p.units * 4; span++) {
                     barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
                     barrier_expect(rings.x_full + 8 * ring.slot, bytes);
-                    load_tile(rings.x + ring.slot * rings.x_bytes, &maps.of[width], span * 64, block.token,
+                    load_tile(rings.x + ring.slot * rings.x_bytes, &maps.of[block.width], span * 64, block.token,
                               rings.x_full + 8 * ring.slot);
                     ring.next();
                 }
@@ -181,22 +191,28 @@ __global__ void __launch_bounds__(threads, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int my_tile = (warpgroup - 1) * 4 + warp;
     Ring wr(p.w_slots, 0), xr(p.x_slots, 0);
-    while (block.next(list, p)) {
-        auto multiply = [&]<int N>(Width<N>) {
-            float d[N / 2];
+    auto multiply = [&]<int N>(Width<N>) {
+        float d[N / 2];
 #pragma unroll
-            for (float& sum : d) sum = 0.0f;
-            multiply_units<N, Groups, IntegerZeros, 1>(d, rings, wr, xr, p, my_tile, lane, 0, p.units);
-            store_block<N, true>(p, block.row_block * block_tiles + my_tile, block.token, block.token + block.tokens, ~0u, d);
-        };
-        switch (width_for<Wide>(block.tokens)) {
-            case 0: multiply(Width<width_of<Wide>(0)>()); break;
-            case 1: multiply(Width<width_of<Wide>(1)>()); break;
-            case 2: multiply(Width<width_of<Wide>(2)>()); break;
-            case 3: multiply(Width<width_of<Wide>(3)>()); break;
-            default: multiply(Width<width_of<Wide>(4)>()); break;
+        for (float& sum : d) sum = 0.0f;
+        multiply_units<N, Groups, IntegerZeros, 1>(d, rings, wr, xr, p, my_tile, lane, 0, p.units);
+        store_block<N, true>(p, block.row_block * block_tiles + my_tile, block.token, block.token + block.tokens, ~0u, d);
+    };
+    bool more = block.next(list, p);
+    for (; more && block.width >= narrow_widths; more = block.next(list, p)) switch (block.width) {
+            case 5: multiply(Width<width_of(5)>()); break;
+            case 6: multiply(Width<width_of(6)>()); break;
+            case 7: multiply(Width<width_of(7)>()); break;
+            case 8: multiply(Width<width_of(8)>()); break;
+            default: multiply(Width<width_of(9)>()); break;
         }
-    }
+    for (; more; more = block.next(list, p)) switch (block.width) {
+            case 0: multiply(Width<width_of(0)>()); break;
+            case 1: multiply(Width<width_of(1)>()); break;
+            case 2: multiply(Width<width_of(2)>()); break;
+            case 3: multiply(Width<width_of(3)>()); break;
+            default: multiply(Width<width_of(4)>()); break;
+        }
 #endif
 }
 
@@ -218,21 +234,14 @@ __global__ void __launch_bounds__(256)
 using ExpertsKernel = void (*)(Maps, Params);
 struct Variant {
     int groups;  // 8: any
-    bool integer_zeros, wide;
+    bool integer_zeros;
     ExpertsKernel kernel;
 };
-const Variant variants[] = {
-    {2, true, false, experts_kernel<2, true, false>},
-    {2, true, true, experts_kernel<2, true, true>},
-    {8, true, true, experts_kernel<8, true, true>},
-    {8, false, true, experts_kernel<8, false, true>},
-};
-// Blocks wide enough for most experts' rows in one.
-const Variant& variant_of(const Q4Layout& layout, int rows, int experts) {
-    const int groups = layout.group == 128 && layout.integer_zeros ? 2 : 8;
-    const bool wide = groups == 8 || rows > 96 * experts;
+const Variant variants[] = {{2, true, experts_kernel<2, true>}, {8, true, experts_kernel<8, true>}, {8, false, experts_kernel<8, false>}};
+// The first that serves the layout.
+const Variant& variant_of(const Q4Layout& layout) {
     for (const Variant& v : variants)
-        if (v.groups == groups && v.integer_zeros == layout.integer_zeros && v.wide == wide) return v;
+        if (v.integer_zeros == layout.integer_zeros && (v.groups == 8 || layout.group == 128)) return v;
     return variants[0];
 }
 constexpr int dynamic_limit = shared_limit - static_cast<int>(sizeof(WorkList)) / 1024 * 1024 - 1024;
@@ -268,21 +277,19 @@ cudaError_t experts_q4(const MatmulContext& context, const Q4Weight& weight, con
     static_cast<Product&>(p) = product_of(weight, args);
     p.begin = rows.begin;
     p.expert_bytes = layout.bytes(), p.expert_count = weight.experts;
-    const Variant& variant = variant_of(layout, args.rows, weight.experts);
+    p.widths = rows.most <= width_of(narrow_widths - 1) ? narrow_widths : widths;
+    p.x_bytes = width_of(p.widths - 1) * 128;
     Maps maps;
-    for (int i = 0; i < widths; i++) {
-        const int tokens = variant.wide ? width_of<true>(i) : width_of<false>(i);
-        if (cudaError_t error = map_rows(context.device, x, layout.in, args.rows, ldx, tokens, &maps.of[i])) return error;
-    }
-    const int limit = dynamic_limit - 1024, w_bytes = block_tiles * p.unit_bytes,
-              x_bytes = (variant.wide ? widest : widest_narrow) * 128;
-    p.w_slots = variant.wide ? 4 : 6;  // narrow blocks wait for weights, wide ones for X
-    while (limit - p.w_slots * w_bytes < 4 * x_bytes) p.w_slots--;
-    p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / x_bytes);
-    const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * x_bytes;
+    for (int i = 0; i < widths; i++)
+        if (cudaError_t error = map_rows(context.device, x, layout.in, args.rows, ldx, width_of(i), &maps.of[i])) return error;
+    const int limit = dynamic_limit - 1024, w_bytes = block_tiles * p.unit_bytes;
+    p.w_slots = p.widths == widths ? 4 : 6;  // narrow blocks wait for weights, wide ones for X
+    while (limit - p.w_slots * w_bytes < 4 * p.x_bytes) p.w_slots--;
+    p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / p.x_bytes);
+    const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * p.x_bytes;
     const int64_t blocks = static_cast<int64_t>(p.row_blocks) * std::min(args.rows, weight.experts + args.rows / 32);
     const auto ctas = static_cast<unsigned>(std::min<int64_t>(context.device.sm_count, blocks));
-    return launch(context, variant.kernel, dim3(ctas), threads, shared_bytes, maps, p);
+    return launch(context, variant_of(layout).kernel, dim3(ctas), threads, shared_bytes, maps, p);
 }
 
 }  // namespace awq::cuda
