@@ -88,6 +88,9 @@ Status attention_decode(Context& context, const AttentionCall& call, int max_row
 bool can_decode_pages(const Context& context, const AttentionCall& call);
 Status attention_decode_pages(Context& context, const AttentionCall& call, int sequences);
 Status attention_prefill(Context& context, const AttentionCall& call, int sequences);
+// By wgmma (sm_90a), and whether it takes the call.
+bool can_prefill_wgmma(const Context& context, const AttentionCall& call);
+Status attention_prefill_wgmma(Context& context, const AttentionCall& call, int sequences);
 
 // Floats of one split of a tile: sums, maximum and denominator of each row.
 inline int64_t partial_floats(int rows, int head_dim) { return static_cast<int64_t>(rows) * (head_blocks(head_dim) * 32 + 2); }
@@ -165,11 +168,12 @@ __device__ __forceinline__ void position_range(const AttentionCall& call, const 
 
 // Counts the blocks of a tile; true in all threads of the last one, which then sees what the others wrote. One thread's release
 // and acquire serve the block: `sync`, its barrier, lies before and behind them.
+// first: the thread that counts.
 template <class Sync>
-__device__ __forceinline__ bool last_to_arrive(unsigned* counter, int count, Sync sync) {
+__device__ __forceinline__ bool last_to_arrive(unsigned* counter, int count, Sync sync, int first = 0) {
     __shared__ bool last;
     sync();
-    if (threadIdx.x == 0) {
+    if (static_cast<int>(threadIdx.x) == first) {
         unsigned before;
         asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
         last = before == static_cast<unsigned>(count) - 1;
@@ -193,20 +197,20 @@ __device__ __forceinline__ bool last_warp_to_arrive(unsigned* counter, int count
 }
 
 // Joins the splits of a tile (32 at most), in their order. partial: [splits][sums [tile_rows][width], maxima [tile_rows], sums of
-// exponentials]. `weights`: shared memory for 33 floats a row.
-template <int width>
+// exponentials]. `weights`: shared memory for 33 floats a row. By so many threads, of which this is one; `sync`: their barrier.
+template <int width, class Sync>
 __device__ void join_splits(const AttentionCall& call, const Tile& tile, const float* partial, int splits, int tile_rows,
-                            float* weights) {
+                            float* weights, int thread, int threads, Sync sync) {
     const int64_t stride = static_cast<int64_t>(tile_rows) * (width + 2);
-    const int dim = call.cache.head_dim, lane = threadIdx.x % 32;
-    for (int row = threadIdx.x / 32; row < tile.rows; row += blockDim.x / 32) {
+    const int dim = call.cache.head_dim, lane = thread % 32;
+    for (int row = thread / 32; row < tile.rows; row += threads / 32) {
         const float* at = partial + lane * stride + static_cast<int64_t>(tile_rows) * width + row;
         float top = lane < splits ? __ldcg(at) : -INFINITY, sum = lane < splits ? __ldcg(at + tile_rows) : 0;
         float weight = fast_exp2(top - warp_max(top));
         weights[row * 33 + lane] = weight / warp_sum(weight * sum);
     }
-    __syncthreads();
-    for (int e = threadIdx.x * 4; e < tile.rows * width; e += blockDim.x * 4) {
+    sync();
+    for (int e = thread * 4; e < tile.rows * width; e += threads * 4) {
         int row = e / width, d = e % width;
         if (d >= dim) continue;
         float x[4] = {};

@@ -276,8 +276,9 @@ __global__ void __launch_bounds__(warps * 32, (blocks <= 4 ? 16 : 8) / warps) de
             }
         }
     }
-    if (used > 1 && last_to_arrive(call.counters + tile.id, used, [] { __syncthreads(); }))
-        join_splits<width>(call, tile, partials, used, decode_tile, sums);
+    auto sync = [] { __syncthreads(); };
+    if (used > 1 && last_to_arrive(call.counters + tile.id, used, sync))
+        join_splits<width>(call, tile, partials, used, decode_tile, sums, threadIdx.x, blockDim.x, sync);
 }
 
 template <int blocks, int warps>

@@ -87,6 +87,7 @@ __device__ __forceinline__ bool produce(const AttentionCall& call, int sequence,
     asm volatile("bar.arrive 2, %0;" ::"n"(threads + 32) : "memory");
     const int64_t to_values = static_cast<int64_t>(call.cache.kv_heads) * (page_bytes<blocks> / sizeof(__half));
     Slot slot{0, 1}, oldest;
+    const int most = min(pages_on_way<blocks>, slots);  // parity tells two phases apart
     int on_way = 0;
     for (int chunk = share.first; chunk < share.last; chunk += chunk_pages) {
         const int pages = min(chunk_pages, share.last - chunk);
@@ -96,7 +97,7 @@ __device__ __forceinline__ bool produce(const AttentionCall& call, int sequence,
             if (lane == 0) {
                 if (at >= 128) id = table[at];
                 const __half* from = call.cache.keys(id, kv_head) + (i < pages ? 0 : to_values);
-                if (on_way == pages_on_way<blocks>) {
+                if (on_way == most) {
                     barrier_wait(full + 8 * oldest.index, oldest.phase);
                     oldest.next(slots);
                 } else {

@@ -206,8 +206,10 @@ __global__ void __launch_bounds__(Prefill<blocks>::threads) prefill_kernel(const
         }
     }
     // The stages are free by now: every copy has been awaited but empty ones, and last_to_arrive waits for all threads.
-    if (used > 1 && last_to_arrive(call.counters + tile.id, used, [] { __syncthreads(); }))
-        join_splits<width>(call, tile, partials, used, P::tile_rows, reinterpret_cast<float*>(shared + P::q_bytes));
+    auto sync = [] { __syncthreads(); };
+    if (used > 1 && last_to_arrive(call.counters + tile.id, used, sync))
+        join_splits<width>(call, tile, partials, used, P::tile_rows, reinterpret_cast<float*>(shared + P::q_bytes), threadIdx.x, P::threads,
+                           sync);
 }
 
 template <int blocks>
@@ -223,6 +225,7 @@ Status launch_prefill(Context& context, const AttentionCall& call, int sequences
 
 // Rows of a tile: prefill_rows(head_dim).
 Status attention_prefill(Context& context, const AttentionCall& call, int sequences) {
+    if (can_prefill_wgmma(context, call)) return attention_prefill_wgmma(context, call, sequences);
     switch (head_blocks(call.cache.head_dim)) {
         case 1: return launch_prefill<1>(context, call, sequences);
         case 2: return launch_prefill<2>(context, call, sequences);

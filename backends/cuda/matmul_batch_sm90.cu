@@ -220,7 +220,7 @@ cudaError_t map_panels(const MatmulDevice& device, const MatmulArgs& args, int64
     const cuuint64_t sizes[3] = {panel, static_cast<cuuint64_t>(args.rows), static_cast<cuuint64_t>(in / panel)};
     const cuuint64_t strides[2] = {static_cast<cuuint64_t>(args.ldx) * 2, panel * 2};
     const cuuint32_t box[3] = {panel, static_cast<cuuint32_t>(tokens), unit_columns / panel};
-    return encode_map(device, args.x, 3, sizes, strides, box, map);
+    return encode_map(device.encode_tensor_map, args.x, 3, sizes, strides, box, map);
 }
 
 BatchPlan plan_cluster(const MatmulDevice& device, const Q4Layout& layout, int rows, int cluster) {

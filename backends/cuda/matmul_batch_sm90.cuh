@@ -100,13 +100,6 @@ struct WeightSender {
     }
 };
 
-// A unit's columns of all tokens, by one instruction: panel by panel.
-__device__ __forceinline__ void load_panels(uint32_t to, const CUtensorMap* map, int panel, uint32_t bar) {
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %2, %3}], [%4];" ::"r"(to),
-        "l"(map), "r"(0), "r"(panel), "r"(bar)
-        : "memory");
-}
 // One lane. Where the warpgroups take units in turn, so do their slots.
 __device__ __forceinline__ void send_x(const BatchParams& p, const Share& share, const Slots& s, const CUtensorMap* map) {
     Ring ring(p.x_slots, 1);
@@ -115,7 +108,7 @@ __device__ __forceinline__ void send_x(const BatchParams& p, const Share& share,
             const uint32_t bar = s.x_full + 8 * ring.slot;
             barrier_wait(s.x_empty + 8 * ring.slot, ring.phase);
             barrier_expect(bar, static_cast<uint32_t>(s.x_bytes));
-            load_panels(s.x + ring.slot * s.x_bytes, map, (share.first_unit + unit) * (unit_columns / panel), bar);
+            load_box(s.x + ring.slot * s.x_bytes, map, 0, 0, (share.first_unit + unit) * (unit_columns / panel), bar);  // panel by panel
         }
 }
 

@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(threads, 1)
                 for (int span = 0; span < p.units * 4; span++) {
                     barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
                     barrier_expect(rings.x_full + 8 * ring.slot, bytes);
-                    load_tile(rings.x + ring.slot * rings.x_bytes, &maps.of[block.width], span * 64, block.token,
+                    load_box(rings.x + ring.slot * rings.x_bytes, &maps.of[block.width], span * 64, block.token,
                               rings.x_full + 8 * ring.slot);
                     ring.next();
                 }

@@ -54,11 +54,11 @@ __global__ void __launch_bounds__(threads, 1)
             const int blocks = min(2, last - block);
             barrier_expect(full + 8 * stage, static_cast<uint32_t>(blocks * w_bytes + x_bytes));
             for (int i = 0; i < blocks; i++)
-                load_tile(base + stage * stage_bytes + i * w_bytes, &w_map, step * stage_columns, (block + i) * block_rows,
+                load_box(base + stage * stage_bytes + i * w_bytes, &w_map, step * stage_columns, (block + i) * block_rows,
                           full + 8 * stage);
         };
         auto send_x = [&](int stage, int step) {
-            load_tile(base + stage * stage_bytes + 2 * w_bytes, &x_map, step * stage_columns, 0, full + 8 * stage);
+            load_box(base + stage * stage_bytes + 2 * w_bytes, &x_map, step * stage_columns, 0, full + 8 * stage);
         };
         const int early = min(p.stages, p.steps);
         for (int i = 0; i < early; i++) send_w(i, first, i);

@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(threads, 1)
                     const uint32_t to = rings.x + ring.slot * x_bytes, bar = rings.x_full + 8 * ring.slot;
                     barrier_expect(bar, x_bytes);
                     if constexpr (Cluster == 1)
-                        load_tile(to, &map, span * 64, token, bar);
+                        load_box(to, &map, span * 64, token, bar);
                     else  // each CTA its share of the tokens, for all
                         load_tile_to_all(to + rank * (x_bytes / Cluster), &map, span * 64, token + rank * (TN / Cluster), bar,
                                          Cluster);
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(threads, 1)
                     barrier_expect(bar, x_bytes);
                     const int column = (place.row * Cluster + rank) * block_tiles * tile_rows + group * 64;
                     for (int part = 0; part < Cluster; part++)
-                        load_tile(to + part * (x_bytes / Cluster), &residual_map, column, token + part * (TN / Cluster), bar);
+                        load_box(to + part * (x_bytes / Cluster), &residual_map, column, token + part * (TN / Cluster), bar);
                 }
             }
         }

@@ -4,9 +4,9 @@
 // A block is 128 rows of W times TN tokens. Its weights come as packed units through one ring of shared memory, tiles of X
 // (64 columns of all tokens) through a second one; two warpgroups of consumers take 64 rows each.
 #pragma once
-#include <cuda.h>
 #include <algorithm>
 #include "backends/cuda/matmul_internal.h"
+#include "backends/cuda/tensor_map_sm90.h"
 #include "backends/cuda/wgmma_sm90.h"
 
 namespace awq::cuda::sm90 {
@@ -31,14 +31,7 @@ struct Product {
     int w_slots, x_slots;
 };
 
-__device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t bar) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-        "l"(map), "r"(column), "r"(row), "r"(bar)
-        : "memory");
-}
-
-// The same rows to all CTAs of a cluster, at the same places of their shared memory and counted on barriers there.
+// A box of a tensor map to all CTAs of a cluster, at the same places of their shared memory and counted on barriers there.
 __device__ __forceinline__ void load_tile_to_all(uint32_t to, const CUtensorMap* map, int column, int row, uint32_t bar,
                                                  uint32_t ctas) {
     asm volatile(
@@ -279,28 +272,13 @@ inline Product product_of(const Q4Weight& weight, const MatmulArgs& args) {
     return p;
 }
 
-// A tensor of halves as the tensor copy engine reads it, in boxes whose rows of 128 bytes it lays down with the 128-byte swizzle; what
-// lies outside reads as zero. strides: bytes, of all dimensions but the first.
-inline cudaError_t encode_map(const MatmulDevice& device, const half* data, int dimensions, const cuuint64_t* sizes,
-                              const cuuint64_t* strides, const cuuint32_t* box, CUtensorMap* map) {
-    const cuuint32_t steps[3] = {1, 1, 1};
-    using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
-                                     const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                                     CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-    auto encode = reinterpret_cast<EncodeTiled>(device.encode_tensor_map);
-    return encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, static_cast<cuuint32_t>(dimensions), const_cast<half*>(data), sizes, strides, box,
-                  steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS
-               ? cudaSuccess
-               : cudaErrorInvalidValue;
-}
 // X in boxes of 64 columns x `tokens` rows.
 inline cudaError_t map_rows(const MatmulDevice& device, const half* x, int64_t in, int rows, int64_t ldx, int tokens,
                             CUtensorMap* map) {
     const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(in), static_cast<cuuint64_t>(rows)};
     const cuuint64_t strides[1] = {static_cast<cuuint64_t>(ldx) * 2};
     const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(tokens)};
-    return encode_map(device, x, 2, sizes, strides, box, map);
+    return encode_map(device.encode_tensor_map, x, 2, sizes, strides, box, map);
 }
 
 }  // namespace awq::cuda::sm90
