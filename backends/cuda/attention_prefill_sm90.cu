@@ -44,12 +44,10 @@ __device__ __forceinline__ void settle(float (&d)[n]) {
     for (int i = 0; i < n; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Values past position `high`, in the page that has it, were never written: zeros instead, since 0 * NaN is not 0. Each warpgroup does
-// all of it, and waits for itself.
+// Values behind the last position, in its page, were never written: zeros instead, since 0 * NaN is not 0. By both warpgroups.
 template <int panels>
-__device__ __forceinline__ void blank_values(uint32_t at, int written, int group) {
-    const int thread = static_cast<int>(threadIdx.x) & 127;
-    for (int column = thread; column < Shape<panels>::width; column += 128)
+__device__ __forceinline__ void blank_values(uint32_t at, int written) {
+    for (int column = static_cast<int>(threadIdx.x) - (threads - consumers); column < Shape<panels>::width; column += consumers)
         for (int chunk = written / 8; chunk < 8; chunk++) {
             const uint32_t piece = at + column * 128 + ((chunk ^ (column & 7)) << 4);
             const int keep = max(written - chunk * 8, 0);  // halves of the piece
@@ -65,7 +63,7 @@ __device__ __forceinline__ void blank_values(uint32_t at, int written, int group
             }
         }
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    asm volatile("bar.sync %0, 128;" ::"r"(2 + group) : "memory");
+    consumer_sync();
 }
 #endif
 
@@ -239,7 +237,7 @@ __global__ void __launch_bounds__(threads, 1)
     }
     wait_for_values();
     if (const int written = high + 1 - (last - 1) * page_size; written < page_size)
-        blank_values<panels>(values + value_stage.index * S::page_bytes, written, group);
+        blank_values<panels>(values + value_stage.index * S::page_bytes, written);
     multiply_values();
     wgmma_wait<0>();
     settle(out);
