@@ -128,7 +128,8 @@ TEST_CASE("ops: moe") {
         int64_t in, size, group;
     };
     for (const Case& c : {Case{8, 2, 8, 300, 512, 320, 128}, {8, 2, 3, 450, 256, 384, 128}, {6, 1, 1, 420, 384, 128, 128},
-                          {64, 8, 64, 130, 256, 128, 128}, {64, 8, 20, 20, 256, 192, 64}, {8, 2, 8, 9, 1024, 256, 128}})
+                          {64, 8, 64, 130, 256, 128, 128}, {64, 8, 20, 20, 256, 192, 64}, {8, 2, 8, 9, 1024, 256, 128},
+                          {8, 2, 8, 460, 256, 1536, 128}})  // the last: blocks of many tokens and of few, more than there are multiprocessors
         sweep(
             "moe of " + std::to_string(c.experts) + " x " + std::to_string(c.size) + ", " + std::to_string(c.tokens) + " tokens",
             [&](Bench& b) {

@@ -111,6 +111,10 @@ Status launch_any(Context& context, const AttentionCall& call) {
     return launch(context, attention_any_kernel, ceil_div(static_cast<int64_t>(call.tokens) * call.heads, 4), 128, 0, call);
 }
 
+Status many_rows(Context& context, const AttentionCall& call, int sequences) {
+    return (can_prefill_wgmma(context, call) ? attention_prefill_wgmma : attention_prefill)(context, call, sequences);
+}
+
 AttentionCall attention_call(const KernelCall& call) {
     const Attrs& attrs = call.node->attrs;
     AttentionCall a = {};
@@ -159,7 +163,7 @@ Status paged_attention(const KernelCall& call, const AttentionCall::Append& appe
         a.splits = shape.splits;
         a.row_tiles = shape.row_tiles;
         a.partial = reinterpret_cast<float*>(ctx.scratch);
-        AWQ_TRY(attention_prefill(ctx, a, sequences));
+        AWQ_TRY(many_rows(ctx, a, sequences));
     }
     return {};
 }
@@ -187,7 +191,7 @@ Status attention_full(const KernelCall& call) {
     a.max_rows = INT32_MAX;
     a.splits = 1;
     a.row_tiles = ceil_div(a.tokens, prefill_rows(attrs.head_dim));
-    return attention_prefill(ctx, a, 1);
+    return many_rows(ctx, a, 1);
 }
 
 // Two pairs of columns at a time: 4 bytes of q and k, 8 of the table.

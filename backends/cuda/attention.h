@@ -1,8 +1,8 @@
 // The KV cache as device code sees it, and what the attention kernels share.
 //
 // A page of the cache holds 64 positions of every layer: [layer][keys, values][kv_head]. Keys lie as [64][head_dim],
-// values transposed, [head_dim][64]: 16 bytes of either are then what one lane holds of two tensor core B operands, so
-// both go from memory to mma.sync without a detour.
+// values transposed, [head_dim][64]: 16 bytes of either are then what one lane holds of two B operands of mma.sync, and either is a
+// B operand of wgmma (rows of 128 bytes along what is summed over), so both go to the tensor cores without a detour.
 #pragma once
 #include "backends/cuda/cuda.h"
 
@@ -76,11 +76,11 @@ inline constexpr int split_keys = 256;
 // Most rows of a sequence that decode takes: one token's, or those of a few tokens with few heads to a kv head.
 inline int decode_rows(int group) { return group > 16 ? group : 16; }
 // 32-column blocks the kernels are made for: 1, 2, 3, 4, 6, 8.
-inline int head_blocks(int head_dim) {
+constexpr int head_blocks(int head_dim) {
     int blocks = (head_dim + 31) / 32;
     return blocks > 4 ? (blocks + 1) / 2 * 2 : blocks;
 }
-inline int prefill_rows(int head_dim) { return head_dim <= 128 ? 128 : 64; }
+constexpr int prefill_rows(int head_dim) { return head_dim <= 128 ? 128 : 64; }
 
 // max_rows: of a sequence in this run
 Status attention_decode(Context& context, const AttentionCall& call, int max_rows, int sequences);
@@ -93,7 +93,7 @@ bool can_prefill_wgmma(const Context& context, const AttentionCall& call);
 Status attention_prefill_wgmma(Context& context, const AttentionCall& call, int sequences);
 
 // Floats of one split of a tile: sums, maximum and denominator of each row.
-inline int64_t partial_floats(int rows, int head_dim) { return static_cast<int64_t>(rows) * (head_blocks(head_dim) * 32 + 2); }
+constexpr int64_t partial_floats(int rows, int head_dim) { return static_cast<int64_t>(rows) * (head_blocks(head_dim) * 32 + 2); }
 
 #ifdef __CUDACC__
 constexpr float log2_e = 1.44269504f;
@@ -166,9 +166,8 @@ __device__ __forceinline__ void position_range(const AttentionCall& call, const 
     high = tile.position(call, tile.rows - 1);
 }
 
-// Counts the blocks of a tile; true in all threads of the last one, which then sees what the others wrote. One thread's release
-// and acquire serve the block: `sync`, its barrier, lies before and behind them.
-// first: the thread that counts.
+// Counts the blocks of a tile; true in all calling threads of the last one, which then sees what the others wrote. The release and
+// acquire of one of them, `first`, serve all: `sync`, their barrier, lies before and behind.
 template <class Sync>
 __device__ __forceinline__ bool last_to_arrive(unsigned* counter, int count, Sync sync, int first = 0) {
     __shared__ bool last;
@@ -197,7 +196,7 @@ __device__ __forceinline__ bool last_warp_to_arrive(unsigned* counter, int count
 }
 
 // Joins the splits of a tile (32 at most), in their order. partial: [splits][sums [tile_rows][width], maxima [tile_rows], sums of
-// exponentials]. `weights`: shared memory for 33 floats a row. By so many threads, of which this is one; `sync`: their barrier.
+// exponentials]. `weights`: shared memory for 33 floats a row. By `threads` threads, whole warps, of which this is `thread`; `sync`: their barrier.
 template <int width, class Sync>
 __device__ void join_splits(const AttentionCall& call, const Tile& tile, const float* partial, int splits, int tile_rows,
                             float* weights, int thread, int threads, Sync sync) {

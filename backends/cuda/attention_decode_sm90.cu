@@ -3,7 +3,7 @@
 //
 // A producer warp brings whole pages of a head's keys and values to a ring in shared memory by bulk copies. It starts before the
 // dependency wait: but for the token's own position nothing in them comes from this run. Where each multiprocessor has
-// one block, all of its share is on the way by the time q is there.
+// one block, all of its share has come or is on its way by the time q is there.
 //
 // Eight warps take a chunk of four pages at a time. First each takes 32 keys and leaves their exponentials, relative to its own
 // maximum, in shared memory; then each takes 16 columns and all keys of the chunk. So a warp's sums are the block's, and what
@@ -87,7 +87,7 @@ __device__ __forceinline__ bool produce(const AttentionCall& call, int sequence,
     asm volatile("bar.arrive 2, %0;" ::"n"(threads + 32) : "memory");
     const int64_t to_values = static_cast<int64_t>(call.cache.kv_heads) * (page_bytes<blocks> / sizeof(__half));
     Slot slot{0, 1}, oldest;
-    const int most = min(pages_on_way<blocks>, slots);  // parity tells two phases apart
+    const int most = min(pages_on_way<blocks>, slots);  // beyond a turn of the ring the oldest one's parity says nothing
     int on_way = 0;
     for (int chunk = share.first; chunk < share.last; chunk += chunk_pages) {
         const int pages = min(chunk_pages, share.last - chunk);

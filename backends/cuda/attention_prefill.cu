@@ -1,4 +1,4 @@
-// Attention of many rows (a prompt's tokens, an image's patches): bound by the tensor cores.
+// Attention of many rows (a prompt's tokens, an image's patches) by mma.sync: what attention_prefill_sm90.cu does not take.
 //
 // A block takes 128 rows (64 of wide heads) of one sequence and kv head, each warp its own 16, and walks over the cache page
 // by page; pages arrive in stages of shared memory.
@@ -225,7 +225,6 @@ Status launch_prefill(Context& context, const AttentionCall& call, int sequences
 
 // Rows of a tile: prefill_rows(head_dim).
 Status attention_prefill(Context& context, const AttentionCall& call, int sequences) {
-    if (can_prefill_wgmma(context, call)) return attention_prefill_wgmma(context, call, sequences);
     switch (head_blocks(call.cache.head_dim)) {
         case 1: return launch_prefill<1>(context, call, sequences);
         case 2: return launch_prefill<2>(context, call, sequences);

@@ -1,13 +1,13 @@
-// Attention of many rows on Hopper: both products by wgmma. Heads of 64 and 128 columns, no soft cap, no bias; attention_prefill.cu has
-// the rest. sm_90a only.
+// Attention of many rows on Hopper: both products by wgmma. Heads of 64 and 128 columns, no soft cap, no bias;
+// attention_prefill.cu has the rest. sm_90a only.
 //
 // A block takes 128 rows of one sequence and kv head, two warpgroups 64 each, and walks over the cache page by page; a producer
-// brings keys and values to rings in shared memory through the tensor copy engine. Q and the exponentials are A operands in registers,
-// a page of keys is B as it lies ([key][column], K along columns), and so is one of values ([column][key], K along keys).
+// brings keys and values to rings in shared memory through the tensor copy engine. Q and the exponentials are A operands in
+// registers, a page of keys is B as it lies ([key][column], K along columns), and so is one of values ([column][key], K along
+// keys).
 //
-// A warpgroup asks for the next page's scores before it multiplies this page's exponentials with the values: while the tensor cores
-// are at the values, it makes exponentials of the scores. The other warpgroup fills what is left.
-#include <algorithm>
+// A warpgroup asks for the next page's scores before it multiplies this page's exponentials with the values: while the tensor
+// cores are at the values, it makes exponentials of the scores. The other warpgroup fills what is left.
 #include "backends/cuda/attention.h"
 #include "backends/cuda/bulk_copy.cuh"
 #include "backends/cuda/tensor_map_sm90.h"
@@ -23,6 +23,8 @@ template <int panels>
 struct Shape {
     static constexpr int width = panels * 64, page_bytes = page_size * width * 2;  // of keys, and as many of values
     static constexpr int shared_bytes = 1024 + stages * 2 * page_bytes;            // 1024: the swizzle wants boxes aligned
+    // What attention.cu counts with.
+    static_assert(tile_rows == prefill_rows(width) && partial_floats(tile_rows, width) == tile_rows * (width + 2));
 };
 
 struct Stage {
@@ -78,8 +80,8 @@ __global__ void __launch_bounds__(threads, 1)
     extern __shared__ uint8_t raw[];
     __shared__ __align__(16) uint64_t barriers[4 * stages];
     const uint32_t keys = (shared_address(raw) + 1023) & ~1023u, values = keys + stages * S::page_bytes;
-    const uint32_t keys_full = shared_address(barriers), keys_empty = keys_full + 8 * stages, values_full = keys_empty + 8 * stages,
-                   values_empty = values_full + 8 * stages;
+    const uint32_t keys_full = shared_address(barriers), keys_empty = keys_full + 8 * stages,
+                   values_full = keys_empty + 8 * stages, values_empty = values_full + 8 * stages;
     const int warpgroup = static_cast<int>(threadIdx.x) >> 7, warp = static_cast<int>(threadIdx.x) >> 5 & 3,
               lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2, t = lane & 3;
     let_next_begin();
@@ -96,7 +98,8 @@ __global__ void __launch_bounds__(threads, 1)
     wait_for_previous();
 
     // The last rows have the most keys: they begin first.
-    const int row_tile = call.row_tiles - 1 - static_cast<int>(blockIdx.x) / call.splits, split = static_cast<int>(blockIdx.x) % call.splits;
+    const int row_tile = call.row_tiles - 1 - static_cast<int>(blockIdx.x) / call.splits,
+              split = static_cast<int>(blockIdx.x) % call.splits;
     Tile tile;
     if (!find_tile(call, blockIdx.z, blockIdx.y, row_tile, tile_rows, tile)) return;
     int low, high;
@@ -111,7 +114,8 @@ __global__ void __launch_bounds__(threads, 1)
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x != 0) return;
         Stage stage(1);
-        const int page_keys = static_cast<int>(call.cache.page_stride / width), page_rows = static_cast<int>(call.cache.page_stride / 64);
+        const int page_keys = static_cast<int>(call.cache.page_stride / width),
+                  page_rows = static_cast<int>(call.cache.page_stride / 64);
         int64_t next = call.cache.page_of(tile.sequence, first * page_size);
         for (int page = first; page < last; page++, stage.next()) {
             const int id = static_cast<int>(next);
@@ -124,8 +128,8 @@ __global__ void __launch_bounds__(threads, 1)
                          id * page_keys + tile.kv_head * page_size, keys_full + 8 * stage.index);
             barrier_wait(values_empty + 8 * stage.index, stage.phase);
             barrier_expect(values_full + 8 * stage.index, S::page_bytes);
-            load_box(values + stage.index * S::page_bytes, &value_map, 0, id * page_rows + (call.cache.kv_heads + tile.kv_head) * width,
-                     values_full + 8 * stage.index);
+            load_box(values + stage.index * S::page_bytes, &value_map, 0,
+                     id * page_rows + (call.cache.kv_heads + tile.kv_head) * width, values_full + 8 * stage.index);
         }
         return;
     }
@@ -133,12 +137,13 @@ __global__ void __launch_bounds__(threads, 1)
     const int group = warpgroup - 1, first_row = group * 64 + warp * 16 + g;
     uint32_t q[panels * 4][4];  // of 16 columns each
     int position[2];
-    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {};  // top: the highest score, scaled
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const int row = min(first_row + 8 * i, tile.rows - 1);
         position[i] = tile.position(call, row);
-        const __half* from = call.q + tile.token(call, row) * call.q_stride + static_cast<int64_t>(tile.head(call, row)) * width + 2 * t;
+        const __half* from =
+            call.q + tile.token(call, row) * call.q_stride + static_cast<int64_t>(tile.head(call, row)) * width + 2 * t;
 #pragma unroll
         for (int step = 0; step < panels * 4; step++) {
             q[step][i] = __ldcg(reinterpret_cast<const uint32_t*>(from + step * 16));
@@ -159,7 +164,8 @@ __global__ void __launch_bounds__(threads, 1)
         for (float& x : score) x = 0.0f;
         wgmma_fence();
 #pragma unroll
-        for (int step = 0; step < panels * 4; step++) Wgmma<64>::run(score, q[step], b + step / 4 * (page_size * 128 / 16) + 2 * (step % 4));
+        for (int step = 0; step < panels * 4; step++)
+            Wgmma<64>::run(score, q[step], b + step / 4 * (page_size * 128 / 16) + 2 * (step % 4));
         wgmma_commit();
     };
     auto scores_done = [&] {
@@ -167,7 +173,8 @@ __global__ void __launch_bounds__(threads, 1)
         barrier_arrive(keys_empty + 8 * key_stage.index);
         key_stage.next();
     };
-    // A page's scores become exponentials; keep: what earlier sums are to be multiplied by. Returns whether that is not 1 somewhere.
+    // A page's scores become exponentials; keep: what earlier sums are to be multiplied by. Returns whether that is not 1
+    // somewhere.
     auto exponentiate = [&](int page, float(&keep)[2]) {
         // Inside the triangle and the window no score needs a mask.
         if (page * page_size + page_size - 1 > low || (call.window > 0 && page * page_size <= high - call.window)) {
@@ -179,14 +186,15 @@ __global__ void __launch_bounds__(threads, 1)
         bool risen = false;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            float highest = top[i];
+            float highest = -INFINITY;
 #pragma unroll
             for (int j = 0; j < 8; j++) highest = fmaxf(highest, fmaxf(score[4 * j + 2 * i], score[4 * j + 2 * i + 1]));
             highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
             highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
+            highest = fmaxf(top[i], highest * scale);
             risen |= highest > top[i];
-            const float base = highest == -INFINITY ? 0.0f : highest * scale;  // nothing seen yet: all exponentials are 0
-            keep[i] = fast_exp2(top[i] * scale - base);
+            const float base = highest == -INFINITY ? 0.0f : highest;  // nothing seen yet: all exponentials are 0
+            keep[i] = fast_exp2(top[i] - base);  // exactly 1 where nothing has risen, whatever other rows do
             top[i] = highest;
             sum[i] *= keep[i];
 #pragma unroll
@@ -251,7 +259,8 @@ __global__ void __launch_bounds__(threads, 1)
         sum[i] += __shfl_xor_sync(~0u, sum[i], 2);
         const int row = first_row + 8 * i;
         if (row >= tile.rows) continue;
-        __half* to = call.out + tile.token(call, row) * call.out_stride + static_cast<int64_t>(tile.head(call, row)) * width + 2 * t;
+        __half* to =
+            call.out + tile.token(call, row) * call.out_stride + static_cast<int64_t>(tile.head(call, row)) * width + 2 * t;
         const float inverse = 1.0f / sum[i];
 #pragma unroll
         for (int j = 0; j < width / 8; j++) {
@@ -262,14 +271,14 @@ __global__ void __launch_bounds__(threads, 1)
                 __stcg(reinterpret_cast<float2*>(partial + row * width + 8 * j + 2 * t), make_float2(x, y));
         }
         if (used > 1 && t == 0) {
-            __stcg(partial + tile_rows * width + row, top[i] * scale);
+            __stcg(partial + tile_rows * width + row, top[i]);
             __stcg(partial + tile_rows * (width + 1) + row, sum[i]);
         }
     }
     // The rings are free by now.
     if (used > 1 && last_to_arrive(call.counters + tile.id, used, consumer_sync, threads - consumers))
-        join_splits<width>(call, tile, partials, used, tile_rows, reinterpret_cast<float*>(raw), static_cast<int>(threadIdx.x) - (threads - consumers),
-                           consumers, consumer_sync);
+        join_splits<width>(call, tile, partials, used, tile_rows, reinterpret_cast<float*>(raw),
+                           static_cast<int>(threadIdx.x) - (threads - consumers), consumers, consumer_sync);
 #endif
 }
 

@@ -36,8 +36,8 @@ struct Params : Product {
     const int32_t* begin;  // see ExpertRows
     int64_t expert_bytes;
     int expert_count;
-    int widths;  // the first ones, of which a block's is one
-    int x_bytes;  // of a slot: the widest's
+    int choices;  // a block's width is one of the first so many
+    int x_bytes;  // of a slot: the widest choice's
 };
 
 // In shared memory: which blocks there are.
@@ -45,8 +45,9 @@ struct WorkList {
     int size[max_experts];       // rows of expert e
     int order[max_experts];      // experts, those with the most tokens a block first
     int begin[max_experts];      // first row of the expert at that place of the order
+    int blocks[max_experts];     // of tokens, of expert e
+    int each[max_experts];       // tokens of these, the last block's maybe fewer
     int first[max_experts + 1];  // number of its first block
-    int max_tokens;              // of a block
     float cost[widths];          // of each choice
 };
 
@@ -93,23 +94,21 @@ __device__ __forceinline__ void make_list(WorkList& list, const Params& p) {
         size = list.size[e] = __ldcg(p.begin + e + 1) - begin;
     }
     __syncthreads();
-    if (const int warp = e >> 5; warp < p.widths) {
+    if (const int warp = e >> 5; warp < p.choices) {
         const float cost = cost_of_waves(list, p, width_of(warp));
         if ((e & 31) == 0) list.cost[warp] = cost;
     }
     __syncthreads();
-    int best = p.widths - 1;
-    for (int i = p.widths - 2; i >= 0; i--)
+    int best = p.choices - 1;
+    for (int i = p.choices - 2; i >= 0; i--)
         if (list.cost[i] < list.cost[best]) best = i;
-    const int max_tokens = width_of(best);
-    if (e == 0) list.max_tokens = max_tokens;
-    const Cut cut(size, max_tokens);
-    int place = 0, before = 0;
+    const Cut cut(size, width_of(best));
+    if (e < p.expert_count) list.blocks[e] = cut.blocks, list.each[e] = cut.each;
+    __syncthreads();
     if (e < p.expert_count) {
-        for (int i = 0; i < p.expert_count; i++) {
-            const Cut other(list.size[i], max_tokens);
-            if (other.each > cut.each || (other.each == cut.each && i < e)) place++, before += other.blocks;
-        }
+        int place = 0, before = 0;
+        for (int i = 0; i < p.expert_count; i++)
+            if (list.each[i] > cut.each || (list.each[i] == cut.each && i < e)) place++, before += list.blocks[i];
         list.order[place] = e;
         list.begin[place] = begin;
         list.first[place] = before * p.row_blocks;
@@ -135,14 +134,13 @@ struct Cursor {
         } while (block >= total);
         while (list.first[at + 1] <= block) at++;
         expert = list.order[at];
-        const int size = list.size[expert];
-        const Cut cut(size, list.max_tokens);
-        const int local = block - list.first[at], part = local % cut.blocks;
-        row_block = local / cut.blocks;
-        token = list.begin[at] + part * cut.each;
-        tokens = min(cut.each, size - part * cut.each);
+        const int blocks = list.blocks[expert], each = list.each[expert];
+        const int local = block - list.first[at], part = local % blocks;
+        row_block = local / blocks;
+        token = list.begin[at] + part * each;
+        tokens = min(each, list.size[expert] - part * each);
         width = width_for(tokens);
-        if (width_for(cut.each) >= narrow_widths) width = max(width, narrow_widths);  // an expert's blocks are all wide or all narrow
+        if (width_for(each) >= narrow_widths) width = max(width, narrow_widths);  // an expert's blocks are all wide or all narrow
         return true;
     }
 };
@@ -181,7 +179,7 @@ __global__ void __launch_bounds__(threads, 1)
                     barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
                     barrier_expect(rings.x_full + 8 * ring.slot, bytes);
                     load_box(rings.x + ring.slot * rings.x_bytes, &maps.of[block.width], span * 64, block.token,
-                              rings.x_full + 8 * ring.slot);
+                             rings.x_full + 8 * ring.slot);
                     ring.next();
                 }
             }
@@ -199,20 +197,24 @@ __global__ void __launch_bounds__(threads, 1)
         store_block<N, true>(p, block.row_block * block_tiles + my_tile, block.token, block.token + block.tokens, ~0u, d);
     };
     bool more = block.next(list, p);
-    for (; more && block.width >= narrow_widths; more = block.next(list, p)) switch (block.width) {
+    for (; more && block.width >= narrow_widths; more = block.next(list, p)) {
+        switch (block.width) {
             case 5: multiply(Width<width_of(5)>()); break;
             case 6: multiply(Width<width_of(6)>()); break;
             case 7: multiply(Width<width_of(7)>()); break;
             case 8: multiply(Width<width_of(8)>()); break;
             default: multiply(Width<width_of(9)>()); break;
         }
-    for (; more; more = block.next(list, p)) switch (block.width) {
+    }
+    for (; more; more = block.next(list, p)) {
+        switch (block.width) {
             case 0: multiply(Width<width_of(0)>()); break;
             case 1: multiply(Width<width_of(1)>()); break;
             case 2: multiply(Width<width_of(2)>()); break;
             case 3: multiply(Width<width_of(3)>()); break;
             default: multiply(Width<width_of(4)>()); break;
         }
+    }
 #endif
 }
 
@@ -277,13 +279,13 @@ cudaError_t experts_q4(const MatmulContext& context, const Q4Weight& weight, con
     static_cast<Product&>(p) = product_of(weight, args);
     p.begin = rows.begin;
     p.expert_bytes = layout.bytes(), p.expert_count = weight.experts;
-    p.widths = rows.most <= width_of(narrow_widths - 1) ? narrow_widths : widths;
-    p.x_bytes = width_of(p.widths - 1) * 128;
+    p.choices = rows.most <= width_of(narrow_widths - 1) ? narrow_widths : widths;
+    p.x_bytes = width_of(p.choices - 1) * 128;
     Maps maps;
     for (int i = 0; i < widths; i++)
         if (cudaError_t error = map_rows(context.device, x, layout.in, args.rows, ldx, width_of(i), &maps.of[i])) return error;
     const int limit = dynamic_limit - 1024, w_bytes = block_tiles * p.unit_bytes;
-    p.w_slots = p.widths == widths ? 4 : 6;  // narrow blocks wait for weights, wide ones for X
+    p.w_slots = p.choices == widths ? 4 : 6;  // narrow blocks wait for weights, wide ones for X
     while (limit - p.w_slots * w_bytes < 4 * p.x_bytes) p.w_slots--;
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / p.x_bytes);
     const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * p.x_bytes;

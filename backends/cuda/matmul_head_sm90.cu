@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(threads, 1)
             barrier_expect(full + 8 * stage, static_cast<uint32_t>(blocks * w_bytes + x_bytes));
             for (int i = 0; i < blocks; i++)
                 load_box(base + stage * stage_bytes + i * w_bytes, &w_map, step * stage_columns, (block + i) * block_rows,
-                          full + 8 * stage);
+                         full + 8 * stage);
         };
         auto send_x = [&](int stage, int step) {
             load_box(base + stage * stage_bytes + 2 * w_bytes, &x_map, step * stage_columns, 0, full + 8 * stage);

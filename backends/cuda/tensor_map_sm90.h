@@ -1,5 +1,5 @@
-// Tensors of halves as the tensor copy engine reads them, in boxes whose rows of 128 bytes it lays down with the 128-byte swizzle: the
-// operands of wgmma (wgmma_sm90.h).
+// Tensors of halves as the tensor copy engine reads them, in boxes whose rows of 128 bytes it lays down with the 128-byte
+// swizzle: the operands of wgmma (wgmma_sm90.h).
 #pragma once
 #include <cuda.h>
 #include <cuda_fp16.h>
@@ -7,18 +7,18 @@
 
 namespace awq::cuda {
 
-// encode: the driver's cuTensorMapEncodeTiled. strides: bytes, of all dimensions but the first. What lies outside of the tensor reads as
-// zero.
+// encode: the driver's cuTensorMapEncodeTiled. strides: bytes, of all dimensions but the first. What lies outside of the tensor
+// reads as zero.
 inline cudaError_t encode_map(void* encode, const half* data, int dimensions, const cuuint64_t* sizes, const cuuint64_t* strides,
                               const cuuint32_t* box, CUtensorMap* map) {
     const cuuint32_t steps[3] = {1, 1, 1};
     using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
                                      const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
                                      CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-    return reinterpret_cast<EncodeTiled>(encode)(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, static_cast<cuuint32_t>(dimensions),
-                                                 const_cast<half*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                                 CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS
+    return reinterpret_cast<EncodeTiled>(encode)(
+               map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, static_cast<cuuint32_t>(dimensions), const_cast<half*>(data), sizes, strides,
+               box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS
                ? cudaSuccess
                : cudaErrorInvalidValue;
 }
