@@ -71,7 +71,7 @@ struct AttentionCall {
 };
 
 inline constexpr int decode_tile = 8;    // rows of a decode tile
-inline constexpr int split_keys = 256;
+inline constexpr int split_keys = 128;
 
 // Most rows of a sequence that decode takes: one token's, or those of a few tokens with few heads to a kv head.
 inline int decode_rows(int group) { return group > 16 ? group : 16; }

@@ -18,7 +18,6 @@ namespace {
 constexpr int step_keys = 32;
 // Warps that share a block's keys: few where there is little to share, since staging and joining take them all.
 constexpr int few_warps = 4, many_warps = 8, few_warps_keys = 1024;
-static_assert(split_keys == many_warps * step_keys);
 
 // Shared memory of a block, from its beginning; behind it the warps' sums, [warps][rows of the tile][width + 4] (the padding
 // spreads a warp's writes over the banks).
@@ -60,7 +59,7 @@ __global__ void __launch_bounds__(warps * 32, (blocks <= 4 ? 16 : 8) / warps) de
         position_range(call, tile, low, high);
         const int begin = call.window > 0 ? max(0, low - call.window + 1) / step_keys : 0;
         end = high / step_keys + 1;
-        const int share = max(split_keys / step_keys, (end - begin + call.most_splits - 1) / call.most_splits);
+        const int share = max(many_warps, (end - begin + call.most_splits - 1) / call.most_splits);  // a step for each warp at least
         used = (end - begin + share - 1) / share;
         first = begin + blockIdx.x * share;
         last = min(first + share, end);

@@ -18,7 +18,7 @@ namespace {
 
 constexpr int warps = 8, threads = warps * 32, step_keys = 32, page_steps = page_size / step_keys;
 constexpr int chunk_pages = warps / page_steps, most_slots = 2 * chunk_pages;
-static_assert(split_keys == chunk_pages * page_size);
+constexpr int split_pages = split_keys / page_size;
 
 // Shared memory of a block, from its beginning; the ring is behind it.
 template <int blocks>
@@ -48,13 +48,13 @@ struct Slot {
 
 __device__ __forceinline__ void consumer_sync() { asm volatile("bar.sync 1, %0;" ::"n"(threads) : "memory"); }
 
-// The pages of a split, first .. last - 1. The cut depends on the sequence's own length alone; the later splits are the longer
-// ones, since the last page is not full.
+// The pages of a split, first .. last - 1. The cut depends on the sequence's own length alone; one chunk is not cut, and the later
+// splits are the longer ones, since the last page is not full.
 struct Share {
     int first, last, used;  // used: splits of the sequence
     __device__ __forceinline__ Share(const AttentionCall& call, int high, int split) {
         const int begin = call.window > 0 ? max(0, high - call.window + 1) / page_size : 0, pages = high / page_size + 1 - begin;
-        used = min((pages + chunk_pages - 1) / chunk_pages, call.most_splits);
+        used = pages <= chunk_pages ? 1 : min((pages + split_pages - 1) / split_pages, call.most_splits);
         const auto each = static_cast<int>(__fdividef(static_cast<float>(pages) + 0.5f, static_cast<float>(used)));
         const int longer = split - used + pages - each * used;
         first = begin + each * split + max(longer, 0);
