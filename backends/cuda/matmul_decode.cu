@@ -6,8 +6,9 @@
 // and keeps them as B fragments in registers. A norm's scale of a row is not known then: the sums are multiplied by it.
 //
 // What a product loses it loses at its ends, where memory rests: from the last weights that a CTA asks for to the first of the next
-// product's. So the first chunk is asked for before all else, and the last act is to ask for some of the next product's
-// weights, as far as L2: for more and more of them while x is not there, as behind attention.
+// product's. So the first chunk is asked for before all else, and the producer's last acts are to ask for some of the next product's
+// weights, as far as L2: when its own are all on their way, for more and more of them while x is not there, as behind attention, and
+// when its own are used up.
 //
 // No more than `window` parts of chunks are on their way at once, however deep the ring is: a longer queue in front of memory
 // delays the x and the y of everybody, a shorter one starves. (34 KB an SM on an H100 until x is there, then 51: docs/experiments.md.)
@@ -28,9 +29,11 @@ constexpr int most_warps = 16, most_rows = 8, most_slots = 12;
 constexpr int x_pitch = unit_columns * 2 + 16;  // bytes of a row's columns of one unit: ldmatrix meets no bank twice
 constexpr int pass_tiles = 2;                   // tiles that a warp takes with the same columns of x, where K needs several steps
 constexpr int part_units = 8, parts = most_warps / part_units;  // a chunk arrives in parts
-// Of the next product's weights, so much a CTA on its way into L2 at the end: more takes bandwidth from CTAs that are behind. But where
-// x is late, another so much every so many cycles: some 6 TB/s of all CTAs, of which half are still busy.
+// Of the next product's weights so much a CTA is asked for when its own are all on their way: more takes bandwidth from CTAs that are
+// behind. While x is late, another so much every so many cycles, some 6 TB/s of all CTAs, of which half are still busy.
 constexpr int next_bytes = 12 * 1024, most_next_bytes = 256 * 1024, next_cycles = 450;
+// And so much when its own are used up, until the next product's CTA begins in its place.
+constexpr int last_bytes = 36 * 1024;
 constexpr int spare = 20 * 1024;                                // for attention's blocks beside a product's
 
 // What a kernel needs first stands first, as whole words: until the first weights are asked for, memory rests.
@@ -241,18 +244,21 @@ struct Producer {
         if (block >= p.next_grid) return;
         const uint8_t* from = p.next_w + static_cast<int64_t>(block * p.next_each + min(block, p.next_longer)) * p.next_chunk_bytes;
         int left = min((p.next_each + (block < p.next_longer)) * p.next_chunk_bytes, most_next_bytes);
-        auto ask = [&] {
-            const int bytes = min(left, next_bytes);
+        auto ask = [&](int most) {
+            const int bytes = min(left, most);
             if (bytes > 0) bulk_prefetch(from, static_cast<uint32_t>(bytes));
             from += bytes, left -= bytes;
         };
-        ask();
+        ask(next_bytes);
         on_way.wait_below(1, full, parts, p.slots);  // this product's own come first
         while (left > 0 && !barrier_passed(x_there, 0)) {
-            ask();
+            ask(next_bytes);
             for (const long long now = clock64(); clock64() - now < next_cycles && !barrier_passed(x_there, 0);) {
             }
         }
+        // The last chunk's slot, and the phase in which its readers leave it.
+        barrier_wait(empty + 8 * ((slot ? slot : p.slots) - 1), slot ? phase ^ 1 : phase);
+        ask(last_bytes);
     }
 };
 
