@@ -81,16 +81,18 @@ struct Shape {
     int row_tiles, splits;
     size_t scratch;
 };
-// Splits of a sequence in decode, when it is alone: blocks for three quarters of the multiprocessors read as fast as more of them, and the
-// next product begins on the others.
+// Splits of a sequence in decode, when it is alone. Blocks for three quarters of the multiprocessors read as fast as more of them, and the
+// next product begins on the others, where it can.
 int decode_splits(const Context& context, int group, int kv_heads) {
-    return std::clamp(context.multiprocessors * 3 / 4 / (kv_heads * ceil_div(group, decode_tile)), 1, 32);
+    const int tiles = kv_heads * ceil_div(group, decode_tile);
+    if (context.compute_major < 9) return std::clamp(context.multiprocessors / tiles, 1, 32);
+    return std::clamp((context.multiprocessors * 3 / 4 + tiles / 2) / tiles, 1, 32);
 }
 Shape decode_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences) {
     Shape shape = {ceil_div(std::min(decode_rows(group), context.max_query * group), decode_tile), 1, 0};
     int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
     if (tiles * head_blocks(head_dim) * 2 <= Context::counter_count)  // one for each 16 columns of a tile
-        shape.splits = std::min(decode_splits(context, group, kv_heads), ceil_div(context.max_keys, split_keys));
+        shape.splits = context.max_keys <= 2 * split_keys ? 1 : std::min(decode_splits(context, group, kv_heads), ceil_div(context.max_keys, split_keys));
     if (shape.splits > 1) shape.scratch = tiles * shape.splits * partial_floats(decode_tile, head_dim) * sizeof(float);
     return shape;
 }

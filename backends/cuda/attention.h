@@ -44,7 +44,8 @@ struct AttentionCall {
     KvCache cache;
     int window;  // 0: all
     // Keys split over `splits` blocks: each leaves its sums in `partial`, the last to arrive joins them. Decode cuts a
-    // sequence by its own length alone, whatever it shares the batch with: into most_splits at most, of split_keys at least.
+    // sequence by its own length alone, whatever it shares the batch with (unless that has more tiles than there are counters): not
+    // at all up to 2 * split_keys, then into most_splits at most, of some split_keys (attention_decode.cu: twice as many) at least.
     int splits, most_splits, row_tiles;
     const __half* q;
     __half* out;

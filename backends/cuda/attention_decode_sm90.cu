@@ -2,8 +2,8 @@
 // the speed of memory. Heads of whole 32-column blocks, no soft cap, no bias; attention_decode.cu has the rest.
 //
 // A producer warp brings whole pages of a head's keys and values to a ring in shared memory by bulk copies. It starts before the
-// dependency wait: but for the token's own position nothing in them comes from this run. Where each multiprocessor has
-// one block, all of its share has come or is on its way by the time q is there.
+// dependency wait: but for the token's own position nothing in them comes from this run. Where a multiprocessor has
+// one block, as much of its share as the ring holds has come or is on its way by the time q is there.
 //
 // Eight warps take a chunk of four pages at a time. First each takes 32 keys and leaves their exponentials, relative to its own
 // maximum, in shared memory; then each takes 16 columns and all keys of the chunk. So a warp's sums are the block's, and what

@@ -34,7 +34,7 @@ constexpr int part_units = 8, parts = most_warps / part_units;  // a chunk arriv
 constexpr int next_bytes = 12 * 1024, most_next_bytes = 256 * 1024, next_cycles = 450;
 // And so much when its own are used up, until the next product's CTA begins in its place.
 constexpr int last_bytes = 36 * 1024;
-constexpr int spare = 20 * 1024;                                // for attention's blocks beside a product's
+constexpr int spare = 20 * 1024;  // for attention's blocks beside a product's
 
 // What a kernel needs first stands first, as whole words: until the first weights are asked for, memory rests.
 struct Params {
