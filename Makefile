@@ -73,10 +73,11 @@ $(BUILD)/backends/cuda/%.o: backends/cuda/%.cu | $(BUILD)/deps-found
 	@mkdir -p $(@D)
 	$(shell command -v ccache) $(NVCC) $(NVCCFLAGS) -MMD -MP -c $< -o $@
 # The lab: check_matmul, and bench_matmul, which alone needs cuBLAS.
+LAB_OBJECTS := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard backends/cuda/lab/decode_*.cu))
 lab: $(BUILD)/backends/cuda/lab/check_matmul $(BUILD)/backends/cuda/lab/bench_matmul
-$(BUILD)/backends/cuda/lab/%: backends/cuda/lab/%.cu backends/cuda/lab/lab.h $(BUILD)/backends/cuda/lab/decode_3_direct.o $(BUILD)/libawq.a
+$(BUILD)/backends/cuda/lab/%: backends/cuda/lab/%.cu backends/cuda/lab/lab.h $(LAB_OBJECTS) $(BUILD)/libawq.a
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCCFLAGS) -cudart static $< $(BUILD)/backends/cuda/lab/decode_3_direct.o $(BUILD)/libawq.a -ldl -lrt $(if $(findstring bench,$@),-lcublas) -o $@
+	$(NVCC) $(NVCCFLAGS) -cudart static $< $(LAB_OBJECTS) $(BUILD)/libawq.a -ldl -lrt $(if $(findstring bench,$@),-lcublas) -o $@
 endif
 # Built with other GPUs in mind, or none: these are built again.
 $(BUILD)/backends/registry.o $(BUILD)/tests/test_cuda_faults.o $(BUILD)/tests/test_cuda_sample.o $(CUDA_OBJECTS): $(BUILD)/cuda-settings
@@ -85,7 +86,7 @@ $(BUILD)/cuda-settings: always
 	@echo "$(CUDA) $(CUDA_ARCHS)" | cmp -s - $@ || echo "$(CUDA) $(CUDA_ARCHS)" >$@
 
 .DEFAULT_GOAL := all
-.PHONY: always lab all test test-neon sanitize-cuda random-checkpoint measure-cuda bench-peers soak fuzz coverage install deps model chat clean
+.PHONY: always lab lab-check all test test-neon sanitize-cuda random-checkpoint measure-cuda bench-peers soak fuzz coverage install deps model chat clean
 # As many jobs as there are processors, unless the command line says how many.
 ifeq ($(MAKELEVEL),0)
 MAKEFLAGS += -j$(shell nproc)
@@ -151,6 +152,9 @@ endif
 # On a machine with a GPU: the CUDA kernels' tests, plain and under compute-sanitizer.
 sanitize-cuda: $(BUILD)/tests/run
 	tests/sanitize_cuda.sh $(BUILD)
+
+# That the lab compiles, where nvcc is.
+lab-check: $(if $(CUDA_OBJECTS),$(BUILD)/backends/cuda/lab/check_matmul)
 
 # Every figure and proof of docs/performance.md that takes a GPU. The matrix table needs cuBLAS.
 measure-cuda: all $(BUILD)/tests/run $(BUILD)/tests/tools/random_checkpoint $(if $(CUDA_OBJECTS),$(BUILD)/backends/cuda/lab/bench_matmul)

@@ -7,7 +7,8 @@
 //   bench_matmul check          all four linears against float SGEMM at the table's row counts
 //   bench_matmul head | moe     the dense output head; a mixture of experts
 //
-// "direct" behind any of them: decode_3_direct.cu in the place of the decode kernel.
+// "half", "bytes" or "direct" behind any of them: decode_1_half.cu, decode_2_bytes.cu or decode_3_direct.cu in the place of the
+// decode kernel.
 //
 // Each layer has weights of its own (2.7 GB at decode), so that none is found in L2. A layer is norm + qkv, o + residual, norm +
 // gate_up + silu, down + residual; no attention. From 17 rows on the norms are left out (they are kernels of their own there)

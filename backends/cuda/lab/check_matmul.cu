@@ -1,7 +1,7 @@
 // Every matrix kernel against a double reference, on odd and even shapes and every row count that touches an edge: all
 // outputs compared, outputs poisoned before, columns beside them checked to be untouched. Prints one line a case.
 //
-//   check_matmul [quick] [direct]     quick: a few small cases, for compute-sanitizer; direct: decode_3_direct.cu
+//   check_matmul [quick] [half|bytes|direct]     quick: a few small cases, for compute-sanitizer; half: decode_1_half.cu, ...
 #include <cstring>
 #include <map>
 #include <string>

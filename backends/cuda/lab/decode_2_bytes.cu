@@ -506,18 +506,14 @@ int shared_limit(const MatmulDevice& device, int per_sm) {
            128;
 }
 
-const Variant& variant_of(const Q4Layout& layout, int rows) {
-    const Variant* first = nullptr;
-    for (const Variant& v : variants) {
-        if (rows > v.max_rows || v.groups != layout.groups() || v.integer_zeros != layout.integer_zeros) continue;
-        if (!first) first = &v;
-        if (v.max_rows == first->max_rows && v.sets == tuning.sets) return v;
-    }
-    return *first;
+// The first that serves; null: none.
+const Variant* variant_of(const Q4Layout& layout, int rows) {
+    for (const Variant& v : variants)
+        if (!(rows > v.max_rows || v.groups != layout.groups() || v.integer_zeros != layout.integer_zeros)) return &v;
+    return nullptr;
 }
 
-DecodePlan plan_decode(const MatmulDevice& device, const Q4Layout& layout, int rows) {
-    const Variant& variant = variant_of(layout, rows);
+DecodePlan plan_decode(const MatmulDevice& device, const Q4Layout& layout, const Variant& variant, int rows) {
     const int units = static_cast<int>(layout.units()), unit_bytes = static_cast<int>(layout.unit_bytes());
     auto with = [&](int slices, int limit) {
         DecodePlan plan;
@@ -536,10 +532,6 @@ DecodePlan plan_decode(const MatmulDevice& device, const Q4Layout& layout, int r
         return plan;
     };
     const int most = shared_limit(device, 1), limit = shared_limit(device, variant.per_sm);
-    if (tuning.slices) {
-        DecodePlan plan = with(std::min(tuning.slices, units), limit);
-        return plan.slots >= 2 * variant.sets ? plan : with(std::min(tuning.slices, units), most);
-    }
     const bool may_slice = layout.tiles() <= counter_count && layout.tiles() * 8 * variant.token_tiles * 512 <= partial_bytes;
     for (int slices = 1; slices <= (may_slice ? 8 : 1) && slices <= units; slices *= 2) {
         DecodePlan plan = with(slices, limit);
@@ -550,20 +542,13 @@ DecodePlan plan_decode(const MatmulDevice& device, const Q4Layout& layout, int r
 
 }  // namespace
 
-cudaError_t open_decode(const MatmulDevice& device) {
-    if (device.arch < 90) return cudaSuccess;
-    for (const Variant& v : variants)
-        if (cudaError_t error = allow_shared(v.kernel, shared_limit(device, 1))) return error;
-    return cudaSuccess;
-}
-
-bool decode_fits(const MatmulDevice& device, const Q4Layout& layout, int rows) {
-    return device.arch >= 90 && rows <= max_rows && plan_decode(device, layout, rows).slots >= variant_of(layout, rows).sets;
-}
-
-cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
+cudaError_t decode_bytes_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
     const Q4Layout& layout = weight.layout;
-    DecodePlan plan = plan_decode(context.device, layout, args.rows);
+    const Variant* variant = variant_of(layout, args.rows);
+    if (!variant) return cudaErrorInvalidConfiguration;
+    const DecodePlan plan = plan_decode(context.device, layout, *variant, args.rows);
+    if (plan.slots < variant->sets) return cudaErrorInvalidConfiguration;
+    if (cudaError_t error = allow_shared(variant->kernel, plan.shared_bytes)) return error;
     Scratch scratch = scratch_of(context);
     Params p;
     p.w = static_cast<const uint8_t*>(weight.data);
@@ -576,8 +561,7 @@ cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, cons
     p.unit_bytes = static_cast<int>(layout.unit_bytes());
     p.slices = plan.slices, p.slots = plan.slots, p.window = plan.window, p.pitch = plan.pitch;
     int grid = context.device.sm_count / plan.slices * plan.slices;
-    const Variant& variant = variant_of(layout, args.rows);
-    return launch(context, variant.kernel, dim3(static_cast<unsigned>(grid)), threads_of(variant.sets), plan.shared_bytes, p);
+    return launch(context, variant->kernel, dim3(static_cast<unsigned>(grid)), threads_of(variant->sets), plan.shared_bytes, p);
 }
 
 }  // namespace awq::cuda

@@ -23,17 +23,20 @@
     } while (0)
 
 namespace awq::cuda {
-// The third attempt at decode (decode_3_direct.cu).
+// The attempts at decode before the shipped kernel (decode_1_half.cu, decode_2_bytes.cu, decode_3_direct.cu).
+cudaError_t decode_half_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);
+cudaError_t decode_bytes_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);
 cudaError_t decode_direct_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);
 }
 
 namespace lab {
 
-// What every measurement starts from. "direct" among a program's arguments puts the third attempt in decode's place.
+// What every measurement starts from. "half", "bytes" or "direct" among a program's arguments puts that attempt in decode's place.
 inline awq::cuda::MatmulTuning base;
 inline bool take_attempt(const char* argument) {
-    if (std::strcmp(argument, "direct")) return false;
-    base.decode = awq::cuda::decode_direct_q4;
+    const bool half = !std::strcmp(argument, "half"), bytes = !std::strcmp(argument, "bytes"), direct = !std::strcmp(argument, "direct");
+    if (!half && !bytes && !direct) return false;
+    base.decode = half ? awq::cuda::decode_half_q4 : bytes ? awq::cuda::decode_bytes_q4 : awq::cuda::decode_direct_q4;
     awq::cuda::tuning = base;
     return true;
 }
