@@ -91,8 +91,9 @@ int decode_splits(const Context& context, int group, int kv_heads) {
 Shape decode_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences) {
     Shape shape = {ceil_div(std::min(decode_rows(group), context.max_query * group), decode_tile), 1, 0};
     int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
-    if (tiles * head_blocks(head_dim) * 2 <= Context::counter_count)  // one for each 16 columns of a tile
-        shape.splits = context.max_keys <= 2 * split_keys ? 1 : std::min(decode_splits(context, group, kv_heads), ceil_div(context.max_keys, split_keys));
+    // A counter for each 16 columns of a tile; a chunk of keys is not cut.
+    if (tiles * head_blocks(head_dim) * 2 <= Context::counter_count && context.max_keys > 2 * split_keys)
+        shape.splits = std::min(decode_splits(context, group, kv_heads), ceil_div(context.max_keys, split_keys));
     if (shape.splits > 1) shape.scratch = tiles * shape.splits * partial_floats(decode_tile, head_dim) * sizeof(float);
     return shape;
 }

@@ -167,13 +167,33 @@ __device__ __forceinline__ void position_range(const AttentionCall& call, const 
     high = tile.position(call, tile.rows - 1);
 }
 
+// The pages that a block of many rows walks over: its tile's, as far as they are its split's.
+struct TilePages {
+    int low, high;              // positions of the tile's rows
+    int first, last;            // first .. last - 1
+    int split, used;            // which split this is, of how many
+};
+// Block (row tile and split, kv_head, sequence). false: nothing to do.
+__device__ __forceinline__ bool find_pages(const AttentionCall& call, int tile_rows, Tile& tile, TilePages& pages) {
+    // The last rows have the most keys: they begin first.
+    const int row_tile = call.row_tiles - 1 - static_cast<int>(blockIdx.x) / call.splits;
+    pages.split = static_cast<int>(blockIdx.x) % call.splits;
+    if (!find_tile(call, blockIdx.z, blockIdx.y, row_tile, tile_rows, tile)) return false;
+    position_range(call, tile, pages.low, pages.high);
+    const int begin = call.window > 0 && call.full_keys == 0 ? max(0, pages.low - call.window + 1) / page_size : 0;
+    const int count = pages.high / page_size + 1 - begin, share = (count + call.splits - 1) / call.splits;
+    pages.used = (count + share - 1) / share;
+    pages.first = begin + pages.split * share, pages.last = min(pages.first + share, begin + count);
+    return pages.first < pages.last;
+}
+
 // Counts the blocks of a tile; true in all calling threads of the last one, which then sees what the others wrote. The release and
-// acquire of one of them, `first`, serve all: `sync`, their barrier, lies before and behind.
+// acquire of the one whose number is 0 serve all: `sync`, their barrier, lies before and behind.
 template <class Sync>
-__device__ __forceinline__ bool last_to_arrive(unsigned* counter, int count, Sync sync, int first = 0) {
+__device__ __forceinline__ bool last_to_arrive(unsigned* counter, int count, int thread, Sync sync) {
     __shared__ bool last;
     sync();
-    if (static_cast<int>(threadIdx.x) == first) {
+    if (thread == 0) {
         unsigned before;
         asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
         last = before == static_cast<unsigned>(count) - 1;
@@ -223,6 +243,43 @@ __device__ void join_splits(const AttentionCall& call, const Tile& tile, const f
         __half* out = call.out + tile.token(call, row) * call.out_stride + static_cast<int64_t>(tile.head(call, row)) * dim + d;
         *reinterpret_cast<uint2*>(out) = make_uint2(pack_half2(x[0], x[1]), pack_half2(x[2], x[3]));
     }
+}
+
+// What a block of many rows has summed up goes to `out`, or, split, where the last block to arrive joins it. A lane has two rows,
+// first_row and + 8, with `top` (of log2 units) and its own part of `sum`; value(j, i): its sums of columns 8 j + 2 t and + 1 of row i.
+// weights, thread, threads, sync: as join_splits has them.
+template <int width, int tile_rows, class Value, class Sync>
+__device__ __forceinline__ void finish_rows(const AttentionCall& call, const Tile& tile, const TilePages& pages, int dim, int first_row,
+                                            const float (&top)[2], float (&sum)[2], Value value, float* weights, int thread,
+                                            int threads, Sync sync) {
+    const int t = thread % 4;
+    const int64_t split_floats = tile_rows * (width + 2);
+    float* partials = call.partial + static_cast<int64_t>(tile.id) * call.splits * split_floats;
+    float* partial = partials + pages.split * split_floats;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        sum[i] += __shfl_xor_sync(~0u, sum[i], 1);
+        sum[i] += __shfl_xor_sync(~0u, sum[i], 2);
+        const int row = first_row + 8 * i;
+        if (row >= tile.rows) continue;
+        __half* to = call.out + tile.token(call, row) * call.out_stride + static_cast<int64_t>(tile.head(call, row)) * dim + 2 * t;
+        const float inverse = 1.0f / sum[i];
+#pragma unroll
+        for (int j = 0; j < width / 8; j++) {
+            if (8 * j + 2 * t >= dim) continue;
+            const float2 v = value(j, i);
+            if (pages.used == 1)
+                *reinterpret_cast<__half2*>(to + 8 * j) = __floats2half2_rn(v.x * inverse, v.y * inverse);
+            else
+                __stcg(reinterpret_cast<float2*>(partial + row * width + 8 * j + 2 * t), v);
+        }
+        if (pages.used > 1 && t == 0) {
+            __stcg(partial + tile_rows * width + row, top[i]);
+            __stcg(partial + tile_rows * (width + 1) + row, sum[i]);
+        }
+    }
+    if (pages.used > 1 && last_to_arrive(call.counters + tile.id, pages.used, thread, sync))
+        join_splits<width>(call, tile, partials, pages.used, tile_rows, weights, thread, threads, sync);
 }
 #endif
 

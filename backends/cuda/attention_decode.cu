@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(warps * 32, (blocks <= 4 ? 16 : 8) / warps) de
         }
     }
     auto sync = [] { __syncthreads(); };
-    if (used > 1 && last_to_arrive(call.counters + tile.id, used, sync))
+    if (used > 1 && last_to_arrive(call.counters + tile.id, used, threadIdx.x, sync))
         join_splits<width>(call, tile, partials, used, decode_tile, sums, threadIdx.x, blockDim.x, sync);
 }
 

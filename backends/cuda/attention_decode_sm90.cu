@@ -38,14 +38,6 @@ constexpr int pages_on_way = 64 * 1024 / page_bytes<blocks>;
 template <int blocks>
 constexpr int ring_offset = (static_cast<int>(sizeof(Shared<blocks>)) + 127) / 128 * 128;
 
-// A slot of the ring, and the phase of its barriers, as the producer and each consumer see it.
-struct Slot {
-    int index = 0, phase = 0;
-    __device__ __forceinline__ void next(int slots) {
-        if (++index == slots) index = 0, phase ^= 1;
-    }
-};
-
 __device__ __forceinline__ void consumer_sync() { asm volatile("bar.sync 1, %0;" ::"n"(threads) : "memory"); }
 
 // The pages of a split, first .. last - 1. The cut depends on the sequence's own length alone; one chunk is not cut, and the later
@@ -86,9 +78,9 @@ __device__ __forceinline__ bool produce(const AttentionCall& call, int sequence,
     if (static_cast<int>(blockIdx.y) >= share.used) return false;
     asm volatile("bar.arrive 2, %0;" ::"n"(threads + 32) : "memory");
     const int64_t to_values = static_cast<int64_t>(call.cache.kv_heads) * (page_bytes<blocks> / sizeof(__half));
-    Slot slot{0, 1}, oldest;
+    Ring place(slots, 1);
     const int most = min(pages_on_way<blocks>, slots);  // beyond a turn of the ring the oldest one's parity says nothing
-    int on_way = 0;
+    PartsOnWay on_way;
     for (int chunk = share.first; chunk < share.last; chunk += chunk_pages) {
         const int pages = min(chunk_pages, share.last - chunk);
         for (int i = 0; i < 2 * pages; i++) {
@@ -97,17 +89,13 @@ __device__ __forceinline__ bool produce(const AttentionCall& call, int sequence,
             if (lane == 0) {
                 if (at >= 128) id = table[at];
                 const __half* from = call.cache.keys(id, kv_head) + (i < pages ? 0 : to_values);
-                if (on_way == most) {
-                    barrier_wait(full + 8 * oldest.index, oldest.phase);
-                    oldest.next(slots);
-                } else {
-                    on_way++;
-                }
-                barrier_wait(empty + 8 * slot.index, slot.phase);
-                barrier_expect(full + 8 * slot.index, page_bytes<blocks>);
-                bulk_copy(ring + slot.index * page_bytes<blocks>, from, page_bytes<blocks>, full + 8 * slot.index);
+                on_way.wait_below(most, full, 1, slots);
+                on_way.count++;
+                barrier_wait(empty + 8 * place.slot, place.phase);
+                barrier_expect(full + 8 * place.slot, page_bytes<blocks>);
+                bulk_copy(ring + place.slot * page_bytes<blocks>, from, page_bytes<blocks>, full + 8 * place.slot);
             }
-            slot.next(slots);
+            place.next();
             __syncwarp();
         }
     }
@@ -201,14 +189,14 @@ __global__ void __launch_bounds__(threads + 32, blocks <= 4 ? 2 : 1)
     // to 8 neighbouring keys 8 t .. 8 t + 7, the ones in its 16 bytes of each value row.
     const int lane_key = 8 * (g / 2) + g % 2;
     const auto reach = static_cast<unsigned>(call.window > 0 ? call.window : INT32_MAX);
-    Slot slot;
+    Ring place(slots, 0);
     auto page_there = [&] {
-        barrier_wait(full + 8 * slot.index, slot.phase);
-        return reinterpret_cast<const __half*>(ring + slot.index * page_bytes<blocks>);
+        barrier_wait(full + 8 * place.slot, place.phase);
+        return reinterpret_cast<const __half*>(ring + place.slot * page_bytes<blocks>);
     };
     auto page_done = [&] {
-        barrier_arrive(empty + 8 * slot.index);
-        slot.next(slots);
+        barrier_arrive(empty + 8 * place.slot);
+        place.next();
     };
     float top[2] = {-INFINITY, -INFINITY}, total[2] = {}, out[warp_tiles][4] = {};
     for (int chunk = first; chunk < last; chunk += chunk_pages) {

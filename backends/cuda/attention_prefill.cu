@@ -47,17 +47,10 @@ __global__ void __launch_bounds__(Prefill<blocks>::threads) prefill_kernel(const
     let_next_begin();
     wait_for_previous();
 
-    // The last rows have the most keys: they begin first.
-    const int row_tile = call.row_tiles - 1 - static_cast<int>(blockIdx.x) / call.splits, split = blockIdx.x % call.splits;
     Tile tile;
-    if (!find_tile(call, blockIdx.z, blockIdx.y, row_tile, P::tile_rows, tile)) return;
-    int low, high;
-    position_range(call, tile, low, high);
-    const int begin = call.window > 0 && call.full_keys == 0 ? max(0, low - call.window + 1) / page_size : 0;
-    const int pages = high / page_size + 1 - begin, share = (pages + call.splits - 1) / call.splits;
-    const int used = (pages + share - 1) / share;
-    const int first = begin + split * share, last = min(first + share, begin + pages);
-    if (first >= last) return;
+    TilePages pages;
+    if (!find_pages(call, P::tile_rows, tile, pages)) return;
+    const int first = pages.first, last = pages.last, low = pages.low, high = pages.high;
 
     auto stage_of = [&](int page) {
         return reinterpret_cast<uint4*>(shared + P::q_bytes + (page - first) % P::stages * P::stage_bytes);
@@ -179,37 +172,10 @@ __global__ void __launch_bounds__(Prefill<blocks>::threads) prefill_kernel(const
         }
     }
 
-    const int64_t split_floats = P::tile_rows * (width + 2);
-    float* partials = call.partial + static_cast<int64_t>(tile.id) * call.splits * split_floats;
-    float* partial = partials + split * split_floats;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        sum[i] += __shfl_xor_sync(~0u, sum[i], 1);
-        sum[i] += __shfl_xor_sync(~0u, sum[i], 2);
-        int row = warp * 16 + g + 8 * i;
-        if (row >= tile.rows) continue;
-        __half* to = call.out + tile.token(call, row) * call.out_stride + static_cast<int64_t>(tile.head(call, row)) * dim;
-        float inverse = 1.0f / sum[i];
-#pragma unroll
-        for (int j = 0; j < blocks * 4; j++) {
-            int d = 8 * j + 2 * t;
-            if (d >= dim) continue;
-            float x = out[j][2 * i], y = out[j][2 * i + 1];
-            if (used == 1)
-                *reinterpret_cast<__half2*>(to + d) = __floats2half2_rn(x * inverse, y * inverse);
-            else
-                __stcg(reinterpret_cast<float2*>(partial + row * width + d), make_float2(x, y));
-        }
-        if (used > 1 && t == 0) {
-            __stcg(partial + P::tile_rows * width + row, top[i]);
-            __stcg(partial + P::tile_rows * (width + 1) + row, sum[i]);
-        }
-    }
-    // The stages are free by now: every copy has been awaited but empty ones, and last_to_arrive waits for all threads.
-    auto sync = [] { __syncthreads(); };
-    if (used > 1 && last_to_arrive(call.counters + tile.id, used, sync))
-        join_splits<width>(call, tile, partials, used, P::tile_rows, reinterpret_cast<float*>(shared + P::q_bytes), threadIdx.x, P::threads,
-                           sync);
+    // The stages are free by now: every copy has been awaited but empty ones, and the barriers wait for all threads.
+    finish_rows<width, P::tile_rows>(
+        call, tile, pages, dim, warp * 16 + g, top, sum, [&](int j, int i) { return make_float2(out[j][2 * i], out[j][2 * i + 1]); },
+        reinterpret_cast<float*>(shared + P::q_bytes), threadIdx.x, P::threads, [] { __syncthreads(); });
 }
 
 template <int blocks>

@@ -27,25 +27,9 @@ struct Shape {
     static_assert(tile_rows == prefill_rows(width) && partial_floats(tile_rows, width) == tile_rows * (width + 2));
 };
 
-struct Stage {
-    int index = 0;
-    uint32_t phase;
-    __device__ explicit Stage(uint32_t phase) : phase(phase) {}
-    __device__ __forceinline__ void next() {
-        if (++index == stages) index = 0, phase ^= 1;
-    }
-};
-
 __device__ __forceinline__ void consumer_sync() { asm volatile("bar.sync 1, %0;" ::"n"(consumers) : "memory"); }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// Behind a wait: the compiler is not to read or write sums before it.
-template <int n>
-__device__ __forceinline__ void settle(float (&d)[n]) {
-#pragma unroll
-    for (int i = 0; i < n; i++) asm volatile("" : "+f"(d[i])::"memory");
-}
-
 // Values behind the last position, in its page, were never written: zeros instead, since 0 * NaN is not 0. By both warpgroups.
 template <int panels>
 __device__ __forceinline__ void blank_values(uint32_t at, int written) {
@@ -97,39 +81,31 @@ __global__ void __launch_bounds__(threads, 1)
     __syncthreads();
     wait_for_previous();
 
-    // The last rows have the most keys: they begin first.
-    const int row_tile = call.row_tiles - 1 - static_cast<int>(blockIdx.x) / call.splits,
-              split = static_cast<int>(blockIdx.x) % call.splits;
     Tile tile;
-    if (!find_tile(call, blockIdx.z, blockIdx.y, row_tile, tile_rows, tile)) return;
-    int low, high;
-    position_range(call, tile, low, high);
-    const int begin = call.window > 0 && call.full_keys == 0 ? max(0, low - call.window + 1) / page_size : 0;
-    const int pages = high / page_size + 1 - begin, share = (pages + call.splits - 1) / call.splits;
-    const int used = (pages + share - 1) / share;
-    const int first = begin + split * share, last = min(first + share, begin + pages);
-    if (first >= last) return;
+    TilePages pages;
+    if (!find_pages(call, tile_rows, tile, pages)) return;
+    const int first = pages.first, last = pages.last, low = pages.low, high = pages.high;
 
     if (warpgroup == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x != 0) return;
-        Stage stage(1);
+        Ring stage(stages, 1);
         const int page_keys = static_cast<int>(call.cache.page_stride / width),
                   page_rows = static_cast<int>(call.cache.page_stride / 64);
         int64_t next = call.cache.page_of(tile.sequence, first * page_size);
         for (int page = first; page < last; page++, stage.next()) {
             const int id = static_cast<int>(next);
             if (page + 1 < last) next = call.cache.page_of(tile.sequence, (page + 1) * page_size);
-            barrier_wait(keys_empty + 8 * stage.index, stage.phase);
-            barrier_expect(keys_full + 8 * stage.index, S::page_bytes);
+            barrier_wait(keys_empty + 8 * stage.slot, stage.phase);
+            barrier_expect(keys_full + 8 * stage.slot, S::page_bytes);
 #pragma unroll
             for (int panel = 0; panel < panels; panel++)
-                load_box(keys + stage.index * S::page_bytes + panel * (page_size * 128), &key_map, 0, panel,
-                         id * page_keys + tile.kv_head * page_size, keys_full + 8 * stage.index);
-            barrier_wait(values_empty + 8 * stage.index, stage.phase);
-            barrier_expect(values_full + 8 * stage.index, S::page_bytes);
-            load_box(values + stage.index * S::page_bytes, &value_map, 0,
-                     id * page_rows + (call.cache.kv_heads + tile.kv_head) * width, values_full + 8 * stage.index);
+                load_box(keys + stage.slot * S::page_bytes + panel * (page_size * 128), &key_map, 0, panel,
+                         id * page_keys + tile.kv_head * page_size, keys_full + 8 * stage.slot);
+            barrier_wait(values_empty + 8 * stage.slot, stage.phase);
+            barrier_expect(values_full + 8 * stage.slot, S::page_bytes);
+            load_box(values + stage.slot * S::page_bytes, &value_map, 0,
+                     id * page_rows + (call.cache.kv_heads + tile.kv_head) * width, values_full + 8 * stage.slot);
         }
         return;
     }
@@ -152,14 +128,14 @@ __global__ void __launch_bounds__(threads, 1)
     }
     const float scale = call.scale * log2_e;
 
-    Stage key_stage(0), value_stage(0);
+    Ring key_stage(stages, 0), value_stage(stages, 0);
     float score[32], out[width / 2];
     uint32_t p[4][4];  // exponentials, of 16 keys each
 #pragma unroll
     for (float& x : out) x = 0.0f;
     auto ask_for_scores = [&] {
-        barrier_wait(keys_full + 8 * key_stage.index, key_stage.phase);
-        const uint64_t b = uniform_descriptor(keys + key_stage.index * S::page_bytes);
+        barrier_wait(keys_full + 8 * key_stage.slot, key_stage.phase);
+        const uint64_t b = uniform_descriptor(keys + key_stage.slot * S::page_bytes);
 #pragma unroll
         for (float& x : score) x = 0.0f;
         wgmma_fence();
@@ -170,7 +146,7 @@ __global__ void __launch_bounds__(threads, 1)
     };
     auto scores_done = [&] {
         settle(score);
-        barrier_arrive(keys_empty + 8 * key_stage.index);
+        barrier_arrive(keys_empty + 8 * key_stage.slot);
         key_stage.next();
     };
     // A page's scores become exponentials; keep: what earlier sums are to be multiplied by. Returns whether that is not 1
@@ -208,13 +184,13 @@ __global__ void __launch_bounds__(threads, 1)
     };
 
     auto multiply_values = [&] {
-        const uint64_t b = uniform_descriptor(values + value_stage.index * S::page_bytes);
+        const uint64_t b = uniform_descriptor(values + value_stage.slot * S::page_bytes);
         wgmma_fence();
 #pragma unroll
         for (int step = 0; step < 4; step++) Wgmma<width>::run(out, p[step], b + 2 * step);
         wgmma_commit();
     };
-    auto wait_for_values = [&] { barrier_wait(values_full + 8 * value_stage.index, value_stage.phase); };
+    auto wait_for_values = [&] { barrier_wait(values_full + 8 * value_stage.slot, value_stage.phase); };
 
     auto pack = [&] {  // only once no product reads the last page's any more
 #pragma unroll
@@ -236,7 +212,7 @@ __global__ void __launch_bounds__(threads, 1)
         const bool risen = exponentiate(page + 1, keep);
         wgmma_wait<0>();
         settle(out);
-        barrier_arrive(values_empty + 8 * value_stage.index);
+        barrier_arrive(values_empty + 8 * value_stage.slot);
         value_stage.next();
         if (risen)
 #pragma unroll
@@ -245,40 +221,16 @@ __global__ void __launch_bounds__(threads, 1)
     }
     wait_for_values();
     if (const int written = high + 1 - (last - 1) * page_size; written < page_size)
-        blank_values<panels>(values + value_stage.index * S::page_bytes, written);
+        blank_values<panels>(values + value_stage.slot * S::page_bytes, written);
     multiply_values();
     wgmma_wait<0>();
     settle(out);
 
-    const int64_t split_floats = tile_rows * (width + 2);
-    float* partials = call.partial + static_cast<int64_t>(tile.id) * call.splits * split_floats;
-    float* partial = partials + split * split_floats;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        sum[i] += __shfl_xor_sync(~0u, sum[i], 1);
-        sum[i] += __shfl_xor_sync(~0u, sum[i], 2);
-        const int row = first_row + 8 * i;
-        if (row >= tile.rows) continue;
-        __half* to =
-            call.out + tile.token(call, row) * call.out_stride + static_cast<int64_t>(tile.head(call, row)) * width + 2 * t;
-        const float inverse = 1.0f / sum[i];
-#pragma unroll
-        for (int j = 0; j < width / 8; j++) {
-            const float x = out[4 * j + 2 * i], y = out[4 * j + 2 * i + 1];
-            if (used == 1)
-                *reinterpret_cast<__half2*>(to + 8 * j) = __floats2half2_rn(x * inverse, y * inverse);
-            else
-                __stcg(reinterpret_cast<float2*>(partial + row * width + 8 * j + 2 * t), make_float2(x, y));
-        }
-        if (used > 1 && t == 0) {
-            __stcg(partial + tile_rows * width + row, top[i]);
-            __stcg(partial + tile_rows * (width + 1) + row, sum[i]);
-        }
-    }
-    // The rings are free by now.
-    if (used > 1 && last_to_arrive(call.counters + tile.id, used, consumer_sync, threads - consumers))
-        join_splits<width>(call, tile, partials, used, tile_rows, reinterpret_cast<float*>(raw),
-                           static_cast<int>(threadIdx.x) - (threads - consumers), consumers, consumer_sync);
+    finish_rows<width, tile_rows>(
+        call, tile, pages, width, first_row, top, sum,
+        [&](int j, int i) { return make_float2(out[4 * j + 2 * i], out[4 * j + 2 * i + 1]); },
+        reinterpret_cast<float*>(raw),  // the rings are free by now
+        static_cast<int>(threadIdx.x) - (threads - consumers), consumers, consumer_sync);
 #endif
 }
 

@@ -72,6 +72,15 @@ __device__ __forceinline__ void bulk_copy(uint32_t to, const void* from, uint32_
                  : "memory");
 #endif
 }
+// A way around a ring: the slot, and the phase in which its barrier is waited for.
+struct Ring {
+    int slots, slot = 0;
+    uint32_t phase;
+    __device__ Ring(int slots, uint32_t phase) : slots(slots), phase(phase) {}
+    __device__ __forceinline__ void next() {
+        if (++slot == slots) slot = 0, phase ^= 1;
+    }
+};
 // Of a ring whose chunks arrive in `parts`, each with a barrier of its own: those on their way, in the order in which they were asked for.
 struct PartsOnWay {
     int count = 0;

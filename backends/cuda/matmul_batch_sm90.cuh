@@ -67,10 +67,11 @@ struct WeightSender {
     const Slots& s;
     const int lane;
     const uint64_t policy = stream_policy();
-    Ring ring, landed;
-    int on_way = 0, window, pass = 0, unit = 0;
+    Ring ring;
+    PartsOnWay on_way;
+    int window, pass = 0, unit = 0;
     __device__ __forceinline__ WeightSender(const BatchParams& p, const Share& share, const Slots& s, int lane)
-        : p(p), share(share), s(s), lane(lane), ring(p.w_slots, 1), landed(p.w_slots, 0), window(p.first_window) {}
+        : p(p), share(share), s(s), lane(lane), ring(p.w_slots, 1), window(p.first_window) {}
     __device__ __forceinline__ bool more() const { return pass < share.tiles; }
     // Fills a slot that is free.
     __device__ __forceinline__ void ask() {
@@ -81,7 +82,7 @@ struct WeightSender {
             bulk_copy(s.w + ring.slot * s.w_bytes + lane * p.k_groups * p.unit_bytes,
                       p.w + (static_cast<int64_t>(share.first_tile + pass + lane) * p.units + share.first_unit + unit) * p.unit_bytes,
                       static_cast<uint32_t>(bytes), s.w_full + 8 * ring.slot, policy);
-        on_way++;
+        on_way.count++;
         ring.next();
         unit += p.k_groups;
         if (unit >= share.units) unit = 0, pass += p.pass;
@@ -90,11 +91,7 @@ struct WeightSender {
         while (more()) {
             barrier_wait(s.w_empty + 8 * ring.slot, ring.phase);
             if (window != p.window && barrier_passed(s.x_full, 0)) window = p.window;  // lanes may differ until ask()
-            while (on_way >= window) {
-                barrier_wait(s.w_full + 8 * landed.slot, landed.phase);
-                landed.next();
-                on_way--;
-            }
+            on_way.wait_below(window, s.w_full, 1, p.w_slots);
             ask();
         }
     }
@@ -261,9 +258,7 @@ __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (
     if constexpr (!Sync) {
         wgmma_wait<0>();
 #pragma unroll
-        for (int b = 0; b < Count; b++)
-#pragma unroll
-            for (int i = 0; i < TN / 2; i++) asm volatile("" : "+f"(d[b][i])::"memory");
+        for (int b = 0; b < Count; b++) settle(d[b]);
         if (previous >= 0) barrier_arrive(s.x_empty + 8 * previous);
     }
 }

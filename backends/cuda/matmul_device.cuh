@@ -63,6 +63,13 @@ __device__ __forceinline__ half load_activation(const half* p) {
     return __ushort_as_half(__ldcg(reinterpret_cast<const unsigned short*>(p)));
 }
 
+// What another CTA has told with a release.
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
+    uint32_t v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
 // ---- fragments
 __device__ __forceinline__ void ldmatrix4(uint32_t (&r)[4], uint32_t at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -197,24 +197,21 @@ __global__ void __launch_bounds__(threads, 1)
         store_block<N, true>(p, block.row_block * block_tiles + my_tile, block.token, block.token + block.tokens, ~0u, d);
     };
     bool more = block.next(list, p);
-    for (; more && block.width >= narrow_widths; more = block.next(list, p)) {
-        switch (block.width) {
-            case 5: multiply(Width<width_of(5)>()); break;
-            case 6: multiply(Width<width_of(6)>()); break;
-            case 7: multiply(Width<width_of(7)>()); break;
-            case 8: multiply(Width<width_of(8)>()); break;
-            default: multiply(Width<width_of(9)>()); break;
+    // All blocks that come now and are at least this wide.
+    auto run = [&]<int First>(std::integral_constant<int, First>) {
+        static_assert(narrow_widths == 5 && widths == 10);
+        for (; more && block.width >= First; more = block.next(list, p)) {
+            switch (block.width - First) {
+                case 0: multiply(Width<width_of(First)>()); break;
+                case 1: multiply(Width<width_of(First + 1)>()); break;
+                case 2: multiply(Width<width_of(First + 2)>()); break;
+                case 3: multiply(Width<width_of(First + 3)>()); break;
+                default: multiply(Width<width_of(First + 4)>()); break;
+            }
         }
-    }
-    for (; more; more = block.next(list, p)) {
-        switch (block.width) {
-            case 0: multiply(Width<width_of(0)>()); break;
-            case 1: multiply(Width<width_of(1)>()); break;
-            case 2: multiply(Width<width_of(2)>()); break;
-            case 3: multiply(Width<width_of(3)>()); break;
-            default: multiply(Width<width_of(4)>()); break;
-        }
-    }
+    };
+    run(std::integral_constant<int, narrow_widths>());
+    run(std::integral_constant<int, 0>());
 #endif
 }
 
@@ -281,8 +278,8 @@ cudaError_t experts_q4(const MatmulContext& context, const Q4Weight& weight, con
     p.expert_bytes = layout.bytes(), p.expert_count = weight.experts;
     p.choices = rows.most <= width_of(narrow_widths - 1) ? narrow_widths : widths;
     p.x_bytes = width_of(p.choices - 1) * 128;
-    Maps maps;
-    for (int i = 0; i < widths; i++)
+    Maps maps = {};
+    for (int i = 0; i < p.choices; i++)
         if (cudaError_t error = map_rows(context.device, x, layout.in, args.rows, ldx, width_of(i), &maps.of[i])) return error;
     const int limit = dynamic_limit - 1024, w_bytes = block_tiles * p.unit_bytes;
     p.w_slots = p.choices == widths ? 4 : 6;  // narrow blocks wait for weights, wide ones for X

@@ -84,10 +84,8 @@ __device__ __forceinline__ uint32_t meet_all(uint32_t* counters) {
     meet();
     if (threadIdx.x == 0) {
         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counters) : "memory");
-        uint32_t arrived;
-        do {
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counters) : "memory");
-        } while (arrived < gridDim.x);
+        while (load_acquire(counters) < gridDim.x) {
+        }
         before = atomicAdd(counters + 1, 1u);  // looked at when there is time
     }
     meet();

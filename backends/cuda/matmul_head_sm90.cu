@@ -96,8 +96,7 @@ __global__ void __launch_bounds__(threads, 1)
             previous = ring.slot;
         }
         wgmma_wait<0>();
-#pragma unroll
-        for (int i = 0; i < TN / 2; i++) asm volatile("" : "+f"(d[i])::"memory");
+        settle(d);
         if (lane == 0) barrier_arrive(empty + 8 * previous);
         if (block + group >= last) continue;  // where one block was left
         const int row = (block + group) * block_rows + warp * 16 + (lane >> 2);

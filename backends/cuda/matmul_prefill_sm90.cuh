@@ -56,15 +56,6 @@ __device__ __forceinline__ void barrier_arrive_at(uint32_t bar, int rank) {
 // another would have it loop over the lanes.
 __device__ __forceinline__ int uniform_warp() { return __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0); }
 
-struct Ring {
-    int slots, slot = 0;
-    uint32_t phase;
-    __device__ Ring(int slots, uint32_t phase) : slots(slots), phase(phase) {}
-    __device__ __forceinline__ void next() {
-        if (++slot == slots) slot = 0, phase ^= 1;
-    }
-};
-
 // Where the rings lie in shared memory, and their barriers: full and empty, one each a slot.
 struct Rings {
     uint32_t x, w, w_full, w_empty, x_full, x_empty;
@@ -176,8 +167,7 @@ __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& 
         wr.next();
     }
     wgmma_wait<0>();
-#pragma unroll
-    for (int i = 0; i < TN / 2; i++) asm volatile("" : "+f"(d[i])::"memory");
+    settle(d);
     if (previous >= 0) rings.release_x<Cluster>(previous, lane);
 }
 #endif

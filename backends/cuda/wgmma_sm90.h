@@ -154,6 +154,12 @@ template <int Pending>
 __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
+// Behind a wait: the compiler is not to read or write sums before it.
+template <int N>
+__device__ __forceinline__ void settle(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
 // B as a K-major tile of 64 columns with the 128-byte swizzle of the tensor copy engine; `at` is 1024-byte aligned. The
 // descriptor of k16 step j is this + 2 j.
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t at) {

@@ -430,10 +430,8 @@ template <int MT, int Groups, bool IntegerZeros, int Sets, int PerSm>
 constexpr Variant variant() {
     return {MT, Groups, IntegerZeros, Sets, PerSm, decode_kernel<MT, Groups, IntegerZeros, Sets, PerSm>};
 }
-// The first that fits is taken.
 const Variant variants[] = {
-    variant<1, 2, true, 3, 2>(),  variant<1, 2, true, 2, 2>(),  variant<1, 2, true, 4, 1>(),  variant<2, 2, true, 2, 2>(),
-    variant<2, 2, true, 3, 1>(),  variant<2, 2, true, 4, 1>(),  variant<1, 4, true, 2, 2>(),  variant<2, 4, true, 2, 2>(),
+    variant<1, 2, true, 3, 2>(),  variant<2, 2, true, 2, 2>(),  variant<1, 4, true, 2, 2>(),  variant<2, 4, true, 2, 2>(),
     variant<1, 8, true, 2, 2>(),  variant<2, 8, true, 2, 2>(),  variant<1, 2, false, 2, 2>(), variant<2, 2, false, 2, 2>(),
     variant<1, 4, false, 2, 2>(), variant<2, 4, false, 2, 2>(), variant<1, 8, false, 2, 2>(), variant<2, 8, false, 2, 2>(),
 };
@@ -448,10 +446,10 @@ int shared_limit(const MatmulDevice& device, int per_sm) {
            128;
 }
 
-// The first that serves; null: none.
+// Null: none serves.
 const Variant* variant_of(const Q4Layout& layout, int rows) {
     for (const Variant& v : variants)
-        if (!(v.token_tiles != (rows + 7) / 8 || v.groups != layout.groups() || v.integer_zeros != layout.integer_zeros)) return &v;
+        if (v.token_tiles == (rows + 7) / 8 && v.groups == layout.groups() && v.integer_zeros == layout.integer_zeros) return &v;
     return nullptr;
 }
 

@@ -486,10 +486,8 @@ constexpr Variant variant() {
     return {
         Packed ? 2 : 8 * TT, TT, Groups, IntegerZeros, Sets, PerSm, decode_kernel<TT, Packed, Groups, IntegerZeros, Sets, PerSm>};
 }
-// The first that fits is taken.
 const Variant variants[] = {
-    variant<1, true, 2, true, 2, 2>(),   variant<1, true, 2, true, 4, 1>(),   variant<1, false, 2, true, 2, 2>(),
-    variant<1, false, 2, true, 4, 1>(),  variant<2, false, 2, true, 2, 2>(),  variant<2, false, 2, true, 4, 1>(),
+    variant<1, true, 2, true, 2, 2>(),   variant<1, false, 2, true, 2, 2>(),  variant<2, false, 2, true, 2, 2>(),
     variant<1, false, 4, true, 2, 2>(),  variant<2, false, 4, true, 2, 2>(),  variant<1, false, 8, true, 2, 2>(),
     variant<2, false, 8, true, 2, 2>(),  variant<1, false, 2, false, 2, 2>(), variant<2, false, 2, false, 2, 2>(),
     variant<1, false, 4, false, 2, 2>(), variant<2, false, 4, false, 2, 2>(), variant<1, false, 8, false, 2, 2>(),
@@ -509,7 +507,7 @@ int shared_limit(const MatmulDevice& device, int per_sm) {
 // The first that serves; null: none.
 const Variant* variant_of(const Q4Layout& layout, int rows) {
     for (const Variant& v : variants)
-        if (!(rows > v.max_rows || v.groups != layout.groups() || v.integer_zeros != layout.integer_zeros)) return &v;
+        if (rows <= v.max_rows && v.groups == layout.groups() && v.integer_zeros == layout.integer_zeros) return &v;
     return nullptr;
 }
 
