@@ -77,9 +77,9 @@ int choose_splits(const Context& context, int64_t tiles, int blocks, int keys, i
     return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(wanted, keys / least), 1, 32));
 }
 
+constexpr int prefill_split_keys = 4 * page_size;
 struct Shape {
     int row_tiles, splits;
-    size_t scratch;
 };
 // Splits of a sequence in decode, when it is alone. Blocks for three quarters of the multiprocessors read as fast as more of them, and the
 // next product begins on the others, where it can.
@@ -88,20 +88,19 @@ int decode_splits(const Context& context, int group, int kv_heads) {
     if (context.compute_major < 9) return std::clamp(context.multiprocessors / tiles, 1, 32);
     return std::clamp((context.multiprocessors * 3 / 4 + tiles / 2) / tiles, 1, 32);
 }
+// Tiles whose keys can be cut: a counter for each 16 columns.
+int64_t decode_tiles_cut(int head_dim) { return Context::counter_count / (2 * head_blocks(head_dim)); }
 Shape decode_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences) {
-    Shape shape = {ceil_div(std::min(decode_rows(group), context.max_query * group), decode_tile), 1, 0};
+    Shape shape = {ceil_div(std::min(decode_rows(group), context.max_query * group), decode_tile), 1};
     int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
-    // A counter for each 16 columns of a tile; a chunk of keys is not cut.
-    if (tiles * head_blocks(head_dim) * 2 <= Context::counter_count && context.max_keys > 2 * split_keys)
+    if (tiles <= decode_tiles_cut(head_dim) && context.max_keys > 2 * split_keys)
         shape.splits = std::min(decode_splits(context, group, kv_heads), ceil_div(context.max_keys, split_keys));
-    if (shape.splits > 1) shape.scratch = tiles * shape.splits * partial_floats(decode_tile, head_dim) * sizeof(float);
     return shape;
 }
 Shape prefill_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences, int max_rows, int keys) {
-    Shape shape = {ceil_div(static_cast<int64_t>(max_rows), prefill_rows(head_dim)), 1, 0};
+    Shape shape = {ceil_div(static_cast<int64_t>(max_rows), prefill_rows(head_dim)), 1};
     int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
-    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, 1, keys, 4 * page_size);
-    if (shape.splits > 1) shape.scratch = tiles * shape.splits * partial_floats(prefill_rows(head_dim), head_dim) * sizeof(float);
+    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, 1, keys, prefill_split_keys);
     return shape;
 }
 
@@ -230,6 +229,7 @@ Status attention_appending(const KernelCall& append, const KernelCall& attention
     return paged_attention(call, a);
 }
 
+// No less for more sequences, tokens or keys: what the largest batch may take is enough for every other.
 size_t attention_scratch(const Graph& graph, const Node& node, const BatchSize& size, const Context& context) {
     const Attrs& attrs = node.attrs;
     if (node.op == Op::attention_full) {
@@ -237,11 +237,18 @@ size_t attention_scratch(const Graph& graph, const Node& node, const BatchSize& 
         full.kv_heads = attrs.heads;
         return full_cache_bytes(full, node_rows(graph.nodes[node.in[1]], size));
     }
-    int group = attrs.heads / attrs.kv_heads;
-    return std::max(
-        decode_shape(context, group, attrs.kv_heads, attrs.head_dim, size.sequences).scratch,
-        prefill_shape(context, group, attrs.kv_heads, attrs.head_dim, size.sequences, context.max_query * group, context.max_keys)
-            .scratch);
+    const int group = attrs.heads / attrs.kv_heads;
+    int64_t floats = 0;
+    const int splits = std::min(decode_splits(context, group, attrs.kv_heads), ceil_div(context.max_keys, split_keys));
+    if (splits > 1 && context.max_keys > 2 * split_keys) {
+        const int64_t row_tiles = ceil_div(std::min<int64_t>(decode_rows(group), int64_t{context.max_query} * group), decode_tile);
+        floats = std::min(row_tiles * attrs.kv_heads * size.sequences, decode_tiles_cut(attrs.head_dim)) * splits *
+                 partial_floats(decode_tile, attrs.head_dim);
+    }
+    // In prefill a cut leaves no more blocks than there are multiprocessors.
+    if (choose_splits(context, 1, 1, context.max_keys, prefill_split_keys) > 1)
+        floats = std::max(floats, context.multiprocessors * partial_floats(prefill_rows(attrs.head_dim), attrs.head_dim));
+    return static_cast<size_t>(floats) * sizeof(float);
 }
 
 std::span<const Kernel> attention_kernels() {

@@ -150,19 +150,12 @@ Executor::Scratch Executor::scratch_of(const Graph& graph, const BatchSize& size
     return {aligned(scratch), aligned(matmul_scratch_bytes(rows, in))};
 }
 
-// Split attention needs most where few sequences share the device, the rest where there are many tokens.
+// No kernel needs less for more tokens, sequences or keys.
 Executor::Scratch Executor::largest_scratch(const Graph& graph, const BatchSize& capacity, int64_t positions) const {
-    Scratch most;
     Context context = context_;
     context.max_keys = rounded_keys(positions);
-    for (int32_t sequences = 1; sequences <= capacity.sequences; sequences *= 2)
-        for (int32_t tokens : {sequences, capacity.tokens}) {
-            context.max_query = tokens - sequences + 1;
-            Scratch needed = scratch_of(graph, {tokens, sequences, std::min(tokens, capacity.outputs), 1}, context);
-            most.call = std::max(most.call, needed.call);
-            most.matmul = std::max(most.matmul, needed.matmul);
-        }
-    return most;
+    context.max_query = capacity.tokens;
+    return scratch_of(graph, {capacity.tokens, capacity.sequences, capacity.outputs, 1}, context);
 }
 
 // Of one sequence; a batch of some that draw takes more when it comes.

@@ -19,6 +19,7 @@ namespace {
 using namespace sm90;
 
 constexpr int max_experts = 256;
+constexpr int spans = 2;  // tiles of X in a slot
 
 // How wide, in tokens, a block's wgmmas can be: 32, 64, 80, .. 192. The wide ones, from 128 on, are done with before the others
 // begin: the compiler finds no registers for a switch over more than five.
@@ -174,13 +175,13 @@ __global__ void __launch_bounds__(threads, 1)
         } else if (warp == 1 && lane == 0) {
             Ring ring(p.x_slots, 1);
             while (block.next(list, p)) {
-                const uint32_t bytes = width_of(block.width) * 128;
-                for (int span = 0; span < p.units * 4; span++) {
+                const uint32_t tile_bytes = width_of(block.width) * 128;
+                for (int span = 0; span < p.units * 4; span += spans, ring.next()) {
                     barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                    barrier_expect(rings.x_full + 8 * ring.slot, bytes);
-                    load_box(rings.x + ring.slot * rings.x_bytes, &maps.of[block.width], span * 64, block.token,
-                             rings.x_full + 8 * ring.slot);
-                    ring.next();
+                    barrier_expect(rings.x_full + 8 * ring.slot, spans * tile_bytes);
+                    for (int i = 0; i < spans; i++)
+                        load_box(rings.x + ring.slot * rings.x_bytes + i * tile_bytes, &maps.of[block.width], (span + i) * 64, block.token,
+                                 rings.x_full + 8 * ring.slot);
                 }
             }
         }
@@ -193,7 +194,7 @@ __global__ void __launch_bounds__(threads, 1)
         float d[N / 2];
 #pragma unroll
         for (float& sum : d) sum = 0.0f;
-        multiply_units<N, Groups, IntegerZeros, 1>(d, rings, wr, xr, p, my_tile, lane, 0, p.units);
+        multiply_units<N, Groups, IntegerZeros, 1, spans>(d, rings, wr, xr, p, my_tile, lane, 0, p.units);
         store_block<N, true>(p, block.row_block * block_tiles + my_tile, block.token, block.token + block.tokens, ~0u, d);
     };
     bool more = block.next(list, p);
@@ -277,13 +278,13 @@ cudaError_t experts_q4(const MatmulContext& context, const Q4Weight& weight, con
     p.begin = rows.begin;
     p.expert_bytes = layout.bytes(), p.expert_count = weight.experts;
     p.choices = rows.most <= width_of(narrow_widths - 1) ? narrow_widths : widths;
-    p.x_bytes = width_of(p.choices - 1) * 128;
+    p.x_bytes = width_of(p.choices - 1) * 128 * spans;
     Maps maps = {};
     for (int i = 0; i < p.choices; i++)
         if (cudaError_t error = map_rows(context.device, x, layout.in, args.rows, ldx, width_of(i), &maps.of[i])) return error;
     const int limit = dynamic_limit - 1024, w_bytes = block_tiles * p.unit_bytes;
     p.w_slots = p.choices == widths ? 4 : 6;  // narrow blocks wait for weights, wide ones for X
-    while (limit - p.w_slots * w_bytes < 4 * p.x_bytes) p.w_slots--;
+    while (limit - p.w_slots * w_bytes < 4 / spans * p.x_bytes) p.w_slots--;
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / p.x_bytes);
     const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * p.x_bytes;
     const int64_t blocks = static_cast<int64_t>(p.row_blocks) * std::min(args.rows, weight.experts + args.rows / 32);

@@ -109,7 +109,8 @@ __global__ void __launch_bounds__(threads, 1)
     prefill_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ CUtensorMap residual_map,
                    const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    constexpr int x_bytes = TN * 128, octets = TN / 8;
+    constexpr int octets = TN / 8, spans = slot_spans(TN), tile_bytes = TN * 128, x_bytes = spans * tile_bytes;
+    constexpr int residual_tiles = spans == 1 ? 1 : 2;  // of a slot: one for either warpgroup
     extern __shared__ uint8_t raw[];
     __shared__ __align__(16) uint64_t barriers[4 * max_slots];
     const Rings rings(raw, barriers, p, x_bytes);
@@ -141,24 +142,29 @@ __global__ void __launch_bounds__(threads, 1)
             while (schedule.next()) {
                 const Block place = block_place(p, schedule.block);
                 const int token = place.token * TN;
-                for (int span = schedule.first * 4; span < schedule.last * 4; span++, ring.next()) {
+                auto begin_slot = [&](int tiles) {
                     barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                    const uint32_t to = rings.x + ring.slot * x_bytes, bar = rings.x_full + 8 * ring.slot;
-                    barrier_expect(bar, x_bytes);
-                    if constexpr (Cluster == 1)
-                        load_box(to, &map, span * 64, token, bar);
-                    else  // each CTA its share of the tokens, for all
-                        load_tile_to_all(to + rank * (x_bytes / Cluster), &map, span * 64, token + rank * (TN / Cluster), bar,
-                                         Cluster);
+                    barrier_expect(rings.x_full + 8 * ring.slot, tiles * tile_bytes);
+                };
+                for (int span = schedule.first * 4; span < schedule.last * 4; ring.next()) {
+                    begin_slot(spans);
+                    uint32_t to = rings.x + ring.slot * x_bytes;
+                    for (int i = 0; i < spans; i++, span++, to += tile_bytes) {
+                        if constexpr (Cluster == 1)
+                            load_box(to, &map, span * 64, token, rings.x_full + 8 * ring.slot);
+                        else  // each CTA its share of the tokens, for all
+                            load_tile_to_all(to + rank * (tile_bytes / Cluster), &map, span * 64, token + rank * (TN / Cluster),
+                                             rings.x_full + 8 * ring.slot, Cluster);
+                    }
                 }
                 if (!adds(p, schedule)) continue;
-                for (int group = 0; group < 2; group++, ring.next()) {
-                    barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                    const uint32_t to = rings.x + ring.slot * x_bytes, bar = rings.x_full + 8 * ring.slot;
-                    barrier_expect(bar, x_bytes);
-                    const int column = (place.row * Cluster + rank) * block_tiles * tile_rows + group * 64;
-                    for (int part = 0; part < Cluster; part++)
-                        load_box(to + part * (x_bytes / Cluster), &residual_map, column, token + part * (TN / Cluster), bar);
+                int column = (place.row * Cluster + rank) * block_tiles * tile_rows;
+                for (int slot = 0; slot < 2 / residual_tiles; slot++, ring.next()) {
+                    begin_slot(residual_tiles);
+                    for (int i = 0; i < residual_tiles; i++, column += 64)
+                        for (int part = 0; part < Cluster; part++)
+                            load_box(rings.x + ring.slot * x_bytes + i * tile_bytes + part * (tile_bytes / Cluster), &residual_map, column,
+                                     token + part * (TN / Cluster), rings.x_full + 8 * ring.slot);
                 }
             }
         }
@@ -173,7 +179,7 @@ __global__ void __launch_bounds__(threads, 1)
         float d[TN / 2];
 #pragma unroll
         for (int i = 0; i < TN / 2; i++) d[i] = 0.0f;
-        multiply_units<TN, Groups, IntegerZeros, Cluster>(d, rings, wr, xr, p, my_tile, lane, schedule.first, schedule.last);
+        multiply_units<TN, Groups, IntegerZeros, Cluster, spans>(d, rings, wr, xr, p, my_tile, lane, schedule.first, schedule.last);
         if (!waited) {
             pdl_wait();
             waited = true;
@@ -249,19 +255,16 @@ __global__ void __launch_bounds__(threads, 1)
         }
         const Block place = block_place(p, schedule.block);
         const bool residual = adds(p, schedule);
-        int slots[2] = {};
-        if (residual)
-            for (int i = 0; i < 2; i++, xr.next()) {
-                barrier_wait(rings.x_full + 8 * xr.slot, xr.phase);
-                slots[i] = xr.slot;
-            }
-        store_block<TN, false>(p, (place.row * Cluster + rank) * block_tiles + my_tile, place.token * TN, p.output.rows, mine, d,
-                               rings.x + (group_index ? slots[1] : slots[0]) * x_bytes);
-        if (residual) {
-            __syncwarp();
-            rings.release_x<Cluster>(slots[0], lane);
-            rings.release_x<Cluster>(slots[1], lane);
+        Ring residuals = xr;
+        uint32_t residual_at = 0;
+        for (int i = 0; residual && i < 2 / residual_tiles; i++, xr.next()) {
+            barrier_wait(rings.x_full + 8 * xr.slot, xr.phase);
+            if (residual_tiles == 2 || i == group_index)
+                residual_at = rings.x + xr.slot * x_bytes + (residual_tiles == 2 ? group_index * tile_bytes : 0);
         }
+        store_block<TN, false>(p, (place.row * Cluster + rank) * block_tiles + my_tile, place.token * TN, p.output.rows, mine, d, residual_at);
+        if (residual) __syncwarp();
+        for (int i = 0; residual && i < 2 / residual_tiles; i++, residuals.next()) rings.release_x<Cluster>(residuals.slot, lane);
     }
     if constexpr (Cluster > 1) cluster_sync();  // a CTA's shared memory is written and its barriers are used by the other one
 #endif
@@ -405,9 +408,9 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     p.workers = plan.schedule.workers;
     p.full_waves = plan.schedule.waves, p.parts = plan.schedule.parts;
     // Shared memory: 1024 bytes for alignment, then the rings.
-    const int limit = shared_limit - 1024, w_bytes = block_tiles * p.unit_bytes, x_bytes = tokens * 128;
+    const int limit = shared_limit - 1024, w_bytes = block_tiles * p.unit_bytes, x_bytes = tokens * 128 * slot_spans(tokens);
     p.w_slots = tokens == 32 ? 8 : tokens == 64 ? 6 : tokens == 128 ? 4 : 3;
-    while (limit - p.w_slots * w_bytes < 4 * x_bytes) p.w_slots--;
+    while (limit - p.w_slots * w_bytes < std::max(2, 4 / slot_spans(tokens)) * x_bytes) p.w_slots--;
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / x_bytes);
     const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * x_bytes;
     return launch_clusters(context, plan.variant->kernel, cluster > 1 ? cluster : 0, dim3(static_cast<unsigned>(p.workers * cluster)), threads,

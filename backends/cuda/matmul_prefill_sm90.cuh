@@ -2,7 +2,7 @@
 // one block of tokens, and the way of its sums to y. sm_90a only.
 //
 // A block is 128 rows of W times TN tokens. Its weights come as packed units through one ring of shared memory, tiles of X
-// (64 columns of all tokens) through a second one; two warpgroups of consumers take 64 rows each.
+// (64 columns of all tokens; one or several a slot) through a second one; two warpgroups of consumers take 64 rows each.
 #pragma once
 #include <algorithm>
 #include "backends/cuda/matmul_internal.h"
@@ -55,6 +55,9 @@ __device__ __forceinline__ void barrier_arrive_at(uint32_t bar, int rank) {
 // The warp's place in the CTA, in a register that the compiler knows to be the same in all lanes: an address of a barrier made with
 // another would have it loop over the lanes.
 __device__ __forceinline__ int uniform_warp() { return __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0); }
+
+// Tiles of X in a slot: fewer, larger slots take fewer instructions of the consumers, who have none to spare below 256 tokens.
+__host__ __device__ constexpr int slot_spans(int tokens) { return tokens <= 64 ? 4 : tokens <= 128 ? 2 : 1; }
 
 // Where the rings lie in shared memory, and their barriers: full and empty, one each a slot.
 struct Rings {
@@ -117,54 +120,79 @@ __device__ __forceinline__ void store_global8(half* to, uint32_t a, uint32_t b) 
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// What a warp reads of a unit for one span of 64 columns: words of weights, and the scales and zero points of their groups.
+template <int Groups, bool IntegerZeros>
+struct Piece {
+    static constexpr int metas = Groups == 2 ? 1 : 2;
+    uint4 words;
+    uint32_t scales[metas], zeros[metas];
+    // at: of the unit. Groups 2: the first span of a group alone has them.
+    __device__ __forceinline__ void load(uint32_t at, int span, int group_size, int lane) {
+        words = load_shared16(at + span * 512 + lane * 16);
+        if (Groups == 2 && span % 2) return;
+        const int groups = Groups == 2 ? 2 : unit_columns / group_size, g = lane >> 2;
+        const int shift = group_size == 128 ? 2 : group_size == 64 ? 1 : 0;  // of 32-column pieces
+#pragma unroll
+        for (int i = 0; i < metas; i++) {
+            const int group = Groups == 2 ? span / 2 : (2 * span + i) >> shift;
+            scales[i] = load_shared4(at + 2048 + group * 32 + g * 4);
+            zeros[i] = IntegerZeros ? load_shared2(at + 2048 + groups * 32 + group * 16 + g * 2)
+                                    : load_shared4(at + 2048 + groups * 32 + group * 32 + g * 4);
+        }
+    }
+};
+
 // A consumer warp's part of a block: d += its 16 slots of units first .. last - 1 times TN tokens. While the wgmmas of one
-// span of 64 columns run, the next span is dequantised. my_tile: of the block's eight.
-template <int TN, int Groups, bool IntegerZeros, int Cluster>
+// span of 64 columns run, the next span is dequantised; its words have been asked for before. my_tile: of the block's eight. Spans: of a slot of X.
+template <int TN, int Groups, bool IntegerZeros, int Cluster, int Spans>
 __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& rings, Ring& wr, Ring& xr, const Product& p,
                                                int my_tile, int lane, int first, int last) {
-    const int g = lane >> 2;
-    const int groups = Groups == 2 ? 2 : unit_columns / p.group;
-    const int group_shift = p.group == 128 ? 2 : p.group == 64 ? 1 : 0;  // of 32-column pieces
-    int previous = -1;                                                   // X slot whose wgmmas may still run
+    int previous = -1;  // X slot whose wgmmas may still run
+    Piece<Groups, IntegerZeros> next;
+    auto load = [&](int span) { next.load(rings.w + wr.slot * rings.w_bytes + my_tile * p.unit_bytes, span, p.group, lane); };
+    barrier_wait(rings.w_full + 8 * wr.slot, wr.phase);
+    load(0);
     for (int unit = first; unit < last; unit++) {
-        barrier_wait(rings.w_full + 8 * wr.slot, wr.phase);
-        const uint32_t at = rings.w + wr.slot * rings.w_bytes + my_tile * p.unit_bytes;
         GroupMeta<IntegerZeros> m[2];
-        auto load_meta = [&](GroupMeta<IntegerZeros>& to, int group) {
-            uint32_t scales = load_shared4(at + 2048 + group * 32 + g * 4);
-            uint32_t zeros = IntegerZeros ? load_shared2(at + 2048 + groups * 32 + group * 16 + g * 2)
-                                          : load_shared4(at + 2048 + groups * 32 + group * 32 + g * 4);
-            to.set(scales, zeros);
-        };
+        uint64_t x = 0;
 #pragma unroll
         for (int span = 0; span < 4; span++) {
-            uint4 words = load_shared16(at + span * 512 + lane * 16);
-            if constexpr (Groups == 2) {
-                if (span % 2 == 0) load_meta(m[0], span / 2);
-            } else {
-                load_meta(m[0], (2 * span) >> group_shift);
-                load_meta(m[1], (2 * span + 1) >> group_shift);
+            const uint4 words = next.words;
+            if (Groups != 2 || span % 2 == 0) {
+                m[0].set(next.scales[0], next.zeros[0]);
+                m[1] = m[0];
+                if constexpr (Groups != 2) m[1].set(next.scales[1], next.zeros[1]);
             }
+            if (span < 3) load(span + 1);
             // All of the unit is in registers. Each lane says so for itself: of a __syncwarp here nothing may be left, since the
             // compiler knows the warp to be together, and then no one could tell that the lanes' reads are done.
-            if (span == 3) barrier_arrive(rings.w_empty + 8 * wr.slot);
-            const uint64_t b = uniform_descriptor(rings.x + xr.slot * rings.x_bytes);
+            if (span == 2) {
+                barrier_arrive(rings.w_empty + 8 * wr.slot);
+                wr.next();
+            }
+            if (span % Spans == 0) x = uniform_descriptor(rings.x + xr.slot * rings.x_bytes);
+            const uint64_t b = x + span % Spans * (TN * 128 / 16);
             uint32_t a[4][4];
             dequantize<IntegerZeros>(a[0], words.x, m[0]);
             dequantize<IntegerZeros>(a[1], words.y, m[0]);
-            dequantize<IntegerZeros>(a[2], words.z, m[Groups == 2 ? 0 : 1]);
-            dequantize<IntegerZeros>(a[3], words.w, m[Groups == 2 ? 0 : 1]);
-            barrier_wait(rings.x_full + 8 * xr.slot, xr.phase);
+            dequantize<IntegerZeros>(a[2], words.z, m[1]);
+            dequantize<IntegerZeros>(a[3], words.w, m[1]);
+            if (span % Spans == 0) barrier_wait(rings.x_full + 8 * xr.slot, xr.phase);
             wgmma_fence();
 #pragma unroll
             for (int j = 0; j < 4; j++) Wgmma<TN>::run(d, a[j], b + 2 * j);
             wgmma_commit();
+            if (span == 3 && unit + 1 < last) {  // not before: weights may be late
+                barrier_wait(rings.w_full + 8 * wr.slot, wr.phase);
+                load(0);
+            }
             wgmma_wait<1>();
-            if (previous >= 0) rings.release_x<Cluster>(previous, lane);
-            previous = xr.slot;
-            xr.next();
+            if (span % Spans == 0) {
+                if (previous >= 0) rings.release_x<Cluster>(previous, lane);
+                previous = xr.slot;
+            }
+            if ((span + 1) % Spans == 0) xr.next();
         }
-        wr.next();
     }
     wgmma_wait<0>();
     settle(d);
