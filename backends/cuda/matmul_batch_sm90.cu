@@ -257,10 +257,12 @@ BatchPlan plan_cluster(const MatmulDevice& device, const Q4Layout& layout, int r
     if (plan.k_groups == 2 && plan.x_slots < x_uses) plan.x_slots &= ~1;
     plan.shared_bytes = 1024 + plan.w_slots * w_bytes + plan.x_slots * x_bytes + join;
     plan.variant = chosen;
-    // Bytes from memory by all, bytes through L2 by one SM (3.05 TB/s, 35 GB/s: measured on an H100), the joining.
+    // Bytes from memory by all, bytes through L2 by one SM, what a warpgroup multiplies (a strip of four tiles takes it half a microsecond a
+    // unit, the other one being at work as well), the joining: fitted to measurements on an H100.
     const double w_all = static_cast<double>(plan.longest) * plan.clusters * units * unit_bytes,
-                 l2 = static_cast<double>(share) * (plan.longest * unit_bytes + passes * chosen->tokens * unit_columns * 2);
-    plan.cost = std::max(w_all / 3.05e6, l2 / 35e3) + (cluster > 1 ? 0.5 : 0.0);
+                 l2 = static_cast<double>(share) * (plan.longest * unit_bytes + passes * chosen->tokens * unit_columns * 2),
+                 strips = static_cast<double>(w_uses) * ((plan.pass * plan.k_groups + 7) / 8);
+    plan.cost = std::max({w_all / 3.05e6, l2 / 75e3, strips * 0.5}) + (cluster > 1 ? 0.7 : 0.0);
     return plan;
 }
 

@@ -135,7 +135,7 @@ __device__ __forceinline__ uint32_t word_of(const uint4& span, int step) {
 }
 
 // A warp's part of `Count` blocks of four tiles: d[b] += its tile of block b times TN tokens, over the units that its warpgroup
-// takes in one pass. tile[b]: place in a slot of W, negative: none. The next unit's words are fetched before this one's are used.
+// takes in one pass. tile[b]: place in a slot of W, negative: none. The next unit's words are fetched while this one's last products run.
 template <int TN, int Blocks, int Count, int Groups, bool IntegerZeros, bool Sync>
 __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (&tile)[Blocks], const BatchParams& p, const Slots& s,
                                          Ring& wr, Ring& xr, int units, int group, int lane) {
@@ -160,8 +160,10 @@ __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (
     if (first < units) take(in);
     for (int unit = first; unit < units; unit += p.k_groups) {
         Unit<Groups, IntegerZeros> ahead[Count];
-        if constexpr (Groups == 2)
-            if (unit + p.k_groups < units) take(ahead);
+        auto take_ahead = [&] {  // late in this unit's work: the weights may be late, too
+            if constexpr (Groups == 2)
+                if (unit + p.k_groups < units) take(ahead);
+        };
         barrier_wait(s.x_full + 8 * xr.slot, xr.phase);
         const uint32_t x = s.x + xr.slot * s.x_bytes;
         if constexpr (Sync) {
@@ -199,6 +201,7 @@ __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (
                                 fragment[j / 2][j % 2 * 2 + 1]);
                     }
                 }
+                if (at_half == 1) take_ahead();
 #pragma unroll
                 for (int b = 0; b < Count; b++) {
                     const float2 scale = __half22float2(as_half2(in[b].scales[at_half]));
@@ -238,6 +241,7 @@ __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (
 #pragma unroll
                     for (int step = 0; step < 4; step++) Wgmma<TN>::run(d[b], a[step], columns + span * (TN * 128 / 16) + 2 * step);
                     wgmma_commit();
+                    if (span == 2 && b == Count - 1) take_ahead();
                     wgmma_wait<1>();
                     if (span == 0 && b == 0) {
                         if (previous >= 0) barrier_arrive(s.x_empty + 8 * previous);

@@ -409,7 +409,7 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     p.full_waves = plan.schedule.waves, p.parts = plan.schedule.parts;
     // Shared memory: 1024 bytes for alignment, then the rings.
     const int limit = shared_limit - 1024, w_bytes = block_tiles * p.unit_bytes, x_bytes = tokens * 128 * slot_spans(tokens);
-    p.w_slots = tokens == 32 ? 8 : tokens == 64 ? 6 : tokens == 128 ? 4 : 3;
+    p.w_slots = tokens == 32 ? 8 : tokens == 64 ? 5 : 3;
     while (limit - p.w_slots * w_bytes < std::max(2, 4 / slot_spans(tokens)) * x_bytes) p.w_slots--;
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / x_bytes);
     const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * x_bytes;
