@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(bound<Blocks>, 1)
     const int rank = p.cluster > 1 ? static_cast<int>(cluster_rank()) : 0;
     const Share share(p, rank);
     Slots s;
-    s.w_bytes = p.pass * p.k_groups * p.unit_bytes, s.x_bytes = TN * unit_columns * 2;
+    s.w_bytes = p.pass * p.k_groups * p.unit_bytes, s.x_bytes = p.panel_bytes * (unit_columns / panel);
     s.x = (shared_address(raw) + 1023) & ~1023u;
     s.w = s.x + p.x_slots * s.x_bytes, s.sums = s.w + p.w_slots * s.w_bytes;
     s.w_full = shared_address(barriers), s.w_empty = s.w_full + 8 * max_slots;
@@ -292,9 +292,9 @@ bool batch_fits(const MatmulDevice& device, const Q4Layout& layout, const Matmul
 
 cudaError_t batch_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
     const BatchPlan plan = plan_batch(context.device, weight.layout, args.rows);
+    const int box_rows = box_rows_of(args.rows, plan.variant->tokens);
     CUtensorMap map;
-    if (cudaError_t error = map_panels(context.device, args, weight.layout.in, plan.variant->tokens, &map))
-        return error;
+    if (cudaError_t error = map_panels(context.device, args, weight.layout.in, box_rows, &map)) return error;
     BatchParams p;
     static_cast<Product&>(p) = product_of(weight, args);
     p.w_slots = plan.w_slots, p.x_slots = plan.x_slots;
@@ -302,6 +302,7 @@ cudaError_t batch_q4(const MatmulContext& context, const Q4Weight& weight, const
     p.cluster = plan.cluster, p.first_units = p.units / plan.cluster;
     p.pass = plan.pass, p.k_groups = plan.k_groups;
     p.join_octets = plan.join_octets;
+    p.panel_bytes = box_rows * panel * 2;
     const int slot_bytes = plan.pass * plan.k_groups * p.unit_bytes;
     auto slots_of = [&](int bytes) { return std::max(1, (bytes + slot_bytes / 2) / slot_bytes); };
     p.window = std::min(p.w_slots, slots_of((tuning.window ? tuning.window : 52) * 1024));

@@ -15,6 +15,7 @@ struct BatchParams : Product {
     int k_groups;      // 2: the warpgroups take units in turn; 1: they share the tiles
     int window, first_window;
     int join_octets;
+    int panel_bytes;  // of x in a slot
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -176,7 +177,7 @@ __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (
 #pragma unroll
                 for (int j = 0; j < TN / 16; j++)
                     ldmatrix4(fragments[step % 2][j],
-                              x + step / 4 * TN * 128 + (j * 16 + row) * 128 + (((step % 4 * 2 + piece) ^ (row & 7)) << 4));
+                              x + step / 4 * p.panel_bytes + (j * 16 + row) * 128 + (((step % 4 * 2 + piece) ^ (row & 7)) << 4));
             };
             load_fragments(0);
 #pragma unroll
@@ -239,7 +240,7 @@ __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (
                         dequantize<IntegerZeros>(a[step], word_of(in[b].words[span], step), step < 2 ? low : high);
                     wgmma_fence();
 #pragma unroll
-                    for (int step = 0; step < 4; step++) Wgmma<TN>::run(d[b], a[step], columns + span * (TN * 128 / 16) + 2 * step);
+                    for (int step = 0; step < 4; step++) Wgmma<TN>::run(d[b], a[step], columns + span * (p.panel_bytes >> 4) + 2 * step);
                     wgmma_commit();
                     if (span == 2 && b == Count - 1) take_ahead();
                     wgmma_wait<1>();

@@ -24,6 +24,7 @@ struct Params : Product {
     float4* partials;
     uint32_t* flags;
     int token_blocks;
+    int box_bytes;          // of a tile of X as it is loaded
     int raster;             // token blocks that go along the rows together
     int workers;            // clusters that work
     int full_waves, parts;  // whole blocks for each worker; 2, 3, 4 or most_parts: equal parts of a block
@@ -144,7 +145,7 @@ __global__ void __launch_bounds__(threads, 1)
                 const int token = place.token * TN;
                 auto begin_slot = [&](int tiles) {
                     barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                    barrier_expect(rings.x_full + 8 * ring.slot, tiles * tile_bytes);
+                    barrier_expect(rings.x_full + 8 * ring.slot, tiles * p.box_bytes);
                 };
                 for (int span = schedule.first * 4; span < schedule.last * 4; ring.next()) {
                     begin_slot(spans);
@@ -390,19 +391,19 @@ bool prefill_fits(const MatmulDevice& device, const Q4Layout& layout, const Matm
 cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
     const PrefillPlan plan = plan_prefill(context.device, weight.layout, args.rows);
     const int tokens = plan.variant->tokens, cluster = plan.variant->cluster;
+    const int box_rows = box_rows_of(args.rows, tokens / cluster);
     CUtensorMap map, residual_map;
-    if (cudaError_t error = map_rows(context.device, args.x, weight.layout.in, args.rows, args.ldx, tokens / cluster, &map))
-        return error;
+    if (cudaError_t error = map_rows(context.device, args.x, weight.layout.in, args.rows, args.ldx, box_rows, &map)) return error;
     residual_map = map;
     if (args.residual)
-        if (cudaError_t error = map_rows(context.device, args.residual, weight.layout.out, args.rows, args.ld_residual,
-                                         tokens / cluster, &residual_map))
+        if (cudaError_t error = map_rows(context.device, args.residual, weight.layout.out, args.rows, args.ld_residual, box_rows, &residual_map))
             return error;
     Scratch scratch = scratch_of(context);
     Params p;
     static_cast<Product&>(p) = product_of(weight, args);
     p.partials = scratch.partials, p.flags = scratch.counters;
     p.row_blocks /= cluster;
+    p.box_bytes = box_rows * cluster * 128;
     p.token_blocks = (args.rows + tokens - 1) / tokens;
     p.raster = std::min(p.token_blocks, 2048 / tokens);
     p.workers = plan.schedule.workers;

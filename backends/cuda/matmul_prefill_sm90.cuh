@@ -285,6 +285,9 @@ inline Product product_of(const Q4Weight& weight, const MatmulArgs& args) {
     return p;
 }
 
+// The rows of a box of X where `tokens` are multiplied: none that lie wholly outside of X, whose zeros the copy engine makes slower than it reads. What is not
+// loaded becomes columns of sums that nobody stores.
+inline int box_rows_of(int rows, int tokens) { return std::min(tokens, (rows + 7) / 8 * 8); }
 // X in boxes of 64 columns x `tokens` rows.
 inline cudaError_t map_rows(const MatmulDevice& device, const half* x, int64_t in, int rows, int64_t ldx, int tokens,
                             CUtensorMap* map) {
