@@ -10,7 +10,8 @@
 // CTAs are persistent. A schedule (choose_schedule) gives each whole output blocks first, then an equal share of the rest,
 // cut along K. Who has the first part of a cut block owns it: the others leave partial sums in scratch, the owner adds
 // them in order. Where every block is cut into equally many parts (few blocks), each part's CTA finishes a share of the
-// tokens instead, so that the reduction is spread over all of them.
+// tokens instead, so that the reduction is spread over all of them. Or the rest is not cut along K at all: behind the waves of blocks of
+// 256 tokens come their halves of 128, where those fill a wave better.
 #include "backends/cuda/matmul_prefill_sm90.cuh"
 
 namespace awq::cuda {
@@ -28,6 +29,7 @@ struct Params : Product {
     int raster;             // token blocks that go along the rows together
     int workers;            // clusters that work
     int full_waves, parts;  // whole blocks for each worker; 2, 3, 4 or most_parts: equal parts of a block
+    bool halves;            // the rest as blocks of half as many tokens
 };
 
 // A CTA's work: output blocks, with a range of units each.
@@ -35,14 +37,17 @@ struct Schedule {
     int worker, workers, units, blocks, full, waves, at, end, base;
     int64_t share;  // units behind the full waves
     int block = 0, first = 0, last = 0;
+    int half = -1;  // 0, 1: of the block's tokens, where it is halved
     __device__ Schedule(const Params& p, int worker, int workers) : worker(worker), workers(workers), units(p.units) {
         blocks = p.row_blocks * p.token_blocks;
         waves = p.full_waves, full = 0, base = waves * workers;
-        share = base < blocks ? static_cast<int64_t>(blocks - base) * units : 0;
+        share = base < blocks && !p.halves ? static_cast<int64_t>(blocks - base) * units : 0;
         at = begin_of(worker), end = begin_of(worker + 1);
+        if (p.halves) at = worker, end = 2 * (blocks - base);
     }
     __device__ int begin_of(int w) const { return static_cast<int>(share * w / workers); }
     __device__ int worker_at(int64_t unit) const { return static_cast<int>(((unit + 1) * workers - 1) / share); }
+    template <bool Halves>
     __device__ bool next() {
         while (full < waves) {
             block = full++ * workers + worker;
@@ -52,6 +57,11 @@ struct Schedule {
             }
         }
         if (at >= end) return false;
+        if (Halves) {
+            block = base + at / 2, half = at % 2, at += workers;
+            first = 0, last = units;
+            return true;
+        }
         block = base + at / units;
         first = at % units;
         last = min(first + end - at, units);
@@ -104,8 +114,8 @@ __device__ __forceinline__ void add_parts(float (&d)[TN / 2], int part, const Pa
         }
 }
 
-// Groups: 2 for 128 columns a group; 8 serves every size.
-template <int TN, int Groups, bool IntegerZeros, int Cluster>
+// Groups: 2 for 128 columns a group; 8 serves every size. Halves: of blocks, behind the full waves, and no parts along K.
+template <int TN, int Groups, bool IntegerZeros, int Cluster, bool Halves>
 __global__ void __launch_bounds__(threads, 1)
     prefill_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ CUtensorMap residual_map,
                    const __grid_constant__ Params p) {
@@ -133,16 +143,33 @@ __global__ void __launch_bounds__(threads, 1)
             // Read once, or by blocks of other tokens at about the same time.
             const uint64_t policy = p.token_blocks == 1 ? stream_policy() : keep_policy();
             Ring ring(p.w_slots, 1);
-            while (schedule.next())
+            while (schedule.template next<Halves>())
                 send_units(rings, ring, p, p.w, (block_place(p, schedule.block).row * Cluster + rank) * block_tiles, lane,
                            schedule.first, schedule.last - schedule.first, policy);
         } else if (warp == 1 && lane == 0) {  // X; behind a block's last tile the residual: 64 columns for either warpgroup
             asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
             pdl_wait();
             Ring ring(p.x_slots, 1);
-            while (schedule.next()) {
+            while (schedule.template next<Halves>()) {
                 const Block place = block_place(p, schedule.block);
-                const int token = place.token * TN;
+                int token = place.token * TN;
+                int column = (place.row * Cluster + rank) * block_tiles * tile_rows;
+                if constexpr (Halves) {
+                    // Two boxes of half as many tokens: of one tile, or of the halved block's two.
+                    token += max(schedule.half, 0) * (TN / 2);
+                    const int tiles = schedule.half < 0 ? 1 : 2;
+                    auto load_slot = [&](const CUtensorMap& from, int at) {
+                        const uint32_t to = rings.x + ring.slot * x_bytes, bar = rings.x_full + 8 * ring.slot;
+                        barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
+                        barrier_expect(bar, 2 * p.box_bytes);
+                        load_box(to, &from, at, token, bar);
+                        load_box(to + x_bytes / 2, &from, at + (tiles - 1) * 64, token + (2 - tiles) * (TN / 2), bar);
+                        ring.next();
+                    };
+                    for (int span = 0; span < p.units * 4; span += tiles) load_slot(map, span * 64);
+                    for (int i = 0; p.output.residual && i < 2; i += tiles) load_slot(residual_map, column + i * 64);
+                    continue;
+                }
                 auto begin_slot = [&](int tiles) {
                     barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
                     barrier_expect(rings.x_full + 8 * ring.slot, tiles * p.box_bytes);
@@ -159,7 +186,6 @@ __global__ void __launch_bounds__(threads, 1)
                     }
                 }
                 if (!adds(p, schedule)) continue;
-                int column = (place.row * Cluster + rank) * block_tiles * tile_rows;
                 for (int slot = 0; slot < 2 / residual_tiles; slot++, ring.next()) {
                     begin_slot(residual_tiles);
                     for (int i = 0; i < residual_tiles; i++, column += 64)
@@ -176,15 +202,45 @@ __global__ void __launch_bounds__(threads, 1)
     const int group_index = warpgroup - 1, my_tile = group_index * 4 + warp;
     Ring wr(p.w_slots, 0), xr(p.x_slots, 0);
     bool waited = false;
-    while (schedule.next()) {
-        float d[TN / 2];
+    // A block of N tokens from `token` on: multiplied, and its octets in `mine` stored, with the residual's tiles.
+    auto multiply = [&]<int N>(float(&d)[N]) {
 #pragma unroll
-        for (int i = 0; i < TN / 2; i++) d[i] = 0.0f;
-        multiply_units<TN, Groups, IntegerZeros, Cluster, spans>(d, rings, wr, xr, p, my_tile, lane, schedule.first, schedule.last);
+        for (float& sum : d) sum = 0.0f;
+        multiply_units<2 * N, Groups, IntegerZeros, Cluster, slot_spans(2 * N)>(d, rings, wr, xr, p, my_tile, lane, schedule.first, schedule.last);
         if (!waited) {
             pdl_wait();
             waited = true;
         }
+    };
+    auto store = [&]<int N>(const float(&d)[N], int row, int token, uint32_t mine) {
+        constexpr int tile_bytes = 2 * N * 128, tiles = slot_spans(2 * N) == 1 ? 1 : 2;  // of the residual in a slot: one for either warpgroup
+        const bool residual = adds(p, schedule);
+        Ring residuals = xr;
+        uint32_t residual_at = 0;
+        for (int i = 0; residual && i < 2 / tiles; i++, xr.next()) {
+            barrier_wait(rings.x_full + 8 * xr.slot, xr.phase);
+            if (tiles == 2 || i == group_index) residual_at = rings.x + xr.slot * x_bytes + (tiles == 2 ? group_index * tile_bytes : 0);
+        }
+        store_block<2 * N, false>(p, (row * Cluster + rank) * block_tiles + my_tile, token, p.output.rows, mine, d, residual_at);
+        if (residual) __syncwarp();
+        for (int i = 0; residual && i < 2 / tiles; i++, residuals.next()) rings.release_x<Cluster>(residuals.slot, lane);
+    };
+    while (schedule.template next<Halves>()) {
+        const Block place = block_place(p, schedule.block);
+        if constexpr (Halves) {
+            auto whole = [&]<int N>(std::integral_constant<int, N>) {
+                float d[N / 2];
+                multiply(d);
+                store(d, place.row, place.token * TN + max(schedule.half, 0) * N, ~0u);
+            };
+            if (schedule.half < 0)
+                whole(std::integral_constant<int, TN>());
+            else
+                whole(std::integral_constant<int, TN / 2>());
+            continue;
+        }
+        float d[TN / 2];
+        multiply(d);
         // Sums that belong together. `mine`: the octets of tokens that this CTA finishes.
         uint32_t mine = ~0u;
         const bool whole = schedule.last - schedule.first == p.units;
@@ -254,18 +310,7 @@ __global__ void __launch_bounds__(threads, 1)
                 }
             }
         }
-        const Block place = block_place(p, schedule.block);
-        const bool residual = adds(p, schedule);
-        Ring residuals = xr;
-        uint32_t residual_at = 0;
-        for (int i = 0; residual && i < 2 / residual_tiles; i++, xr.next()) {
-            barrier_wait(rings.x_full + 8 * xr.slot, xr.phase);
-            if (residual_tiles == 2 || i == group_index)
-                residual_at = rings.x + xr.slot * x_bytes + (residual_tiles == 2 ? group_index * tile_bytes : 0);
-        }
-        store_block<TN, false>(p, (place.row * Cluster + rank) * block_tiles + my_tile, place.token * TN, p.output.rows, mine, d, residual_at);
-        if (residual) __syncwarp();
-        for (int i = 0; residual && i < 2 / residual_tiles; i++, residuals.next()) rings.release_x<Cluster>(residuals.slot, lane);
+        store(d, place.row, place.token * TN, mine);
     }
     if constexpr (Cluster > 1) cluster_sync();  // a CTA's shared memory is written and its barriers are used by the other one
 #endif
@@ -276,18 +321,21 @@ struct Variant {
     int tokens, groups;  // groups 8: any
     bool integer_zeros;
     int cluster;
+    bool halves;
     PrefillKernel kernel;
 };
+template <int TN, int Groups, bool IntegerZeros, int Cluster = 1, bool Halves = false>
+constexpr Variant variant() {
+    return {TN, Groups, IntegerZeros, Cluster, Halves, prefill_kernel<TN, Groups, IntegerZeros, Cluster, Halves>};
+}
 const Variant variants[] = {
-    {32, 2, true, 1, prefill_kernel<32, 2, true, 1>},     {64, 2, true, 1, prefill_kernel<64, 2, true, 1>},
-    {128, 2, true, 1, prefill_kernel<128, 2, true, 1>},   {256, 2, true, 1, prefill_kernel<256, 2, true, 1>},
-    {256, 2, true, 2, prefill_kernel<256, 2, true, 2>},   {64, 8, true, 1, prefill_kernel<64, 8, true, 1>},
-    {128, 8, true, 1, prefill_kernel<128, 8, true, 1>},   {64, 8, false, 1, prefill_kernel<64, 8, false, 1>},
-    {128, 8, false, 1, prefill_kernel<128, 8, false, 1>},
+    variant<32, 2, true>(),     variant<64, 2, true>(),           variant<128, 2, true>(), variant<256, 2, true>(),
+    variant<256, 2, true, 2>(), variant<256, 2, true, 1, true>(), variant<64, 8, true>(),  variant<128, 8, true>(),
+    variant<64, 8, false>(),    variant<128, 8, false>(),
 };
 
 // How blocks are given to CTAs. 0: whole blocks only; 1: all blocks cut into equal shares; 2: whole waves but one, the rest in
-// equal shares; 3: all whole waves, the rest likewise; 4: every block in equally many parts.
+// equal shares; 3: all whole waves, the rest likewise; 4: every block in equally many parts; 5: all whole waves, the rest in halves.
 struct ScheduleChoice {
     int workers = 0, waves = 0, parts = 0;
     bool possible = false;
@@ -304,6 +352,9 @@ ScheduleChoice choose_schedule(int kind, int blocks, int units, int workers) {
         c.parts = c.parts >= most_parts ? most_parts : std::min(c.parts, 4);
         c.workers = blocks * c.parts;
         c.possible = c.parts >= 2;
+    } else if (kind == 5) {
+        c.waves = blocks / workers;
+        c.possible = c.waves > 0 && blocks % workers != 0;
     } else {
         c.waves = kind == 1 ? 0 : blocks / workers - (3 - kind);
         c.possible = blocks % workers != 0 && blocks - c.waves * workers < 2 * workers && c.waves >= 0 &&
@@ -346,15 +397,16 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
         const int workers = v.cluster == 1 ? device.sm_count : device.cluster_pairs;
         if (workers == 0) continue;
         const int token_blocks = (rows + v.tokens - 1) / v.tokens, blocks = row_blocks / v.cluster * token_blocks;
-        for (int kind = 0; kind < 5; kind++) {
+        for (int kind = v.halves ? 5 : 0; kind < (v.halves ? 6 : 5); kind++) {
             if (tuning.schedule >= 0 && kind != tuning.schedule) continue;
             ScheduleChoice c = choose_schedule(kind, blocks, units, workers);
             // A flag of each warp for every part, or two of a CTA.
             if (!c.possible || static_cast<int64_t>(c.workers) * v.cluster * block_tiles * most_parts > counter_count) continue;
-            const Cost one = cost_of(v.tokens, v.cluster);
+            const Cost one = cost_of(v.tokens, v.cluster), half = cost_of(v.tokens / 2, 1);
             const double whole = units * one.unit + one.block, shares = one.shares * std::max(1.0, units / 16.0);
             const int longest = kind == 4 ? (units + c.parts - 1) / c.parts : units;
             const double cost = kind == 0   ? c.waves * whole + one.launch
+                                : kind == 5 ? c.waves * whole + (2 * (blocks % workers) + workers - 1) / workers * (units * half.unit + half.block) + one.launch
                                 : kind == 4 ? longest * (one.unit + (v.tokens == 32 ? 0.2 : 0.0)) + one.parts
                                             : blocks * whole / workers + one.launch + shares;
             if (cost < best_cost) best_cost = cost, best = {&v, c};
@@ -391,7 +443,7 @@ bool prefill_fits(const MatmulDevice& device, const Q4Layout& layout, const Matm
 cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
     const PrefillPlan plan = plan_prefill(context.device, weight.layout, args.rows);
     const int tokens = plan.variant->tokens, cluster = plan.variant->cluster;
-    const int box_rows = box_rows_of(args.rows, tokens / cluster);
+    const int box_rows = box_rows_of(args.rows, plan.variant->halves ? tokens / 2 : tokens / cluster);
     CUtensorMap map, residual_map;
     if (cudaError_t error = map_rows(context.device, args.x, weight.layout.in, args.rows, args.ldx, box_rows, &map)) return error;
     residual_map = map;
@@ -408,6 +460,7 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     p.raster = std::min(p.token_blocks, 2048 / tokens);
     p.workers = plan.schedule.workers;
     p.full_waves = plan.schedule.waves, p.parts = plan.schedule.parts;
+    p.halves = plan.variant->halves;
     // Shared memory: 1024 bytes for alignment, then the rings.
     const int limit = shared_limit - 1024, w_bytes = block_tiles * p.unit_bytes, x_bytes = tokens * 128 * slot_spans(tokens);
     p.w_slots = tokens == 32 ? 8 : tokens == 64 ? 5 : 3;

@@ -380,7 +380,7 @@ void prefill_sweep(const std::vector<int>& counts) {
                     if (tokens > rows * 2 || tokens < std::min(rows / 8, 256) || (rows >= 512 && tokens < 128)) continue;
                     if (!prefill_fits(context.device, weights[l][0].layout, args_of(l, rows))) continue;
                     std::printf("; %dx%d:", tokens, cluster);
-                    for (tuning.schedule = 0; tuning.schedule < 5; tuning.schedule++) {
+                    for (tuning.schedule = 0; tuning.schedule < 6; tuning.schedule++) {
                         if (!prefill_fits(context.device, weights[l][0].layout, args_of(l, rows))) continue;
                         Graph g([&] {
                             for (int i = 0; i < n; i++) layer(i, rows, 1 << l);

@@ -256,7 +256,7 @@ void check_q4(const Shape& s, const std::vector<int>& counts, bool all_schedules
                         tuning.slots = tuning.window = 0;
                     }
                 if (kernel == 2 && variant < 2 && all_schedules)
-                    for (int option = 0; option < 40; option++) {
+                    for (int option = 0; option < 48; option++) {
                         tuning.tokens = 32 << option % 4, tuning.cluster = 1 + option / 4 % 2, tuning.schedule = option / 8;
                         if (prefill_fits(context.device, packed.layout, plain_args))
                             run(name + " tokens " + std::to_string(tuning.tokens) + " cluster " + std::to_string(tuning.cluster) +
@@ -435,6 +435,8 @@ int main(int argc, char** argv) {
         check_q4({64, 14336, 128, true, false, true}, {1, 4, 8, 16, 17, 64, 200}, true);
         check_q4({2304, 4096, 128, true, false, true}, {1, 8, 16, 20, 64, 256}, true);
         check_q4({4096, 14336, 128, true, false, true}, {9, 16, 32}, false);  // rings of x that come round several times
+        check_q4({9000, 256, 128, true, false, true}, {300, 500}, true);      // more blocks than multiprocessors
+        check_q4({9008, 256, 128, true, true, true}, {500}, true);
         check_dense(8600, 200, DType::f16, false, true, {9, 16, 17, 33, 64});
         for (bool aligned : {true, false}) {
             check_dense(70, 200, DType::f16, false, aligned, row_counts);
