@@ -67,7 +67,7 @@ CUDA_OBJECTS := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard backends/cuda/*.cu))
 LIB_OBJECTS  += $(CUDA_OBJECTS)
 $(BUILD)/backends/registry.o: CXXFLAGS_ALL += -DAWQ_HAVE_CUDA
 # Calls of the runtime that tests make fail: their names are read where they are wrapped.
-$(BUILD)/tests/test_cuda_faults.o $(BUILD)/tests/test_cuda_sample.o: CXXFLAGS_ALL += -DAWQ_HAVE_CUDA -isystem $(CUDA_HOME)/include
+$(BUILD)/tests/test_cuda_faults.o $(BUILD)/tests/test_cuda_sample.o $(BUILD)/tests/test_cuda_scratch.o: CXXFLAGS_ALL += -DAWQ_HAVE_CUDA -isystem $(CUDA_HOME)/include
 TEST_LDFLAGS := $(shell sed -nE 's/^(WRAP[A-Z_]*|DECLARE).(\w+),.*/-Wl,--wrap=\2/p' tests/test_cuda_faults.cpp)
 $(BUILD)/backends/cuda/%.o: backends/cuda/%.cu | $(BUILD)/deps-found
 	@mkdir -p $(@D)
@@ -80,7 +80,7 @@ $(BUILD)/backends/cuda/lab/%: backends/cuda/lab/%.cu backends/cuda/lab/lab.h $(L
 	$(NVCC) $(NVCCFLAGS) -cudart static $< $(LAB_OBJECTS) $(BUILD)/libawq.a -ldl -lrt $(if $(findstring bench,$@),-lcublas) -o $@
 endif
 # Built with other GPUs in mind, or none: these are built again.
-$(BUILD)/backends/registry.o $(BUILD)/tests/test_cuda_faults.o $(BUILD)/tests/test_cuda_sample.o $(CUDA_OBJECTS): $(BUILD)/cuda-settings
+$(BUILD)/backends/registry.o $(BUILD)/tests/test_cuda_faults.o $(BUILD)/tests/test_cuda_sample.o $(BUILD)/tests/test_cuda_scratch.o $(CUDA_OBJECTS): $(BUILD)/cuda-settings
 $(BUILD)/cuda-settings: always
 	@mkdir -p $(@D)
 	@echo "$(CUDA) $(CUDA_ARCHS)" | cmp -s - $@ || echo "$(CUDA) $(CUDA_ARCHS)" >$@

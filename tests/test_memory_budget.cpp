@@ -79,27 +79,6 @@ TEST_CASE("memory budget: an engine keeps to it or is refused, whatever the back
     }
 }
 
-TEST_CASE("memory budget: what is reserved for the largest batch is enough for any smaller one") {
-    for (const BackendEntry& entry : backend_table()) {
-        if (!entry.available()) continue;
-        INFO(std::string(entry.name));
-        for (const char* name : {"llama-gemm-g32", "mixtral-gemm"}) {
-            auto engine = Engine::load(options_of(test::model(name), entry.name));
-            REQUIRE_MESSAGE(engine.ok(), engine.status().message());
-            const Backend& backend = (*engine)->backend();
-            const BatchSize most{.tokens = 600, .sequences = 600, .outputs = 600, .max_pages = 1};
-            const size_t reserved = backend.scratch_bytes((*engine)->graph(), most, 8192);
-            for (int64_t positions : {64, 300, 8192})
-                for (int32_t sequences = 1; sequences <= 600; sequences++)
-                    for (int32_t tokens : {sequences, (sequences + 600) / 2, 600}) {
-                        CAPTURE(sequences);
-                        CAPTURE(tokens);
-                        REQUIRE(backend.scratch_bytes((*engine)->graph(), {tokens, sequences, tokens, 1}, positions) <= reserved);
-                    }
-        }
-    }
-}
-
 TEST_CASE("a checkpoint of random weights loads, runs, and its plan tells what an engine takes") {
     test::TempDir temporary;
     const std::string directory = temporary.file("random");

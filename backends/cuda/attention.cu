@@ -71,9 +71,9 @@ __global__ void __launch_bounds__(128) attention_any_kernel(const __grid_constan
             call.out[token * call.out_stride + static_cast<int64_t>(head) * dim + d] = __float2half_rn(out[i] / sum);
 }
 
-// Splits of the keys that give each multiprocessor `blocks` blocks when tiles are few; each split has at least `least` keys.
-int choose_splits(const Context& context, int64_t tiles, int blocks, int keys, int least) {
-    int64_t wanted = tiles > 0 ? blocks * context.multiprocessors / tiles : 1;
+// Splits of the keys that give each multiprocessor a block when tiles are few; each split has at least `least` keys.
+int choose_splits(const Context& context, int64_t tiles, int keys, int least) {
+    int64_t wanted = tiles > 0 ? context.multiprocessors / tiles : 1;
     return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(wanted, keys / least), 1, 32));
 }
 
@@ -88,6 +88,15 @@ int decode_splits(const Context& context, int group, int kv_heads) {
     if (context.compute_major < 9) return std::clamp(context.multiprocessors / tiles, 1, 32);
     return std::clamp((context.multiprocessors * 3 / 4 + tiles / 2) / tiles, 1, 32);
 }
+// Of the splits' sums, where there are several.
+size_t partial_bytes(int64_t tiles, int splits, int rows, int head_dim) {
+    return splits > 1 ? static_cast<size_t>(tiles * splits * partial_floats(rows, head_dim)) * sizeof(float) : 0;
+}
+Status check_scratch(const Context& context, size_t bytes) {
+    if (bytes <= context.scratch_bytes) return {};
+    return Status(Code::internal, "attention takes " + std::to_string(bytes) + " bytes of scratch memory; there are " +
+                                      std::to_string(context.scratch_bytes));
+}
 // Tiles whose keys can be cut: a counter for each 16 columns.
 int64_t decode_tiles_cut(int head_dim) { return Context::counter_count / (2 * head_blocks(head_dim)); }
 Shape decode_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences) {
@@ -100,7 +109,7 @@ Shape decode_shape(const Context& context, int group, int kv_heads, int head_dim
 Shape prefill_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences, int max_rows, int keys) {
     Shape shape = {ceil_div(static_cast<int64_t>(max_rows), prefill_rows(head_dim)), 1};
     int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
-    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, 1, keys, prefill_split_keys);
+    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, keys, prefill_split_keys);
     return shape;
 }
 
@@ -154,7 +163,9 @@ Status paged_attention(const KernelCall& call, const AttentionCall::Append& appe
         a.most_splits = shape.splits == 1 ? 1 : decode_splits(ctx, a.group, attrs.kv_heads);
         a.row_tiles = shape.row_tiles;
         a.partial = reinterpret_cast<float*>(ctx.scratch);
-        a.prefetch = int64_t{shape.splits} * shape.row_tiles * attrs.kv_heads * sequences <= 2 * ctx.multiprocessors;
+        const int64_t tiles = int64_t{shape.row_tiles} * attrs.kv_heads * sequences;
+        AWQ_TRY(check_scratch(ctx, partial_bytes(tiles, shape.splits, decode_tile, attrs.head_dim)));
+        a.prefetch = shape.splits * tiles <= 2 * ctx.multiprocessors;
         if (can_decode_pages(ctx, a)) return attention_decode_pages(ctx, a, sequences);
         AWQ_TRY(attention_decode(ctx, a, std::min(ctx.max_query * a.group, limit), sequences));
     }
@@ -166,6 +177,8 @@ Status paged_attention(const KernelCall& call, const AttentionCall::Append& appe
         a.splits = shape.splits;
         a.row_tiles = shape.row_tiles;
         a.partial = reinterpret_cast<float*>(ctx.scratch);
+        const int64_t tiles = int64_t{shape.row_tiles} * attrs.kv_heads * sequences;
+        AWQ_TRY(check_scratch(ctx, partial_bytes(tiles, shape.splits, prefill_rows(attrs.head_dim), attrs.head_dim)));
         AWQ_TRY(many_rows(ctx, a, sequences));
     }
     return {};
@@ -238,17 +251,17 @@ size_t attention_scratch(const Graph& graph, const Node& node, const BatchSize& 
         return full_cache_bytes(full, node_rows(graph.nodes[node.in[1]], size));
     }
     const int group = attrs.heads / attrs.kv_heads;
-    int64_t floats = 0;
-    const int splits = std::min(decode_splits(context, group, attrs.kv_heads), ceil_div(context.max_keys, split_keys));
-    if (splits > 1 && context.max_keys > 2 * split_keys) {
+    size_t decode = 0, prefill = 0;
+    if (context.max_keys > 2 * split_keys) {
         const int64_t row_tiles = ceil_div(std::min<int64_t>(decode_rows(group), int64_t{context.max_query} * group), decode_tile);
-        floats = std::min(row_tiles * attrs.kv_heads * size.sequences, decode_tiles_cut(attrs.head_dim)) * splits *
-                 partial_floats(decode_tile, attrs.head_dim);
+        decode = partial_bytes(std::min(row_tiles * attrs.kv_heads * size.sequences, decode_tiles_cut(attrs.head_dim)),
+                               std::min(decode_splits(context, group, attrs.kv_heads), ceil_div(context.max_keys, split_keys)),
+                               decode_tile, attrs.head_dim);
     }
     // In prefill a cut leaves no more blocks than there are multiprocessors.
-    if (choose_splits(context, 1, 1, context.max_keys, prefill_split_keys) > 1)
-        floats = std::max(floats, context.multiprocessors * partial_floats(prefill_rows(attrs.head_dim), attrs.head_dim));
-    return static_cast<size_t>(floats) * sizeof(float);
+    if (const int splits = choose_splits(context, 1, context.max_keys, prefill_split_keys); splits > 1)
+        prefill = partial_bytes(ceil_div(context.multiprocessors, splits), splits, prefill_rows(attrs.head_dim), attrs.head_dim);
+    return std::max(decode, prefill);
 }
 
 std::span<const Kernel> attention_kernels() {

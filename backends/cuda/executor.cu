@@ -150,7 +150,7 @@ Executor::Scratch Executor::scratch_of(const Graph& graph, const BatchSize& size
     return {aligned(scratch), aligned(matmul_scratch_bytes(rows, in))};
 }
 
-// No kernel needs less for more tokens, sequences or keys.
+// No kernel needs less for more tokens, sequences, outputs or keys.
 Executor::Scratch Executor::largest_scratch(const Graph& graph, const BatchSize& capacity, int64_t positions) const {
     Context context = context_;
     context.max_keys = rounded_keys(positions);

@@ -215,11 +215,11 @@ struct BatchPlan {
     double cost = 1e30;  // microseconds, roughly
 };
 
-// x as the tensor copy engine reads it (its strides are not nested, which the engine does not mind): boxes of a unit's panels x `tokens` rows; what lies outside of [rows][in] reads as zero.
-cudaError_t map_panels(const MatmulDevice& device, const MatmulArgs& args, int64_t in, int tokens, CUtensorMap* map) {
+// x as the tensor copy engine reads it (its strides are not nested, which the engine does not mind): boxes of a unit's panels x `box_rows` rows; what lies outside of [rows][in] reads as zero.
+cudaError_t map_panels(const MatmulDevice& device, const MatmulArgs& args, int64_t in, int box_rows, CUtensorMap* map) {
     const cuuint64_t sizes[3] = {panel, static_cast<cuuint64_t>(args.rows), static_cast<cuuint64_t>(in / panel)};
     const cuuint64_t strides[2] = {static_cast<cuuint64_t>(args.ldx) * 2, panel * 2};
-    const cuuint32_t box[3] = {panel, static_cast<cuuint32_t>(tokens), unit_columns / panel};
+    const cuuint32_t box[3] = {panel, static_cast<cuuint32_t>(box_rows), unit_columns / panel};
     return encode_map(device.encode_tensor_map, args.x, 3, sizes, strides, box, map);
 }
 

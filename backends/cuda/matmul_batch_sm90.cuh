@@ -15,7 +15,9 @@ struct BatchParams : Product {
     int k_groups;      // 2: the warpgroups take units in turn; 1: they share the tiles
     int window, first_window;
     int join_octets;
-    int panel_bytes;  // of x in a slot
+    // Of x in a slot: as many rows as there are, in eights. What a tile of tokens reads behind them is the next panel's, or the ring of
+    // W: columns of sums that nobody stores.
+    int panel_bytes;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -136,7 +138,8 @@ __device__ __forceinline__ uint32_t word_of(const uint4& span, int step) {
 }
 
 // A warp's part of `Count` blocks of four tiles: d[b] += its tile of block b times TN tokens, over the units that its warpgroup
-// takes in one pass. tile[b]: place in a slot of W, negative: none. The next unit's words are fetched while this one's last products run.
+// takes in one pass. tile[b]: place in a slot of W, negative: none. Where a group has 128 columns, the next unit's words
+// are fetched while this one's last products run.
 template <int TN, int Blocks, int Count, int Groups, bool IntegerZeros, bool Sync>
 __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (&tile)[Blocks], const BatchParams& p, const Slots& s,
                                          Ring& wr, Ring& xr, int units, int group, int lane) {
@@ -240,7 +243,8 @@ __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (
                         dequantize<IntegerZeros>(a[step], word_of(in[b].words[span], step), step < 2 ? low : high);
                     wgmma_fence();
 #pragma unroll
-                    for (int step = 0; step < 4; step++) Wgmma<TN>::run(d[b], a[step], columns + span * (p.panel_bytes >> 4) + 2 * step);
+                    for (int step = 0; step < 4; step++)
+                        Wgmma<TN>::run(d[b], a[step], columns + span * (p.panel_bytes >> 4) + 2 * step);
                     wgmma_commit();
                     if (span == 2 && b == Count - 1) take_ahead();
                     wgmma_wait<1>();

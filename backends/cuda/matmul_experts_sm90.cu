@@ -284,7 +284,7 @@ cudaError_t experts_q4(const MatmulContext& context, const Q4Weight& weight, con
         if (cudaError_t error = map_rows(context.device, x, layout.in, args.rows, ldx, width_of(i), &maps.of[i])) return error;
     const int limit = dynamic_limit - 1024, w_bytes = block_tiles * p.unit_bytes;
     p.w_slots = p.choices == widths ? 4 : 6;  // narrow blocks wait for weights, wide ones for X
-    while (limit - p.w_slots * w_bytes < 4 / spans * p.x_bytes) p.w_slots--;
+    while (limit - p.w_slots * w_bytes < 3 * p.x_bytes) p.w_slots--;  // one slot of X is held while the next is begun
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / p.x_bytes);
     const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * p.x_bytes;
     const int64_t blocks = static_cast<int64_t>(p.row_blocks) * std::min(args.rows, weight.experts + args.rows / 32);

@@ -29,7 +29,7 @@ struct Params : Product {
     int raster;             // token blocks that go along the rows together
     int workers;            // clusters that work
     int full_waves, parts;  // whole blocks for each worker; 2, 3, 4 or most_parts: equal parts of a block
-    bool halves;            // the rest as blocks of half as many tokens
+    bool halves;            // the rest as blocks of half as many tokens: the kernel's own variant
 };
 
 // A CTA's work: output blocks, with a range of units each.
@@ -121,7 +121,8 @@ __global__ void __launch_bounds__(threads, 1)
                    const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int octets = TN / 8, spans = slot_spans(TN), tile_bytes = TN * 128, x_bytes = spans * tile_bytes;
-    constexpr int residual_tiles = spans == 1 ? 1 : 2;  // of a slot: one for either warpgroup
+    // Every slot of X is two boxes then: half as many tokens of one tile, or of two.
+    static_assert(!Halves || (Cluster == 1 && slot_spans(TN) == 1 && slot_spans(TN / 2) == 2));
     extern __shared__ uint8_t raw[];
     __shared__ __align__(16) uint64_t barriers[4 * max_slots];
     const Rings rings(raw, barriers, p, x_bytes);
@@ -155,9 +156,8 @@ __global__ void __launch_bounds__(threads, 1)
                 int token = place.token * TN;
                 int column = (place.row * Cluster + rank) * block_tiles * tile_rows;
                 if constexpr (Halves) {
-                    // Two boxes of half as many tokens: of one tile, or of the halved block's two.
                     token += max(schedule.half, 0) * (TN / 2);
-                    const int tiles = schedule.half < 0 ? 1 : 2;
+                    const int tiles = schedule.half < 0 ? 1 : 2;  // of a slot
                     auto load_slot = [&](const CUtensorMap& from, int at) {
                         const uint32_t to = rings.x + ring.slot * x_bytes, bar = rings.x_full + 8 * ring.slot;
                         barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
@@ -168,30 +168,31 @@ __global__ void __launch_bounds__(threads, 1)
                     };
                     for (int span = 0; span < p.units * 4; span += tiles) load_slot(map, span * 64);
                     for (int i = 0; p.output.residual && i < 2; i += tiles) load_slot(residual_map, column + i * 64);
-                    continue;
-                }
-                auto begin_slot = [&](int tiles) {
-                    barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                    barrier_expect(rings.x_full + 8 * ring.slot, tiles * p.box_bytes);
-                };
-                for (int span = schedule.first * 4; span < schedule.last * 4; ring.next()) {
-                    begin_slot(spans);
-                    uint32_t to = rings.x + ring.slot * x_bytes;
-                    for (int i = 0; i < spans; i++, span++, to += tile_bytes) {
-                        if constexpr (Cluster == 1)
-                            load_box(to, &map, span * 64, token, rings.x_full + 8 * ring.slot);
-                        else  // each CTA its share of the tokens, for all
-                            load_tile_to_all(to + rank * (tile_bytes / Cluster), &map, span * 64, token + rank * (TN / Cluster),
-                                             rings.x_full + 8 * ring.slot, Cluster);
+                } else {
+                    auto begin_slot = [&](int tiles) {
+                        barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
+                        barrier_expect(rings.x_full + 8 * ring.slot, tiles * p.box_bytes);
+                    };
+                    for (int span = schedule.first * 4; span < schedule.last * 4; ring.next()) {
+                        begin_slot(spans);
+                        uint32_t to = rings.x + ring.slot * x_bytes;
+                        for (int i = 0; i < spans; i++, span++, to += tile_bytes) {
+                            if constexpr (Cluster == 1)
+                                load_box(to, &map, span * 64, token, rings.x_full + 8 * ring.slot);
+                            else  // each CTA its share of the tokens, for all
+                                load_tile_to_all(to + rank * (tile_bytes / Cluster), &map, span * 64, token + rank * (TN / Cluster),
+                                                 rings.x_full + 8 * ring.slot, Cluster);
+                        }
                     }
-                }
-                if (!adds(p, schedule)) continue;
-                for (int slot = 0; slot < 2 / residual_tiles; slot++, ring.next()) {
-                    begin_slot(residual_tiles);
-                    for (int i = 0; i < residual_tiles; i++, column += 64)
-                        for (int part = 0; part < Cluster; part++)
-                            load_box(rings.x + ring.slot * x_bytes + i * tile_bytes + part * (tile_bytes / Cluster), &residual_map, column,
-                                     token + part * (TN / Cluster), rings.x_full + 8 * ring.slot);
+                    if (!adds(p, schedule)) continue;
+                    constexpr int tiles = residual_tiles(TN);
+                    for (int slot = 0; slot < 2 / tiles; slot++, ring.next()) {
+                        begin_slot(tiles);
+                        for (int i = 0; i < tiles; i++, column += 64)
+                            for (int part = 0; part < Cluster; part++)
+                                load_box(rings.x + ring.slot * x_bytes + i * tile_bytes + part * (tile_bytes / Cluster), &residual_map,
+                                         column, token + part * (TN / Cluster), rings.x_full + 8 * ring.slot);
+                    }
                 }
             }
         }
@@ -202,45 +203,49 @@ __global__ void __launch_bounds__(threads, 1)
     const int group_index = warpgroup - 1, my_tile = group_index * 4 + warp;
     Ring wr(p.w_slots, 0), xr(p.x_slots, 0);
     bool waited = false;
-    // A block of N tokens from `token` on: multiplied, and its octets in `mine` stored, with the residual's tiles.
-    auto multiply = [&]<int N>(float(&d)[N]) {
+    // The sums of T tokens over the block's units.
+    auto multiply = [&]<int T>(float(&d)[T / 2], std::integral_constant<int, T>) {
 #pragma unroll
         for (float& sum : d) sum = 0.0f;
-        multiply_units<2 * N, Groups, IntegerZeros, Cluster, slot_spans(2 * N)>(d, rings, wr, xr, p, my_tile, lane, schedule.first, schedule.last);
+        multiply_units<T, Groups, IntegerZeros, Cluster, slot_spans(T)>(d, rings, wr, xr, p, my_tile, lane, schedule.first,
+                                                                       schedule.last);
         if (!waited) {
             pdl_wait();
             waited = true;
         }
     };
-    auto store = [&]<int N>(const float(&d)[N], int row, int token, uint32_t mine) {
-        constexpr int tile_bytes = 2 * N * 128, tiles = slot_spans(2 * N) == 1 ? 1 : 2;  // of the residual in a slot: one for either warpgroup
+    // The octets of tokens in `mine`, of T from `token` on, to y, with the residual's tiles.
+    auto store = [&]<int T>(const float(&d)[T / 2], int row, int token, uint32_t mine, std::integral_constant<int, T>) {
+        constexpr int tiles = residual_tiles(T);
         const bool residual = adds(p, schedule);
         Ring residuals = xr;
         uint32_t residual_at = 0;
         for (int i = 0; residual && i < 2 / tiles; i++, xr.next()) {
             barrier_wait(rings.x_full + 8 * xr.slot, xr.phase);
-            if (tiles == 2 || i == group_index) residual_at = rings.x + xr.slot * x_bytes + (tiles == 2 ? group_index * tile_bytes : 0);
+            if (tiles == 2 || i == group_index)
+                residual_at = rings.x + xr.slot * x_bytes + (tiles == 2 ? group_index * (T * 128) : 0);
         }
-        store_block<2 * N, false>(p, (row * Cluster + rank) * block_tiles + my_tile, token, p.output.rows, mine, d, residual_at);
+        store_block<T, false>(p, (row * Cluster + rank) * block_tiles + my_tile, token, p.output.rows, mine, d, residual_at);
         if (residual) __syncwarp();
         for (int i = 0; residual && i < 2 / tiles; i++, residuals.next()) rings.release_x<Cluster>(residuals.slot, lane);
     };
     while (schedule.template next<Halves>()) {
         const Block place = block_place(p, schedule.block);
+        constexpr std::integral_constant<int, TN> all;
         if constexpr (Halves) {
-            auto whole = [&]<int N>(std::integral_constant<int, N>) {
-                float d[N / 2];
-                multiply(d);
-                store(d, place.row, place.token * TN + max(schedule.half, 0) * N, ~0u);
+            auto run = [&]<int T>(std::integral_constant<int, T> tokens) {
+                float d[T / 2];
+                multiply(d, tokens);
+                store(d, place.row, place.token * TN + max(schedule.half, 0) * T, ~0u, tokens);
             };
             if (schedule.half < 0)
-                whole(std::integral_constant<int, TN>());
+                run(all);
             else
-                whole(std::integral_constant<int, TN / 2>());
+                run(std::integral_constant<int, TN / 2>());
             continue;
         }
         float d[TN / 2];
-        multiply(d);
+        multiply(d, all);
         // Sums that belong together. `mine`: the octets of tokens that this CTA finishes.
         uint32_t mine = ~0u;
         const bool whole = schedule.last - schedule.first == p.units;
@@ -310,7 +315,7 @@ __global__ void __launch_bounds__(threads, 1)
                 }
             }
         }
-        store(d, place.row, place.token * TN, mine);
+        store(d, place.row, place.token * TN, mine, all);
     }
     if constexpr (Cluster > 1) cluster_sync();  // a CTA's shared memory is written and its barriers are used by the other one
 #endif
@@ -406,7 +411,8 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
             const double whole = units * one.unit + one.block, shares = one.shares * std::max(1.0, units / 16.0);
             const int longest = kind == 4 ? (units + c.parts - 1) / c.parts : units;
             const double cost = kind == 0   ? c.waves * whole + one.launch
-                                : kind == 5 ? c.waves * whole + (2 * (blocks % workers) + workers - 1) / workers * (units * half.unit + half.block) + one.launch
+                                : kind == 5 ? c.waves * whole + one.launch + (2 * (blocks % workers) + workers - 1) / workers *
+                                                                                 (units * half.unit + half.block)
                                 : kind == 4 ? longest * (one.unit + (v.tokens == 32 ? 0.2 : 0.0)) + one.parts
                                             : blocks * whole / workers + one.launch + shares;
             if (cost < best_cost) best_cost = cost, best = {&v, c};
@@ -448,7 +454,8 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     if (cudaError_t error = map_rows(context.device, args.x, weight.layout.in, args.rows, args.ldx, box_rows, &map)) return error;
     residual_map = map;
     if (args.residual)
-        if (cudaError_t error = map_rows(context.device, args.residual, weight.layout.out, args.rows, args.ld_residual, box_rows, &residual_map))
+        if (cudaError_t error = map_rows(context.device, args.residual, weight.layout.out, args.rows, args.ld_residual, box_rows,
+                                         &residual_map))
             return error;
     Scratch scratch = scratch_of(context);
     Params p;
@@ -462,6 +469,7 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     p.full_waves = plan.schedule.waves, p.parts = plan.schedule.parts;
     p.halves = plan.variant->halves;
     // Shared memory: 1024 bytes for alignment, then the rings.
+    // A consumer gives a slot of X back behind the first products of the next: there are two at least.
     const int limit = shared_limit - 1024, w_bytes = block_tiles * p.unit_bytes, x_bytes = tokens * 128 * slot_spans(tokens);
     p.w_slots = tokens == 32 ? 8 : tokens == 64 ? 5 : 3;
     while (limit - p.w_slots * w_bytes < std::max(2, 4 / slot_spans(tokens)) * x_bytes) p.w_slots--;

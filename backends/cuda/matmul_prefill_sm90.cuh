@@ -59,6 +59,9 @@ __device__ __forceinline__ int uniform_warp() { return __shfl_sync(~0u, static_c
 // Tiles of X in a slot: fewer, larger slots take fewer instructions of the consumers, who have none to spare below 256 tokens.
 __host__ __device__ constexpr int slot_spans(int tokens) { return tokens <= 64 ? 4 : tokens <= 128 ? 2 : 1; }
 
+// Of a residual, 64 columns for either warpgroup, in a slot.
+__host__ __device__ constexpr int residual_tiles(int tokens) { return slot_spans(tokens) == 1 ? 1 : 2; }
+
 // Where the rings lie in shared memory, and their barriers: full and empty, one each a slot.
 struct Rings {
     uint32_t x, w, w_full, w_empty, x_full, x_empty;
@@ -143,7 +146,8 @@ struct Piece {
 };
 
 // A consumer warp's part of a block: d += its 16 slots of units first .. last - 1 times TN tokens. While the wgmmas of one
-// span of 64 columns run, the next span is dequantised; its words have been asked for before. my_tile: of the block's eight. Spans: of a slot of X.
+// span of 64 columns run, the next span is dequantised; its words have been asked for before. my_tile: of the block's eight.
+// Spans: of a slot of X.
 template <int TN, int Groups, bool IntegerZeros, int Cluster, int Spans>
 __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& rings, Ring& wr, Ring& xr, const Product& p,
                                                int my_tile, int lane, int first, int last) {
@@ -164,7 +168,7 @@ __device__ __forceinline__ void multiply_units(float (&d)[TN / 2], const Rings& 
                 if constexpr (Groups != 2) m[1].set(next.scales[1], next.zeros[1]);
             }
             if (span < 3) load(span + 1);
-            // All of the unit is in registers. Each lane says so for itself: of a __syncwarp here nothing may be left, since the
+            // All of the unit is read. Each lane says so for itself: of a __syncwarp here nothing may be left, since the
             // compiler knows the warp to be together, and then no one could tell that the lanes' reads are done.
             if (span == 2) {
                 barrier_arrive(rings.w_empty + 8 * wr.slot);
@@ -285,15 +289,15 @@ inline Product product_of(const Q4Weight& weight, const MatmulArgs& args) {
     return p;
 }
 
-// The rows of a box of X where `tokens` are multiplied: none that lie wholly outside of X, whose zeros the copy engine makes slower than it reads. What is not
-// loaded becomes columns of sums that nobody stores.
+// The rows of a box of X where `tokens` are multiplied: no more than X has, in eights. The copy engine is slower with rows outside, which
+// it makes zeros, than with those that it reads. What is not loaded becomes columns of sums that nobody stores.
 inline int box_rows_of(int rows, int tokens) { return std::min(tokens, (rows + 7) / 8 * 8); }
-// X in boxes of 64 columns x `tokens` rows.
-inline cudaError_t map_rows(const MatmulDevice& device, const half* x, int64_t in, int rows, int64_t ldx, int tokens,
+// X in boxes of 64 columns x `box_rows` rows.
+inline cudaError_t map_rows(const MatmulDevice& device, const half* x, int64_t in, int rows, int64_t ldx, int box_rows,
                             CUtensorMap* map) {
     const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(in), static_cast<cuuint64_t>(rows)};
     const cuuint64_t strides[1] = {static_cast<cuuint64_t>(ldx) * 2};
-    const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(tokens)};
+    const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(box_rows)};
     return encode_map(device.encode_tensor_map, x, 2, sizes, strides, box, map);
 }
 
