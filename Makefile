@@ -42,6 +42,8 @@ FLAGS_neon       := -march=armv8.2-a+dotprod+fp16
 LIB_OBJECTS  := $(LIB_SOURCES:%.cpp=$(BUILD)/%.o) $(foreach isa,$(ISAS),$(ISA_SOURCES:%.cpp=$(BUILD)/%.$(isa).o))
 CLI_OBJECTS  := $(CLI_SOURCES:%.cpp=$(BUILD)/%.o)
 TEST_OBJECTS := $(TEST_SOURCES:%.cpp=$(BUILD)/%.o)
+# Those that include the CUDA backend.
+CUDA_TEST_OBJECTS := $(patsubst %,$(BUILD)/tests/test_cuda_%.o,faults sample scratch)
 
 # ---- CUDA: built where there is a compiler for it (CUDA=auto), always (1) or never (0), for the GPU that is there. A release
 # names them all: CUDA_ARCHS="80 86 89 90a 100 120". The runtime is linked statically: a program built here needs the driver only.
@@ -67,7 +69,7 @@ CUDA_OBJECTS := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard backends/cuda/*.cu))
 LIB_OBJECTS  += $(CUDA_OBJECTS)
 $(BUILD)/backends/registry.o: CXXFLAGS_ALL += -DAWQ_HAVE_CUDA
 # Calls of the runtime that tests make fail: their names are read where they are wrapped.
-$(BUILD)/tests/test_cuda_faults.o $(BUILD)/tests/test_cuda_sample.o $(BUILD)/tests/test_cuda_scratch.o: CXXFLAGS_ALL += -DAWQ_HAVE_CUDA -isystem $(CUDA_HOME)/include
+$(CUDA_TEST_OBJECTS): CXXFLAGS_ALL += -DAWQ_HAVE_CUDA -isystem $(CUDA_HOME)/include
 TEST_LDFLAGS := $(shell sed -nE 's/^(WRAP[A-Z_]*|DECLARE).(\w+),.*/-Wl,--wrap=\2/p' tests/test_cuda_faults.cpp)
 $(BUILD)/backends/cuda/%.o: backends/cuda/%.cu | $(BUILD)/deps-found
 	@mkdir -p $(@D)
@@ -80,7 +82,7 @@ $(BUILD)/backends/cuda/lab/%: backends/cuda/lab/%.cu backends/cuda/lab/lab.h $(L
 	$(NVCC) $(NVCCFLAGS) -cudart static $< $(LAB_OBJECTS) $(BUILD)/libawq.a -ldl -lrt $(if $(findstring bench,$@),-lcublas) -o $@
 endif
 # Built with other GPUs in mind, or none: these are built again.
-$(BUILD)/backends/registry.o $(BUILD)/tests/test_cuda_faults.o $(BUILD)/tests/test_cuda_sample.o $(BUILD)/tests/test_cuda_scratch.o $(CUDA_OBJECTS): $(BUILD)/cuda-settings
+$(BUILD)/backends/registry.o $(CUDA_TEST_OBJECTS) $(CUDA_OBJECTS): $(BUILD)/cuda-settings
 $(BUILD)/cuda-settings: always
 	@mkdir -p $(@D)
 	@echo "$(CUDA) $(CUDA_ARCHS)" | cmp -s - $@ || echo "$(CUDA) $(CUDA_ARCHS)" >$@

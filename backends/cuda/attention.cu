@@ -80,6 +80,7 @@ int choose_splits(const Context& context, int64_t tiles, int keys, int least) {
 constexpr int prefill_split_keys = 4 * page_size;
 struct Shape {
     int row_tiles, splits;
+    int64_t tiles;  // of all sequences and kv heads
 };
 // Splits of a sequence in decode, when it is alone. Blocks for three quarters of the multiprocessors read as fast as more of them, and the
 // next product begins on the others, where it can.
@@ -98,18 +99,26 @@ Status check_scratch(const Context& context, size_t bytes) {
                                       std::to_string(context.scratch_bytes));
 }
 // Tiles whose keys can be cut: a counter for each 16 columns.
-int64_t decode_tiles_cut(int head_dim) { return Context::counter_count / (2 * head_blocks(head_dim)); }
+int64_t most_cut_tiles(int head_dim) { return Context::counter_count / (2 * head_blocks(head_dim)); }
+// Splits of the longest sequence, where its keys can be cut.
+int longest_splits(const Context& context, int group, int kv_heads) {
+    if (context.max_keys <= 2 * split_keys) return 1;
+    return std::min(decode_splits(context, group, kv_heads), ceil_div(context.max_keys, split_keys));
+}
+Shape shape_of(int64_t rows, int tile_rows, int kv_heads, int sequences) {
+    const int row_tiles = ceil_div(rows, tile_rows);
+    return {row_tiles, 1, int64_t{row_tiles} * kv_heads * sequences};
+}
 Shape decode_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences) {
-    Shape shape = {ceil_div(std::min(decode_rows(group), context.max_query * group), decode_tile), 1};
-    int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
-    if (tiles <= decode_tiles_cut(head_dim) && context.max_keys > 2 * split_keys)
-        shape.splits = std::min(decode_splits(context, group, kv_heads), ceil_div(context.max_keys, split_keys));
+    const int64_t rows = std::min<int64_t>(decode_rows(group), int64_t{context.max_query} * group);
+    Shape shape = shape_of(rows, decode_tile, kv_heads, sequences);
+    if (shape.tiles <= most_cut_tiles(head_dim)) shape.splits = longest_splits(context, group, kv_heads);
     return shape;
 }
-Shape prefill_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences, int max_rows, int keys) {
-    Shape shape = {ceil_div(static_cast<int64_t>(max_rows), prefill_rows(head_dim)), 1};
-    int64_t tiles = static_cast<int64_t>(shape.row_tiles) * kv_heads * sequences;
-    if (tiles <= Context::counter_count) shape.splits = choose_splits(context, tiles, keys, prefill_split_keys);
+Shape prefill_shape(const Context& context, int group, int kv_heads, int head_dim, int sequences) {
+    Shape shape = shape_of(int64_t{context.max_query} * group, prefill_rows(head_dim), kv_heads, sequences);
+    if (shape.tiles <= Context::counter_count)
+        shape.splits = choose_splits(context, shape.tiles, context.max_keys, prefill_split_keys);
     return shape;
 }
 
@@ -155,30 +164,26 @@ Status paged_attention(const KernelCall& call, const AttentionCall::Append& appe
     if (!wide_head(ctx, call.in[0], attrs.head_dim)) return launch_any(ctx, a);
 
     const int sequences = call.run->size.sequences, limit = decode_rows(a.group);
-    if (ctx.min_query * a.group <= limit) {
-        Shape shape = decode_shape(ctx, a.group, attrs.kv_heads, attrs.head_dim, sequences);
-        a.min_rows = 1;
-        a.max_rows = limit;
+    auto take = [&](const Shape& shape, int tile_rows) {
         a.splits = shape.splits;
-        a.most_splits = shape.splits == 1 ? 1 : decode_splits(ctx, a.group, attrs.kv_heads);
         a.row_tiles = shape.row_tiles;
         a.partial = reinterpret_cast<float*>(ctx.scratch);
-        const int64_t tiles = int64_t{shape.row_tiles} * attrs.kv_heads * sequences;
-        AWQ_TRY(check_scratch(ctx, partial_bytes(tiles, shape.splits, decode_tile, attrs.head_dim)));
-        a.prefetch = shape.splits * tiles <= 2 * ctx.multiprocessors;
+        return check_scratch(ctx, partial_bytes(shape.tiles, shape.splits, tile_rows, attrs.head_dim));
+    };
+    if (ctx.min_query * a.group <= limit) {
+        const Shape shape = decode_shape(ctx, a.group, attrs.kv_heads, attrs.head_dim, sequences);
+        AWQ_TRY(take(shape, decode_tile));
+        a.min_rows = 1;
+        a.max_rows = limit;
+        a.most_splits = shape.splits == 1 ? 1 : decode_splits(ctx, a.group, attrs.kv_heads);
+        a.prefetch = shape.splits * shape.tiles <= 2 * ctx.multiprocessors;
         if (can_decode_pages(ctx, a)) return attention_decode_pages(ctx, a, sequences);
         AWQ_TRY(attention_decode(ctx, a, std::min(ctx.max_query * a.group, limit), sequences));
     }
     if (ctx.max_query * a.group > limit) {
-        Shape shape =
-            prefill_shape(ctx, a.group, attrs.kv_heads, attrs.head_dim, sequences, ctx.max_query * a.group, ctx.max_keys);
+        AWQ_TRY(take(prefill_shape(ctx, a.group, attrs.kv_heads, attrs.head_dim, sequences), prefill_rows(attrs.head_dim)));
         a.min_rows = limit + 1;
         a.max_rows = INT32_MAX;
-        a.splits = shape.splits;
-        a.row_tiles = shape.row_tiles;
-        a.partial = reinterpret_cast<float*>(ctx.scratch);
-        const int64_t tiles = int64_t{shape.row_tiles} * attrs.kv_heads * sequences;
-        AWQ_TRY(check_scratch(ctx, partial_bytes(tiles, shape.splits, prefill_rows(attrs.head_dim), attrs.head_dim)));
         AWQ_TRY(many_rows(ctx, a, sequences));
     }
     return {};
@@ -251,17 +256,12 @@ size_t attention_scratch(const Graph& graph, const Node& node, const BatchSize& 
         return full_cache_bytes(full, node_rows(graph.nodes[node.in[1]], size));
     }
     const int group = attrs.heads / attrs.kv_heads;
-    size_t decode = 0, prefill = 0;
-    if (context.max_keys > 2 * split_keys) {
-        const int64_t row_tiles = ceil_div(std::min<int64_t>(decode_rows(group), int64_t{context.max_query} * group), decode_tile);
-        decode = partial_bytes(std::min(row_tiles * attrs.kv_heads * size.sequences, decode_tiles_cut(attrs.head_dim)),
-                               std::min(decode_splits(context, group, attrs.kv_heads), ceil_div(context.max_keys, split_keys)),
-                               decode_tile, attrs.head_dim);
-    }
+    const int64_t tiles = decode_shape(context, group, attrs.kv_heads, attrs.head_dim, size.sequences).tiles;
     // In prefill a cut leaves no more blocks than there are multiprocessors.
-    if (const int splits = choose_splits(context, 1, context.max_keys, prefill_split_keys); splits > 1)
-        prefill = partial_bytes(ceil_div(context.multiprocessors, splits), splits, prefill_rows(attrs.head_dim), attrs.head_dim);
-    return std::max(decode, prefill);
+    const int splits = choose_splits(context, 1, context.max_keys, prefill_split_keys);
+    return std::max(partial_bytes(std::min(tiles, most_cut_tiles(attrs.head_dim)), longest_splits(context, group, attrs.kv_heads),
+                                  decode_tile, attrs.head_dim),
+                    partial_bytes(ceil_div(context.multiprocessors, splits), splits, prefill_rows(attrs.head_dim), attrs.head_dim));
 }
 
 std::span<const Kernel> attention_kernels() {

@@ -121,13 +121,8 @@ struct Unit {
 #pragma unroll
         for (int span = 0; span < 4; span++) words[span] = load_shared16(at + span * 512 + lane * 16);
         if constexpr (Groups == 2) {
-            const int g = lane >> 2;
 #pragma unroll
-            for (int group = 0; group < 2; group++) {
-                scales[group] = load_shared4(at + 2048 + group * 32 + g * 4);
-                zeros[group] = IntegerZeros ? load_shared2(at + 2048 + 64 + group * 16 + g * 2)
-                                            : load_shared4(at + 2048 + 64 + group * 32 + g * 4);
-            }
+            for (int group = 0; group < 2; group++) load_group<IntegerZeros>(at, 2, group, lane >> 2, scales[group], zeros[group]);
         }
     }
 };
@@ -229,9 +224,9 @@ __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (
                         high = low;
                     } else {
                         auto load_meta = [&](GroupMeta<IntegerZeros>& to, int index) {
-                            to.set(load_shared4(at[b] + 2048 + index * 32 + g * 4),
-                                   IntegerZeros ? load_shared2(at[b] + 2048 + groups * 32 + index * 16 + g * 2)
-                                                : load_shared4(at[b] + 2048 + groups * 32 + index * 32 + g * 4));
+                            uint32_t scales, zeros;
+                            load_group<IntegerZeros>(at[b], groups, index, g, scales, zeros);
+                            to.set(scales, zeros);
                         };
                         load_meta(low, (2 * span) >> group_shift);
                         load_meta(high, (2 * span + 1) >> group_shift);

@@ -93,9 +93,7 @@ __device__ __forceinline__ void multiply_unit(float (&sum)[4], uint32_t at, cons
         const int group = step / group_steps;
         if (step % 4 == 0 && step < 12) spans[(step / 4 + 1) % 2] = load_shared16(at + (step / 4 + 1) * 512 + lane * 16);
         if (step % group_steps == 0) {
-            scales = load_shared4(at + 2048 + group * 32 + g * 4);
-            zeros = IntegerZeros ? load_shared2(at + 2048 + Groups * 32 + group * 16 + g * 2)
-                                 : load_shared4(at + 2048 + Groups * 32 + group * 32 + g * 4);
+            load_group<IntegerZeros>(at, Groups, group, g, scales, zeros);
 #pragma unroll
             for (int i = 0; i < 4; i++) d[0][i] = d[1][i] = 0.0f;
         }

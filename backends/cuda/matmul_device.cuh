@@ -130,6 +130,13 @@ struct GroupMeta {
         }
     }
 };
+// What GroupMeta is made of, for the lanes of slots g and g + 8: group `group`, of `groups`, of a unit that lies in shared memory.
+template <bool IntegerZeros>
+__device__ __forceinline__ void load_group(uint32_t unit, int groups, int group, int g, uint32_t& scales, uint32_t& zeros) {
+    scales = load_shared4(unit + 2048 + group * 32 + g * 4);
+    zeros = IntegerZeros ? load_shared2(unit + 2048 + groups * 32 + group * 16 + g * 2)
+                         : load_shared4(unit + 2048 + groups * 32 + group * 32 + g * 4);
+}
 // q - z of one k16 step of a 16-row tile, as an A fragment; exact.
 __device__ __forceinline__ void subtract_zero(uint32_t (&a)[4], uint32_t word, const GroupMeta<true>& m) {
     const half2 sixteenth = as_half2(0x2c002c00u);

@@ -66,9 +66,7 @@ struct Unit {
 #pragma unroll
         for (int piece = 0; piece < Groups; piece++) {
             const int group = Groups == 2 ? piece : piece >> group_shift;
-            scales[piece] = load_shared4(from + 2048 + group * 32 + g * 4);
-            zeros[piece] = IntegerZeros ? load_shared2(from + 2048 + groups * 32 + group * 16 + g * 2)
-                                        : load_shared4(from + 2048 + groups * 32 + group * 32 + g * 4);
+            load_group<IntegerZeros>(from, groups, group, g, scales[piece], zeros[piece]);
         }
     }
     // The next one of the stream; then `ask(slot)` by one lane for what comes into its slot.

@@ -402,17 +402,17 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
         const int workers = v.cluster == 1 ? device.sm_count : device.cluster_pairs;
         if (workers == 0) continue;
         const int token_blocks = (rows + v.tokens - 1) / v.tokens, blocks = row_blocks / v.cluster * token_blocks;
-        for (int kind = v.halves ? 5 : 0; kind < (v.halves ? 6 : 5); kind++) {
-            if (tuning.schedule >= 0 && kind != tuning.schedule) continue;
+        for (int kind = 0; kind < 6; kind++) {
+            if ((kind == 5) != v.halves || (tuning.schedule >= 0 && kind != tuning.schedule)) continue;
             ScheduleChoice c = choose_schedule(kind, blocks, units, workers);
             // A flag of each warp for every part, or two of a CTA.
             if (!c.possible || static_cast<int64_t>(c.workers) * v.cluster * block_tiles * most_parts > counter_count) continue;
             const Cost one = cost_of(v.tokens, v.cluster), half = cost_of(v.tokens / 2, 1);
             const double whole = units * one.unit + one.block, shares = one.shares * std::max(1.0, units / 16.0);
-            const int longest = kind == 4 ? (units + c.parts - 1) / c.parts : units;
+            const int longest = kind == 4 ? (units + c.parts - 1) / c.parts : units,
+                      half_waves = (2 * (blocks % workers) + workers - 1) / workers;
             const double cost = kind == 0   ? c.waves * whole + one.launch
-                                : kind == 5 ? c.waves * whole + one.launch + (2 * (blocks % workers) + workers - 1) / workers *
-                                                                                 (units * half.unit + half.block)
+                                : kind == 5 ? c.waves * whole + half_waves * (units * half.unit + half.block) + one.launch
                                 : kind == 4 ? longest * (one.unit + (v.tokens == 32 ? 0.2 : 0.0)) + one.parts
                                             : blocks * whole / workers + one.launch + shares;
             if (cost < best_cost) best_cost = cost, best = {&v, c};

@@ -133,14 +133,12 @@ struct Piece {
     __device__ __forceinline__ void load(uint32_t at, int span, int group_size, int lane) {
         words = load_shared16(at + span * 512 + lane * 16);
         if (Groups == 2 && span % 2) return;
-        const int groups = Groups == 2 ? 2 : unit_columns / group_size, g = lane >> 2;
+        const int groups = Groups == 2 ? 2 : unit_columns / group_size;
         const int shift = group_size == 128 ? 2 : group_size == 64 ? 1 : 0;  // of 32-column pieces
 #pragma unroll
         for (int i = 0; i < metas; i++) {
             const int group = Groups == 2 ? span / 2 : (2 * span + i) >> shift;
-            scales[i] = load_shared4(at + 2048 + group * 32 + g * 4);
-            zeros[i] = IntegerZeros ? load_shared2(at + 2048 + groups * 32 + group * 16 + g * 2)
-                                    : load_shared4(at + 2048 + groups * 32 + group * 32 + g * 4);
+            load_group<IntegerZeros>(at, groups, group, lane >> 2, scales[i], zeros[i]);
         }
     }
 };
