@@ -17,8 +17,8 @@
 // comes to as soon as another kernel runs between two products, and a product is as slow as its slowest SM.
 //
 // Arithmetic: q times x on tensor cores, exact products, a group's sum and its zero point's share scaled in float. (With an offset
-// in place of a zero point: q * scale + offset rounded to half, as in prefill.) The order of every sum depends on the weight's shape alone, never on the
-// number of rows: a row's result is the same bits whatever rows stand beside it.
+// in place of a zero point: q * scale + offset rounded to half, as in prefill.) The order of every sum depends on the weight's shape and on whether there is
+// one row or several (join_lanes): in 2 to 8 rows a row's result is the same bits whatever rows stand beside it.
 #include <algorithm>
 #include "backends/cuda/matmul_internal.h"
 

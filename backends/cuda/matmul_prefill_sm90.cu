@@ -29,10 +29,10 @@ struct Params : Product {
     int raster;             // token blocks that go along the rows together
     int workers;            // clusters that work
     int full_waves, parts;  // whole blocks for each worker; 2, 3, 4 or most_parts: equal parts of a block
-    bool halves;            // the rest as blocks of half as many tokens: the kernel's own variant
 };
 
-// A CTA's work: output blocks, with a range of units each.
+// A CTA's work: output blocks, with a range of units each. Halves: what the full waves leave comes as blocks of half as many tokens.
+template <bool Halves>
 struct Schedule {
     int worker, workers, units, blocks, full, waves, at, end, base;
     int64_t share;  // units behind the full waves
@@ -41,13 +41,14 @@ struct Schedule {
     __device__ Schedule(const Params& p, int worker, int workers) : worker(worker), workers(workers), units(p.units) {
         blocks = p.row_blocks * p.token_blocks;
         waves = p.full_waves, full = 0, base = waves * workers;
-        share = base < blocks && !p.halves ? static_cast<int64_t>(blocks - base) * units : 0;
-        at = begin_of(worker), end = begin_of(worker + 1);
-        if (p.halves) at = worker, end = 2 * (blocks - base);
+        share = base < blocks ? static_cast<int64_t>(blocks - base) * units : 0;
+        if (Halves)
+            at = worker, end = 2 * (blocks - base);
+        else
+            at = begin_of(worker), end = begin_of(worker + 1);
     }
     __device__ int begin_of(int w) const { return static_cast<int>(share * w / workers); }
     __device__ int worker_at(int64_t unit) const { return static_cast<int>(((unit + 1) * workers - 1) / share); }
-    template <bool Halves>
     __device__ bool next() {
         while (full < waves) {
             block = full++ * workers + worker;
@@ -70,7 +71,8 @@ struct Schedule {
     }
 };
 // The CTA finishes the block (or its part of the tokens), and there is a residual.
-__device__ __forceinline__ bool adds(const Params& p, const Schedule& schedule) {
+template <bool Halves>
+__device__ __forceinline__ bool adds(const Params& p, const Schedule<Halves>& schedule) {
     return p.output.residual && (schedule.first == 0 || p.parts > 0);
 }
 struct Block {
@@ -136,7 +138,7 @@ __global__ void __launch_bounds__(threads, 1)
     else
         cluster_sync();
     const int rank = Cluster == 1 ? 0 : static_cast<int>(cluster_rank());
-    Schedule schedule(p, static_cast<int>(blockIdx.x) / Cluster, p.workers);
+    Schedule<Halves> schedule(p, static_cast<int>(blockIdx.x) / Cluster, p.workers);
 
     if (warpgroup == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -144,14 +146,14 @@ __global__ void __launch_bounds__(threads, 1)
             // Read once, or by blocks of other tokens at about the same time.
             const uint64_t policy = p.token_blocks == 1 ? stream_policy() : keep_policy();
             Ring ring(p.w_slots, 1);
-            while (schedule.template next<Halves>())
+            while (schedule.next())
                 send_units(rings, ring, p, p.w, (block_place(p, schedule.block).row * Cluster + rank) * block_tiles, lane,
                            schedule.first, schedule.last - schedule.first, policy);
         } else if (warp == 1 && lane == 0) {  // X; behind a block's last tile the residual: 64 columns for either warpgroup
             asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
             pdl_wait();
             Ring ring(p.x_slots, 1);
-            while (schedule.template next<Halves>()) {
+            while (schedule.next()) {
                 const Block place = block_place(p, schedule.block);
                 int token = place.token * TN;
                 int column = (place.row * Cluster + rank) * block_tiles * tile_rows;
@@ -229,7 +231,7 @@ __global__ void __launch_bounds__(threads, 1)
         if (residual) __syncwarp();
         for (int i = 0; residual && i < 2 / tiles; i++, residuals.next()) rings.release_x<Cluster>(residuals.slot, lane);
     };
-    while (schedule.template next<Halves>()) {
+    while (schedule.next()) {
         const Block place = block_place(p, schedule.block);
         constexpr std::integral_constant<int, TN> all;
         if constexpr (Halves) {
@@ -375,17 +377,21 @@ struct PrefillPlan {
 
 // What a schedule costs, in microseconds, fitted to measurements on an H100 (docs/experiments.md): a CTA's time for one unit
 // (128 rows x 256 columns) at this many tokens and for the start and end of a block, and what cutting blocks along K costs, in
-// equal parts or in equal shares. Shares leave the CTAs at different columns, where they do not find each other's tiles of X in
-// the second-level cache: the more so, the more columns there are.
+// equal parts or in equal shares. idle: the part of a unit's time that is left where few multiprocessors work.
 struct Cost {
-    double unit, block, launch, parts, shares;
+    double unit, block, launch, parts, shares, idle;
 };
 Cost cost_of(int tokens, int cluster) {
-    return tokens == 32    ? Cost{0.75, 1.0, 2.5, 5.2, 6.5}
-           : tokens == 64  ? Cost{1.02, 1.0, 2.5, 5.0, 7.5}
-           : tokens == 128 ? Cost{1.53, 2.0, 2.5, 7.0, 12.0}
-           : cluster == 1  ? Cost{2.65, 4.0, 2.5, 14.0, 18.0}
-                           : Cost{2.60, 4.0, 6.0, 14.0, 18.0};
+    return tokens == 32    ? Cost{0.73, 1.0, 2.5, 6.0, 4.0, 0.92}
+           : tokens == 64  ? Cost{0.935, 1.0, 2.5, 6.0, 5.0, 0.92}
+           : tokens == 128 ? Cost{1.40, 2.0, 2.5, 7.0, 5.0, 0.86}
+           : cluster == 1  ? Cost{2.55, 4.0, 2.5, 11.0, 8.0, 0.86}
+                           : Cost{2.50, 4.0, 9.5, 18.0, 8.0, 0.86};
+}
+// Of `blocks` in `waves` on `workers`, each of so many units.
+double time_of(const Cost& c, int blocks, int waves, int workers, int units) {
+    const double busy = static_cast<double>(blocks) / (waves * workers);
+    return waves * (units * c.unit * std::max(c.idle, 1.0 - 0.4 * (1.0 - busy)) + c.block);
 }
 
 PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int rows) {
@@ -407,14 +413,23 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
             ScheduleChoice c = choose_schedule(kind, blocks, units, workers);
             // A flag of each warp for every part, or two of a CTA.
             if (!c.possible || static_cast<int64_t>(c.workers) * v.cluster * block_tiles * most_parts > counter_count) continue;
-            const Cost one = cost_of(v.tokens, v.cluster), half = cost_of(v.tokens / 2, 1);
-            const double whole = units * one.unit + one.block, shares = one.shares * std::max(1.0, units / 16.0);
-            const int longest = kind == 4 ? (units + c.parts - 1) / c.parts : units,
-                      half_waves = (2 * (blocks % workers) + workers - 1) / workers;
-            const double cost = kind == 0   ? c.waves * whole + one.launch
-                                : kind == 5 ? c.waves * whole + half_waves * (units * half.unit + half.block) + one.launch
-                                : kind == 4 ? longest * (one.unit + (v.tokens == 32 ? 0.2 : 0.0)) + one.parts
-                                            : blocks * whole / workers + one.launch + shares;
+            const Cost one = cost_of(v.tokens, v.cluster);
+            double cost = one.launch;
+            if (kind == 0) {
+                cost += time_of(one, blocks, c.waves, workers, units);
+            } else if (kind == 4) {
+                cost = time_of(one, c.workers, 1, workers, (units + c.parts - 1) / c.parts) - one.block + one.parts;
+            } else if (kind == 5) {
+                const int rest = 2 * (blocks % workers);
+                cost += c.waves * (units * one.unit + one.block) +
+                        time_of(cost_of(v.tokens / 2, 1), rest, (rest + workers - 1) / workers, workers, units);
+            } else {
+                // Shares leave the CTAs at different columns: what they do not find in the second-level cache is more where X is larger.
+                const double x_mb = static_cast<double>(units) * unit_columns * rows * 2e-6,
+                             shared_by = static_cast<double>(workers) / blocks;  // of a block, where there are fewer than workers
+                cost += blocks * (units * one.unit + one.block) / workers + one.shares + std::max(0.0, x_mb - 8.0) +
+                        std::max(0.0, shared_by - 1.0) * v.tokens / 140.0;
+            }
             if (cost < best_cost) best_cost = cost, best = {&v, c};
         }
     }
@@ -467,7 +482,6 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     p.raster = std::min(p.token_blocks, 2048 / tokens);
     p.workers = plan.schedule.workers;
     p.full_waves = plan.schedule.waves, p.parts = plan.schedule.parts;
-    p.halves = plan.variant->halves;
     // Shared memory: 1024 bytes for alignment, then the rings.
     // A consumer gives a slot of X back behind the first products of the next: there are two at least.
     const int limit = shared_limit - 1024, w_bytes = block_tiles * p.unit_bytes, x_bytes = tokens * 128 * slot_spans(tokens);
