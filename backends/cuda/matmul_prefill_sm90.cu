@@ -25,20 +25,31 @@ struct Params : Product {
     float4* partials;
     uint32_t* flags;
     int token_blocks;
-    int box_bytes;          // of a tile of X as it is loaded
+    int box_rows, last_rows;  // of the boxes in which X is loaded, and of the one where it ends
+    int residual_rows;        // of the boxes of the residual
     int raster;             // token blocks that go along the rows together
     int workers;            // clusters that work
     int full_waves, parts;  // whole blocks for each worker; 2, 3, 4 or most_parts: equal parts of a block
 };
 
+struct Block {
+    int row, token;
+};
+__device__ __forceinline__ Block block_place(const Params& p, int block) {
+    int band = block / (p.raster * p.row_blocks), rest = block - band * p.raster * p.row_blocks;
+    int width = min(p.raster, p.token_blocks - band * p.raster);
+    return {rest / width, band * p.raster + rest % width};
+}
+
 // A CTA's work: output blocks, with a range of units each. Halves: what the full waves leave comes as blocks of half as many tokens.
 template <bool Halves>
 struct Schedule {
+    const Params& p;
     int worker, workers, units, blocks, full, waves, at, end, base;
     int64_t share;  // units behind the full waves
     int block = 0, first = 0, last = 0;
     int half = -1;  // 0, 1: of the block's tokens, where it is halved
-    __device__ Schedule(const Params& p, int worker, int workers) : worker(worker), workers(workers), units(p.units) {
+    __device__ Schedule(const Params& p, int worker, int workers) : p(p), worker(worker), workers(workers), units(p.units) {
         blocks = p.row_blocks * p.token_blocks;
         waves = p.full_waves, full = 0, base = waves * workers;
         share = base < blocks ? static_cast<int64_t>(blocks - base) * units : 0;
@@ -57,12 +68,14 @@ struct Schedule {
                 return true;
             }
         }
-        if (at >= end) return false;
         if (Halves) {
-            block = base + at / 2, half = at % 2, at += workers;
             first = 0, last = units;
-            return true;
+            while (at < end) {
+                block = base + at / 2, half = at % 2, at += workers;
+                if ((block_place(p, block).token * 2 + half) * p.box_rows < p.output.rows) return true;  // else it lies outside of X
+            }
         }
+        if (at >= end) return false;
         block = base + at / units;
         first = at % units;
         last = min(first + end - at, units);
@@ -70,20 +83,20 @@ struct Schedule {
         return true;
     }
 };
+// A box of X from `token` on: no rows where it lies outside, and those that there are where X ends.
+struct Box {
+    const CUtensorMap* map;
+    int bytes;
+};
+__device__ __forceinline__ Box box_at(const Params& p, const CUtensorMap& map, const CUtensorMap& last_map, int token) {
+    const int left = p.output.rows - token;
+    return left >= p.box_rows ? Box{&map, p.box_rows * 128} : Box{&last_map, left > 0 ? p.last_rows * 128 : 0};
+}
 // The CTA finishes the block (or its part of the tokens), and there is a residual.
 template <bool Halves>
 __device__ __forceinline__ bool adds(const Params& p, const Schedule<Halves>& schedule) {
     return p.output.residual && (schedule.first == 0 || p.parts > 0);
 }
-struct Block {
-    int row, token;
-};
-__device__ __forceinline__ Block block_place(const Params& p, int block) {
-    int band = block / (p.raster * p.row_blocks), rest = block - band * p.raster * p.row_blocks;
-    int width = min(p.raster, p.token_blocks - band * p.raster);
-    return {rest / width, band * p.raster + rest % width};
-}
-
 __device__ __forceinline__ void group_sync(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
 __device__ __forceinline__ void store_release(uint32_t* p, uint32_t v) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
@@ -119,8 +132,8 @@ __device__ __forceinline__ void add_parts(float (&d)[TN / 2], int part, const Pa
 // Groups: 2 for 128 columns a group; 8 serves every size. Halves: of blocks, behind the full waves, and no parts along K.
 template <int TN, int Groups, bool IntegerZeros, int Cluster, bool Halves>
 __global__ void __launch_bounds__(threads, 1)
-    prefill_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ CUtensorMap residual_map,
-                   const __grid_constant__ Params p) {
+    prefill_kernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ CUtensorMap last_map,
+                   const __grid_constant__ CUtensorMap residual_map, const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     constexpr int octets = TN / 8, spans = slot_spans(TN), tile_bytes = TN * 128, x_bytes = spans * tile_bytes;
     // Every slot of X is two boxes then: half as many tokens of one tile, or of two.
@@ -160,40 +173,48 @@ __global__ void __launch_bounds__(threads, 1)
                 if constexpr (Halves) {
                     token += max(schedule.half, 0) * (TN / 2);
                     const int tiles = schedule.half < 0 ? 1 : 2;  // of a slot
-                    auto load_slot = [&](const CUtensorMap& from, int at) {
+                    auto load_slot = [&](const Box& first, const Box& second, int at) {
                         const uint32_t to = rings.x + ring.slot * x_bytes, bar = rings.x_full + 8 * ring.slot;
                         barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                        barrier_expect(bar, 2 * p.box_bytes);
-                        load_box(to, &from, at, token, bar);
-                        load_box(to + x_bytes / 2, &from, at + (tiles - 1) * 64, token + (2 - tiles) * (TN / 2), bar);
+                        barrier_expect(bar, first.bytes + second.bytes);
+                        load_box(to, first.map, at, token, bar);
+                        if (second.bytes > 0)
+                            load_box(to + x_bytes / 2, second.map, at + (tiles - 1) * 64, token + (2 - tiles) * (TN / 2), bar);
                         ring.next();
                     };
-                    for (int span = 0; span < p.units * 4; span += tiles) load_slot(map, span * 64);
-                    for (int i = 0; p.output.residual && i < 2; i += tiles) load_slot(residual_map, column + i * 64);
+                    const Box first = box_at(p, map, last_map, token), second = tiles == 2 ? first : box_at(p, map, last_map, token + TN / 2);
+                    for (int span = 0; span < p.units * 4; span += tiles) load_slot(first, second, span * 64);
+                    const Box whole = {&residual_map, p.residual_rows * 128};
+                    for (int i = 0; p.output.residual && i < 2; i += tiles) load_slot(whole, whole, column + i * 64);
                 } else {
-                    auto begin_slot = [&](int tiles) {
+                    // Each CTA of a cluster loads its share of the tokens, for all.
+                    constexpr int share = TN / Cluster;
+                    const Box box = box_at(p, map, last_map, token + rank * share);
+                    const int tile = Cluster == 1 ? box.bytes
+                                                  : box_at(p, map, last_map, token).bytes + box_at(p, map, last_map, token + share).bytes;
+                    auto begin_slot = [&](int bytes) {
                         barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                        barrier_expect(rings.x_full + 8 * ring.slot, tiles * p.box_bytes);
+                        barrier_expect(rings.x_full + 8 * ring.slot, bytes);
                     };
                     for (int span = schedule.first * 4; span < schedule.last * 4; ring.next()) {
-                        begin_slot(spans);
+                        begin_slot(spans * tile);
                         uint32_t to = rings.x + ring.slot * x_bytes;
                         for (int i = 0; i < spans; i++, span++, to += tile_bytes) {
                             if constexpr (Cluster == 1)
-                                load_box(to, &map, span * 64, token, rings.x_full + 8 * ring.slot);
-                            else  // each CTA its share of the tokens, for all
-                                load_tile_to_all(to + rank * (tile_bytes / Cluster), &map, span * 64, token + rank * (TN / Cluster),
+                                load_box(to, box.map, span * 64, token, rings.x_full + 8 * ring.slot);
+                            else if (box.bytes > 0)
+                                load_tile_to_all(to + rank * (share * 128), box.map, span * 64, token + rank * share,
                                                  rings.x_full + 8 * ring.slot, Cluster);
                         }
                     }
                     if (!adds(p, schedule)) continue;
                     constexpr int tiles = residual_tiles(TN);
                     for (int slot = 0; slot < 2 / tiles; slot++, ring.next()) {
-                        begin_slot(tiles);
+                        begin_slot(tiles * Cluster * p.residual_rows * 128);
                         for (int i = 0; i < tiles; i++, column += 64)
                             for (int part = 0; part < Cluster; part++)
-                                load_box(rings.x + ring.slot * x_bytes + i * tile_bytes + part * (tile_bytes / Cluster), &residual_map,
-                                         column, token + part * (TN / Cluster), rings.x_full + 8 * ring.slot);
+                                load_box(rings.x + ring.slot * x_bytes + i * tile_bytes + part * (share * 128), &residual_map, column,
+                                         token + part * share, rings.x_full + 8 * ring.slot);
                     }
                 }
             }
@@ -323,7 +344,7 @@ __global__ void __launch_bounds__(threads, 1)
 #endif
 }
 
-using PrefillKernel = void (*)(CUtensorMap, CUtensorMap, Params);
+using PrefillKernel = void (*)(CUtensorMap, CUtensorMap, CUtensorMap, Params);
 struct Variant {
     int tokens, groups;  // groups 8: any
     bool integer_zeros;
@@ -464,12 +485,17 @@ bool prefill_fits(const MatmulDevice& device, const Q4Layout& layout, const Matm
 cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
     const PrefillPlan plan = plan_prefill(context.device, weight.layout, args.rows);
     const int tokens = plan.variant->tokens, cluster = plan.variant->cluster;
-    const int box_rows = box_rows_of(args.rows, plan.variant->halves ? tokens / 2 : tokens / cluster);
-    CUtensorMap map, residual_map;
-    if (cudaError_t error = map_rows(context.device, args.x, weight.layout.in, args.rows, args.ldx, box_rows, &map)) return error;
-    residual_map = map;
+    // Boxes of X, and one for where it ends: the copy engine is slower with rows outside of X, which it makes zeros, than with those that it reads.
+    const int box_rows = plan.variant->halves ? tokens / 2 : tokens / cluster, last_rows = box_rows_of(args.rows % box_rows, box_rows),
+              residual_rows = box_rows_of(args.rows, box_rows);
+    CUtensorMap map = {}, last_map = {}, residual_map = {};
+    auto map_x = [&](int rows, CUtensorMap* to) {
+        return rows > 0 ? map_rows(context.device, args.x, weight.layout.in, args.rows, args.ldx, rows, to) : cudaSuccess;
+    };
+    if (cudaError_t error = map_x(box_rows, &map)) return error;
+    if (cudaError_t error = map_x(last_rows, &last_map)) return error;
     if (args.residual)
-        if (cudaError_t error = map_rows(context.device, args.residual, weight.layout.out, args.rows, args.ld_residual, box_rows,
+        if (cudaError_t error = map_rows(context.device, args.residual, weight.layout.out, args.rows, args.ld_residual, residual_rows,
                                          &residual_map))
             return error;
     Scratch scratch = scratch_of(context);
@@ -477,7 +503,7 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     static_cast<Product&>(p) = product_of(weight, args);
     p.partials = scratch.partials, p.flags = scratch.counters;
     p.row_blocks /= cluster;
-    p.box_bytes = box_rows * cluster * 128;
+    p.box_rows = box_rows, p.last_rows = last_rows, p.residual_rows = residual_rows;
     p.token_blocks = (args.rows + tokens - 1) / tokens;
     p.raster = std::min(p.token_blocks, 2048 / tokens);
     p.workers = plan.schedule.workers;
@@ -490,7 +516,7 @@ cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, con
     p.x_slots = std::min(max_slots, (limit - p.w_slots * w_bytes) / x_bytes);
     const int shared_bytes = 1024 + p.w_slots * w_bytes + p.x_slots * x_bytes;
     return launch_clusters(context, plan.variant->kernel, cluster > 1 ? cluster : 0, dim3(static_cast<unsigned>(p.workers * cluster)), threads,
-                           shared_bytes, map, residual_map, p);
+                           shared_bytes, map, last_map, residual_map, p);
 }
 
 }  // namespace awq::cuda
