@@ -1,6 +1,7 @@
 // y = x W^T for more rows of x than decode takes, on Hopper: wgmma with int4 weights dequantised in registers. sm_90a only.
 //
-// The product is computed as Y^T = W X^T: a CTA makes 128 rows of W times `TN` tokens. W comes as packed units through a ring
+// The product is computed as Y^T = W X^T: a CTA makes 128 rows of W times `TN` tokens, of a width that wastes little of the last
+// block and of the last wave (32 to 256 tokens; plan_prefill). W comes as packed units through a ring
 // of bulk copies, is turned into A fragments in registers (exact q - z, one rounding by the scale) and multiplied with
 // X tiles that the tensor copy engine puts into a second ring. One producer warp for each ring, two consumer warpgroups
 // of 64 rows. While the wgmmas of one span of 64 columns run, the next span is dequantised. A residual comes through the
@@ -20,6 +21,9 @@ namespace {
 using namespace sm90;
 
 constexpr int most_parts = 8;
+// Clusters load less through the second-level cache, which counts where the card is at its power limit. With fewer rows a kernel of
+// clusters among others costs more than that.
+constexpr int least_rows_of_clusters = 1000;
 
 struct Params : Product {
     float4* partials;
@@ -163,7 +167,7 @@ __global__ void __launch_bounds__(threads, 1)
                 send_units(rings, ring, p, p.w, (block_place(p, schedule.block).row * Cluster + rank) * block_tiles, lane,
                            schedule.first, schedule.last - schedule.first, policy);
         } else if (warp == 1 && lane == 0) {  // X; behind a block's last tile the residual: 64 columns for either warpgroup
-            asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+            asm volatile("prefetch.tensormap [%0];" ::"l"(p.output.rows < p.box_rows ? &last_map : &map) : "memory");
             pdl_wait();
             Ring ring(p.x_slots, 1);
             while (schedule.next()) {
@@ -326,7 +330,7 @@ __global__ void __launch_bounds__(threads, 1)
                     *flag = 0;
                 }
                 group_sync(warpgroup);
-                constexpr int batch = TN <= 128 && octets >= 8 ? 8 : 2;
+                constexpr int batch = TN > 128 ? 2 : octets % 8 == 0 ? 8 : 4;
                 const float4* from = partial(w);
 #pragma unroll
                 for (int j = 0; j < octets; j += batch) {
@@ -357,7 +361,8 @@ constexpr Variant variant() {
     return {TN, Groups, IntegerZeros, Cluster, Halves, prefill_kernel<TN, Groups, IntegerZeros, Cluster, Halves>};
 }
 const Variant variants[] = {
-    variant<32, 2, true>(),     variant<64, 2, true>(),           variant<128, 2, true>(), variant<256, 2, true>(),
+    variant<32, 2, true>(),     variant<64, 2, true>(),           variant<96, 2, true>(),  variant<128, 2, true>(),
+    variant<160, 2, true>(),    variant<192, 2, true>(),          variant<224, 2, true>(), variant<256, 2, true>(),
     variant<256, 2, true, 2>(), variant<256, 2, true, 1, true>(), variant<64, 8, true>(),  variant<128, 8, true>(),
     variant<64, 8, false>(),    variant<128, 8, false>(),
 };
@@ -402,13 +407,14 @@ struct PrefillPlan {
 struct Cost {
     double unit, block, launch, parts, shares, idle;
 };
-Cost cost_of(int tokens, int cluster) {
-    return tokens == 32    ? Cost{0.73, 1.0, 2.5, 6.0, 4.0, 0.92}
-           : tokens == 64  ? Cost{0.935, 1.0, 2.5, 6.0, 5.0, 0.92}
-           : tokens == 128 ? Cost{1.40, 2.0, 2.5, 7.0, 5.0, 0.86}
-           : cluster == 1  ? Cost{2.55, 4.0, 2.5, 11.0, 8.0, 0.86}
-                           : Cost{2.50, 4.0, 9.5, 18.0, 8.0, 0.86};
-}
+const Cost costs[] = {
+    {0.73, 1.0, 2.5, 6.0, 4.0, 0.92},   // 32 tokens
+    {0.935, 1.0, 2.5, 6.0, 5.0, 0.92},  // 64, and so on
+    {1.17, 1.5, 2.5, 6.5, 5.0, 0.88},  {1.40, 2.0, 2.5, 7.0, 5.0, 0.86}, {1.67, 2.5, 2.5, 8.0, 5.8, 0.86},
+    {1.94, 3.0, 2.5, 9.0, 6.5, 0.86},  {2.25, 3.5, 2.5, 10.0, 7.2, 0.86}, {2.55, 4.0, 2.5, 11.0, 8.0, 0.86},
+};
+constexpr Cost cluster_cost = {2.50, 4.0, 6.0, 18.0, 6.0, 0.86};  // 256 tokens
+Cost cost_of(int tokens, int cluster) { return cluster == 1 ? costs[tokens / 32 - 1] : cluster_cost; }
 // Of `blocks` in `waves` on `workers`, each of so many units.
 double time_of(const Cost& c, int blocks, int waves, int workers, int units) {
     const double busy = static_cast<double>(blocks) / (waves * workers);
@@ -425,7 +431,7 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
         if (v.integer_zeros != layout.integer_zeros || v.groups != groups) continue;
         if (tuning.tokens && v.tokens != tuning.tokens) continue;
         if (tuning.cluster && v.cluster != tuning.cluster) continue;
-        if (row_blocks % v.cluster) continue;
+        if (row_blocks % v.cluster || (v.cluster > 1 && !tuning.cluster && rows < least_rows_of_clusters)) continue;
         const int workers = v.cluster == 1 ? device.sm_count : device.cluster_pairs;
         if (workers == 0) continue;
         const int token_blocks = (rows + v.tokens - 1) / v.tokens, blocks = row_blocks / v.cluster * token_blocks;
@@ -448,7 +454,7 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
                 // Shares leave the CTAs at different columns: what they do not find in the second-level cache is more where X is larger.
                 const double x_mb = static_cast<double>(units) * unit_columns * rows * 2e-6,
                              shared_by = static_cast<double>(workers) / blocks;  // of a block, where there are fewer than workers
-                cost += blocks * (units * one.unit + one.block) / workers + one.shares + std::max(0.0, x_mb - 8.0) +
+                cost += blocks * (units * one.unit + one.block) / workers + one.shares + std::max(0.0, x_mb - 8.0) / v.cluster +
                         std::max(0.0, shared_by - 1.0) * v.tokens / 140.0;
             }
             if (cost < best_cost) best_cost = cost, best = {&v, c};

@@ -134,6 +134,16 @@ struct Wgmma<192> {
     }
 };
 template <>
+struct Wgmma<224> {
+    static __device__ __forceinline__ void run(float (&d)[112], const uint32_t (&a)[4], uint64_t b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n224k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(3)
+                     ", " AWQ_TEN(4) ", " AWQ_TEN(5) ", " AWQ_TEN(6) ", " AWQ_TEN(7) ", " AWQ_TEN(8) ", " AWQ_TEN(9) ", " AWQ_TEN(10)
+                     ", %110, %111}, {%112, %113, %114, %115}, %116, 1, 1, 1, 0;"
+                     : AWQ_D64(0), AWQ_D16(64), AWQ_D16(80), AWQ_D16(96)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    }
+};
+template <>
 struct Wgmma<256> {
     static __device__ __forceinline__ void run(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
         asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {" AWQ_TEN() ", " AWQ_TEN(1) ", " AWQ_TEN(2) ", " AWQ_TEN(3)

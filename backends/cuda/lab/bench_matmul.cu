@@ -373,7 +373,7 @@ void prefill_sweep(const std::vector<int>& counts) {
         for (int l = 0; l < 4; l++) {
             double best = 1e9;
             std::printf("rows %4d %-8s", rows, linears[l].name);
-            for (int tokens : {32, 64, 128, 256})
+            for (int tokens = 32; tokens <= 256; tokens += 32)
                 for (int cluster : {1, 2}) {
                     tuning = lab::base;
                     tuning.kernel = 2, tuning.tokens = tokens, tuning.cluster = cluster;

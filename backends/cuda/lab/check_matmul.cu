@@ -256,8 +256,8 @@ void check_q4(const Shape& s, const std::vector<int>& counts, bool all_schedules
                         tuning.slots = tuning.window = 0;
                     }
                 if (kernel == 2 && variant < 2 && all_schedules)
-                    for (int option = 0; option < 48; option++) {
-                        tuning.tokens = 32 << option % 4, tuning.cluster = 1 + option / 4 % 2, tuning.schedule = option / 8;
+                    for (int option = 0; option < 96; option++) {
+                        tuning.tokens = 32 * (1 + option % 8), tuning.cluster = 1 + option / 8 % 2, tuning.schedule = option / 16;
                         if (prefill_fits(context.device, packed.layout, plain_args))
                             run(name + " tokens " + std::to_string(tuning.tokens) + " cluster " + std::to_string(tuning.cluster) +
                                     " schedule " + std::to_string(tuning.schedule),
