@@ -84,7 +84,7 @@ cudaError_t allow_shared(Kernel* kernel, int bytes) {
     return error;
 }
 
-// matmul_decode.cu: up to 16 rows, sm_90 and later
+// matmul_decode.cu: up to 8 rows, sm_90 and later
 cudaError_t open_decode(const MatmulDevice& device);
 bool decode_fits(const MatmulDevice& device, const Q4Layout& layout, int rows);
 cudaError_t decode_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);

@@ -72,19 +72,21 @@ struct Schedule {
                 return true;
             }
         }
-        if (Halves) {
+        if constexpr (Halves) {
             first = 0, last = units;
             while (at < end) {
                 block = base + at / 2, half = at % 2, at += workers;
                 if ((block_place(p, block).token * 2 + half) * p.box_rows < p.output.rows) return true;  // else it lies outside of X
             }
+            return false;
+        } else {
+            if (at >= end) return false;
+            block = base + at / units;
+            first = at % units;
+            last = min(first + end - at, units);
+            at += last - first;
+            return true;
         }
-        if (at >= end) return false;
-        block = base + at / units;
-        first = at % units;
-        last = min(first + end - at, units);
-        at += last - first;
-        return true;
     }
 };
 // A box of X from `token` on: no rows where it lies outside, and those that there are where X ends.
@@ -167,7 +169,8 @@ __global__ void __launch_bounds__(threads, 1)
                 send_units(rings, ring, p, p.w, (block_place(p, schedule.block).row * Cluster + rank) * block_tiles, lane,
                            schedule.first, schedule.last - schedule.first, policy);
         } else if (warp == 1 && lane == 0) {  // X; behind a block's last tile the residual: 64 columns for either warpgroup
-            asm volatile("prefetch.tensormap [%0];" ::"l"(p.output.rows < p.box_rows ? &last_map : &map) : "memory");
+            if (p.output.rows >= p.box_rows) asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+            if (p.last_rows > 0) asm volatile("prefetch.tensormap [%0];" ::"l"(&last_map) : "memory");
             pdl_wait();
             Ring ring(p.x_slots, 1);
             while (schedule.next()) {
@@ -177,17 +180,17 @@ __global__ void __launch_bounds__(threads, 1)
                 if constexpr (Halves) {
                     token += max(schedule.half, 0) * (TN / 2);
                     const int tiles = schedule.half < 0 ? 1 : 2;  // of a slot
-                    auto load_slot = [&](const Box& first, const Box& second, int at) {
+                    auto load_slot = [&](const Box& left, const Box& right, int at) {
                         const uint32_t to = rings.x + ring.slot * x_bytes, bar = rings.x_full + 8 * ring.slot;
                         barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                        barrier_expect(bar, first.bytes + second.bytes);
-                        load_box(to, first.map, at, token, bar);
-                        if (second.bytes > 0)
-                            load_box(to + x_bytes / 2, second.map, at + (tiles - 1) * 64, token + (2 - tiles) * (TN / 2), bar);
+                        barrier_expect(bar, left.bytes + right.bytes);
+                        load_box(to, left.map, at, token, bar);
+                        if (right.bytes > 0)
+                            load_box(to + x_bytes / 2, right.map, at + (tiles - 1) * 64, token + (2 - tiles) * (TN / 2), bar);
                         ring.next();
                     };
-                    const Box first = box_at(p, map, last_map, token), second = tiles == 2 ? first : box_at(p, map, last_map, token + TN / 2);
-                    for (int span = 0; span < p.units * 4; span += tiles) load_slot(first, second, span * 64);
+                    const Box left = box_at(p, map, last_map, token), right = tiles == 2 ? left : box_at(p, map, last_map, token + TN / 2);
+                    for (int span = 0; span < p.units * 4; span += tiles) load_slot(left, right, span * 64);
                     const Box whole = {&residual_map, p.residual_rows * 128};
                     for (int i = 0; p.output.residual && i < 2; i += tiles) load_slot(whole, whole, column + i * 64);
                 } else {
@@ -401,24 +404,26 @@ struct PrefillPlan {
     ScheduleChoice schedule;
 };
 
-// What a schedule costs, in microseconds, fitted to measurements on an H100 (docs/experiments.md): a CTA's time for one unit
-// (128 rows x 256 columns) at this many tokens and for the start and end of a block, and what cutting blocks along K costs, in
-// equal parts or in equal shares. idle: the part of a unit's time that is left where few multiprocessors work.
+// What a schedule costs, in microseconds, fitted to bursts of single products on an H100 (docs/experiments.md): a CTA's time for one unit
+// (128 rows x 256 columns) at this many tokens and for the start and end of a block, and what it costs to cut blocks along K, in
+// equal parts (the launch and the block's start and end included) or in equal shares. idle: what is left of a unit's time where few
+// multiprocessors work.
 struct Cost {
-    double unit, block, launch, parts, shares, idle;
+    double unit, block, parts, shares, idle;
 };
 const Cost costs[] = {
-    {0.73, 1.0, 2.5, 6.0, 4.0, 0.92},   // 32 tokens
-    {0.935, 1.0, 2.5, 6.0, 5.0, 0.92},  // 64, and so on
-    {1.17, 1.5, 2.5, 6.5, 5.0, 0.88},  {1.40, 2.0, 2.5, 7.0, 5.0, 0.86}, {1.67, 2.5, 2.5, 8.0, 5.8, 0.86},
-    {1.94, 3.0, 2.5, 9.0, 6.5, 0.86},  {2.25, 3.5, 2.5, 10.0, 7.2, 0.86}, {2.55, 4.0, 2.5, 11.0, 8.0, 0.86},
+    {0.73, 1.0, 6.0, 4.0, 0.92},   // 32 tokens
+    {0.935, 1.0, 6.0, 5.0, 0.92},  // 64, and so on
+    {1.17, 1.5, 6.5, 5.0, 0.88},  {1.40, 2.0, 7.0, 5.0, 0.86},  {1.67, 2.5, 8.0, 5.8, 0.86},
+    {1.94, 3.0, 9.0, 6.5, 0.86},  {2.25, 3.5, 10.0, 7.2, 0.86}, {2.55, 4.0, 11.0, 8.0, 0.86},
 };
-constexpr Cost cluster_cost = {2.50, 4.0, 6.0, 18.0, 6.0, 0.86};  // 256 tokens
+constexpr Cost cluster_cost = {2.50, 4.0, 18.0, 6.0, 0.86};  // 256 tokens
 Cost cost_of(int tokens, int cluster) { return cluster == 1 ? costs[tokens / 32 - 1] : cluster_cost; }
-// Of `blocks` in `waves` on `workers`, each of so many units.
-double time_of(const Cost& c, int blocks, int waves, int workers, int units) {
-    const double busy = static_cast<double>(blocks) / (waves * workers);
-    return waves * (units * c.unit * std::max(c.idle, 1.0 - 0.4 * (1.0 - busy)) + c.block);
+// Of whole blocks, each of so many units. The last wave's are faster where it is not full.
+double time_of(const Cost& c, int blocks, int workers, int units) {
+    const int waves = (blocks + workers - 1) / workers;
+    const double busy = static_cast<double>(blocks - (waves - 1) * workers) / workers;
+    return waves * c.block + units * c.unit * (waves - 1 + std::max(c.idle, 1.0 - 0.4 * (1.0 - busy)));
 }
 
 PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int rows) {
@@ -438,24 +443,27 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
         for (int kind = 0; kind < 6; kind++) {
             if ((kind == 5) != v.halves || (tuning.schedule >= 0 && kind != tuning.schedule)) continue;
             ScheduleChoice c = choose_schedule(kind, blocks, units, workers);
-            // A flag of each warp for every part, or two of a CTA.
-            if (!c.possible || static_cast<int64_t>(c.workers) * v.cluster * block_tiles * most_parts > counter_count) continue;
+            // A flag of each warp for every part, or two of a CTA; sums of a block for each CTA.
+            const int64_t ctas = static_cast<int64_t>(c.workers) * v.cluster;
+            if (!c.possible || ctas * block_tiles * most_parts > counter_count ||
+                ctas * block_tiles * tile_rows * v.tokens * static_cast<int>(sizeof(float)) > partial_bytes)
+                continue;
             const Cost one = cost_of(v.tokens, v.cluster);
-            double cost = one.launch;
+            double cost = v.cluster == 1 ? 2.5 : 6.0;  // of the launch
             if (kind == 0) {
-                cost += time_of(one, blocks, c.waves, workers, units);
+                cost += time_of(one, blocks, workers, units);
             } else if (kind == 4) {
-                cost = time_of(one, c.workers, 1, workers, (units + c.parts - 1) / c.parts) - one.block + one.parts;
+                cost = time_of(one, c.workers, workers, (units + c.parts - 1) / c.parts) - one.block + one.parts;
             } else if (kind == 5) {
-                const int rest = 2 * (blocks % workers);
                 cost += c.waves * (units * one.unit + one.block) +
-                        time_of(cost_of(v.tokens / 2, 1), rest, (rest + workers - 1) / workers, workers, units);
+                        time_of(cost_of(v.tokens / 2, 1), 2 * (blocks % workers), workers, units);
             } else {
                 // Shares leave the CTAs at different columns: what they do not find in the second-level cache is more where X is larger.
+                // And where there are fewer blocks than workers, who owns a block adds up the sums of several.
                 const double x_mb = static_cast<double>(units) * unit_columns * rows * 2e-6,
-                             shared_by = static_cast<double>(workers) / blocks;  // of a block, where there are fewer than workers
+                             workers_each = static_cast<double>(workers) / blocks;
                 cost += blocks * (units * one.unit + one.block) / workers + one.shares + std::max(0.0, x_mb - 8.0) / v.cluster +
-                        std::max(0.0, shared_by - 1.0) * v.tokens / 140.0;
+                        std::max(0.0, workers_each - 1.0) * v.tokens / 140.0;
             }
             if (cost < best_cost) best_cost = cost, best = {&v, c};
         }
@@ -491,14 +499,13 @@ bool prefill_fits(const MatmulDevice& device, const Q4Layout& layout, const Matm
 cudaError_t prefill_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args) {
     const PrefillPlan plan = plan_prefill(context.device, weight.layout, args.rows);
     const int tokens = plan.variant->tokens, cluster = plan.variant->cluster;
-    // Boxes of X, and one for where it ends: the copy engine is slower with rows outside of X, which it makes zeros, than with those that it reads.
     const int box_rows = plan.variant->halves ? tokens / 2 : tokens / cluster, last_rows = box_rows_of(args.rows % box_rows, box_rows),
               residual_rows = box_rows_of(args.rows, box_rows);
     CUtensorMap map = {}, last_map = {}, residual_map = {};
     auto map_x = [&](int rows, CUtensorMap* to) {
         return rows > 0 ? map_rows(context.device, args.x, weight.layout.in, args.rows, args.ldx, rows, to) : cudaSuccess;
     };
-    if (cudaError_t error = map_x(box_rows, &map)) return error;
+    if (cudaError_t error = map_x(args.rows >= box_rows ? box_rows : 0, &map)) return error;
     if (cudaError_t error = map_x(last_rows, &last_map)) return error;
     if (args.residual)
         if (cudaError_t error = map_rows(context.device, args.residual, weight.layout.out, args.rows, args.ld_residual, residual_rows,

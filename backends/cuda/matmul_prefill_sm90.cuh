@@ -56,7 +56,7 @@ __device__ __forceinline__ void barrier_arrive_at(uint32_t bar, int rank) {
 // another would have it loop over the lanes.
 __device__ __forceinline__ int uniform_warp() { return __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0); }
 
-// Tiles of X in a slot: fewer, larger slots take fewer instructions of the consumers, who have none to spare below 256 tokens.
+// Tiles of X in a slot: fewer, larger slots take fewer instructions of the consumers, who have none to spare up to 128 tokens.
 __host__ __device__ constexpr int slot_spans(int tokens) { return tokens <= 64 ? 4 : tokens <= 128 ? 2 : 1; }
 
 // Of a residual, 64 columns for either warpgroup, in a slot.

@@ -435,7 +435,10 @@ int main(int argc, char** argv) {
         check_q4({64, 14336, 128, true, false, true}, {1, 4, 8, 16, 17, 64, 200}, true);
         check_q4({2304, 4096, 128, true, false, true}, {1, 8, 16, 20, 64, 256}, true);
         check_q4({4096, 14336, 128, true, false, true}, {9, 16, 32}, false);  // rings of x that come round several times
-        check_q4({9000, 640, 128, true, false, true}, {300, 500}, true);      // more blocks than multiprocessors
+        // More blocks than multiprocessors, or than pairs of them; rows that fill the last block or do not.
+        check_q4({9216, 640, 128, true, false, true}, {300, 500, 512}, true);
+        check_q4({17408, 640, 128, true, false, true}, {300}, true);
+        check_q4({6144, 640, 128, true, false, true}, {200}, true);
         check_q4({9008, 256, 128, true, true, true}, {500}, true);
         check_dense(8600, 200, DType::f16, false, true, {9, 16, 17, 33, 64});
         for (bool aligned : {true, false}) {
