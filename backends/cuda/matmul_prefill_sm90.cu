@@ -89,6 +89,7 @@ struct Schedule {
         }
     }
 };
+
 // A box of X from `token` on: no rows where it lies outside, and those that there are where X ends.
 struct Box {
     const CUtensorMap* map;
@@ -103,6 +104,7 @@ template <bool Halves>
 __device__ __forceinline__ bool adds(const Params& p, const Schedule<Halves>& schedule) {
     return p.output.residual && (schedule.first == 0 || p.parts > 0);
 }
+
 __device__ __forceinline__ void group_sync(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
 __device__ __forceinline__ void store_release(uint32_t* p, uint32_t v) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
@@ -177,13 +179,16 @@ __global__ void __launch_bounds__(threads, 1)
                 const Block place = block_place(p, schedule.block);
                 int token = place.token * TN;
                 int column = (place.row * Cluster + rank) * block_tiles * tile_rows;
+                auto begin_slot = [&](int bytes) {
+                    barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
+                    barrier_expect(rings.x_full + 8 * ring.slot, bytes);
+                };
                 if constexpr (Halves) {
                     token += max(schedule.half, 0) * (TN / 2);
                     const int tiles = schedule.half < 0 ? 1 : 2;  // of a slot
                     auto load_slot = [&](const Box& left, const Box& right, int at) {
                         const uint32_t to = rings.x + ring.slot * x_bytes, bar = rings.x_full + 8 * ring.slot;
-                        barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                        barrier_expect(bar, left.bytes + right.bytes);
+                        begin_slot(left.bytes + right.bytes);
                         load_box(to, left.map, at, token, bar);
                         if (right.bytes > 0)
                             load_box(to + x_bytes / 2, right.map, at + (tiles - 1) * 64, token + (2 - tiles) * (TN / 2), bar);
@@ -199,10 +204,6 @@ __global__ void __launch_bounds__(threads, 1)
                     const Box box = box_at(p, map, last_map, token + rank * share);
                     const int tile = Cluster == 1 ? box.bytes
                                                   : box_at(p, map, last_map, token).bytes + box_at(p, map, last_map, token + share).bytes;
-                    auto begin_slot = [&](int bytes) {
-                        barrier_wait(rings.x_empty + 8 * ring.slot, ring.phase);
-                        barrier_expect(rings.x_full + 8 * ring.slot, bytes);
-                    };
                     for (int span = schedule.first * 4; span < schedule.last * 4; ring.next()) {
                         begin_slot(spans * tile);
                         uint32_t to = rings.x + ring.slot * x_bytes;
@@ -426,6 +427,22 @@ double time_of(const Cost& c, int blocks, int workers, int units) {
     return waves * c.block + units * c.unit * (waves - 1 + std::max(c.idle, 1.0 - 0.4 * (1.0 - busy)));
 }
 
+// Of one of this kind. workers: those there are; c.workers of them work.
+double schedule_cost(const Variant& v, int kind, const ScheduleChoice& c, int blocks, int units, int rows, int workers) {
+    const Cost one = cost_of(v.tokens, v.cluster);
+    const double launch = v.cluster == 1 ? 2.5 : 6.0;
+    if (kind == 0) return launch + time_of(one, blocks, workers, units);
+    if (kind == 4) return time_of(one, c.workers, workers, (units + c.parts - 1) / c.parts) - one.block + one.parts;
+    if (kind == 5)
+        return launch + c.waves * (units * one.unit + one.block) +
+               time_of(cost_of(v.tokens / 2, 1), 2 * (blocks % workers), workers, units);
+    // Shares leave the CTAs at different columns: what they do not find in the second-level cache is more where X is larger.
+    // And where there are fewer blocks than workers, who owns a block adds up the sums of several.
+    const double x_mb = static_cast<double>(units) * unit_columns * rows * 2e-6, workers_each = static_cast<double>(workers) / blocks;
+    return launch + blocks * (units * one.unit + one.block) / workers + one.shares + std::max(0.0, x_mb - 8.0) / v.cluster +
+           std::max(0.0, workers_each - 1.0) * v.tokens / 140.0;
+}
+
 PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int rows) {
     const int units = static_cast<int>(layout.units()),
               row_blocks = static_cast<int>((layout.tiles() + block_tiles - 1) / block_tiles);
@@ -448,23 +465,7 @@ PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int
             if (!c.possible || ctas * block_tiles * most_parts > counter_count ||
                 ctas * block_tiles * tile_rows * v.tokens * static_cast<int>(sizeof(float)) > partial_bytes)
                 continue;
-            const Cost one = cost_of(v.tokens, v.cluster);
-            double cost = v.cluster == 1 ? 2.5 : 6.0;  // of the launch
-            if (kind == 0) {
-                cost += time_of(one, blocks, workers, units);
-            } else if (kind == 4) {
-                cost = time_of(one, c.workers, workers, (units + c.parts - 1) / c.parts) - one.block + one.parts;
-            } else if (kind == 5) {
-                cost += c.waves * (units * one.unit + one.block) +
-                        time_of(cost_of(v.tokens / 2, 1), 2 * (blocks % workers), workers, units);
-            } else {
-                // Shares leave the CTAs at different columns: what they do not find in the second-level cache is more where X is larger.
-                // And where there are fewer blocks than workers, who owns a block adds up the sums of several.
-                const double x_mb = static_cast<double>(units) * unit_columns * rows * 2e-6,
-                             workers_each = static_cast<double>(workers) / blocks;
-                cost += blocks * (units * one.unit + one.block) / workers + one.shares + std::max(0.0, x_mb - 8.0) / v.cluster +
-                        std::max(0.0, workers_each - 1.0) * v.tokens / 140.0;
-            }
+            const double cost = schedule_cost(v, kind, c, blocks, units, rows, workers);
             if (cost < best_cost) best_cost = cost, best = {&v, c};
         }
     }
