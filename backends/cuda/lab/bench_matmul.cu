@@ -7,6 +7,7 @@
 //   bench_matmul check          all four linears against float SGEMM at the table's row counts
 //   bench_matmul head | moe     the dense output head; a mixture of experts
 //
+// "g32" or "g64" among the arguments: groups of so many columns; "offsets": a float offset for a zero point.
 // "half", "bytes" or "direct" behind any of them: decode_1_half.cu, decode_2_bytes.cu or decode_3_direct.cu in the place of the
 // decode kernel.
 //
@@ -44,7 +45,8 @@ float* dense[4];                         // layer 0 as float, for the check
 half *hidden, *qkv, *attended, *middle;  // what products read: [rows][4096], [6144], [4096], [14336]
 half* made;                              // what they write: [rows][28672] at most
 float* norm_weight;
-bool with_norm = false;
+bool with_norm = false, integer_zeros = true;
+int64_t group_size = 128;
 std::string at;  // what is being timed, for whoever finds the program hanging
 
 __global__ void fill_half(half* p, int64_t n, uint32_t seed, float scale) {
@@ -67,7 +69,7 @@ void blas_check(cublasStatus_t status) {
 void make_weights(bool need_dense) {
     for (int i = 0; i < 4; i++) {
         const Linear& l = linears[i];
-        lab::Packed packed = lab::pack(l.out, l.in, 128, true, l.gated, static_cast<uint32_t>(i + 1));
+        lab::Packed packed = lab::pack(l.out, l.in, group_size, integer_zeros, l.gated, static_cast<uint32_t>(i + 1));
         if (need_dense) {
             q4_unpack(packed.layout, packed.bytes.data(), packed.rows.data());
             dense[i] = lab::device_copy(packed.rows);
@@ -487,6 +489,10 @@ int main(int argc, char** argv) {
         if (lab::take_attempt(argv[i])) continue;
         if (!std::strcmp(argv[i], "norm"))
             with_norm = true;
+        else if (!std::strcmp(argv[i], "offsets"))
+            integer_zeros = false;
+        else if (argv[i][0] == 'g')
+            group_size = std::atoi(argv[i] + 1);
         else
             counts.push_back(std::atoi(argv[i]));
     }

@@ -440,6 +440,8 @@ int main(int argc, char** argv) {
         check_q4({17408, 640, 128, true, false, true}, {300}, true);
         check_q4({6144, 640, 128, true, false, true}, {200}, true);
         check_q4({9008, 256, 128, true, true, true}, {500}, true);
+        check_q4({9008, 256, 64, true, true, true}, {300}, true);
+        check_q4({6144, 640, 32, false, false, true}, {200}, true);
         check_dense(8600, 200, DType::f16, false, true, {9, 16, 17, 33, 64});
         for (bool aligned : {true, false}) {
             check_dense(70, 200, DType::f16, false, aligned, row_counts);
