@@ -3,6 +3,7 @@
 // Activations are float16 with float32 accumulation, whatever the checkpoint was trained in; logits and rope tables are
 // float32. Values beyond 65504 become infinite: --check-finite names the module where that happens.
 #include <algorithm>
+#include <cstdlib>
 #include <mutex>
 #include "backends/cuda/executor.h"
 #include "backends/cuda/loader.h"
@@ -88,6 +89,11 @@ public:
                                                  " (compute capability " + std::to_string(properties_.major) + "." +
                                                  std::to_string(properties_.minor) + "): build it with CUDA_ARCHS");
         }
+        bool known = true;
+        taken_arch(properties_.major * 10 + properties_.minor, &known);
+        if (!known)
+            return Status(Code::invalid_argument, "AWQ_CUDA_ARCH \"" + quote(std::getenv("AWQ_CUDA_ARCH")) +
+                                                      "\": expected 80 (the kernels of GPUs before Hopper) or, on compute capability 9.0 and later, 120 (of those after it)");
         AWQ_TRY(executor_.open(device, properties_));
         return {};
     }

@@ -55,6 +55,8 @@ inline Context& context(const KernelCall& call) { return *static_cast<Context*>(
 // Launches with the attribute that lets the kernel begin while the previous one still runs, where the device can.
 template <class... Parameters, class... Arguments>
 Status launch(Context& context, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, Arguments&&... arguments) {
+    if (shared > context.shared_limit)
+        return Status(Code::internal, "a kernel asks for " + std::to_string(shared) + " bytes of shared memory; the GPU has " + std::to_string(context.shared_limit));
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = block;

@@ -99,9 +99,9 @@ void Executor::forget_captured() {
 Status Executor::open(int device, const cudaDeviceProp& properties) {
     device_ = device;
     context_.multiprocessors = properties.multiProcessorCount;
-    context_.compute_major = properties.major;
-    context_.shared_limit = properties.sharedMemPerBlockOptin;
     AWQ_CUDA(open_matmul(device, &context_.matmul.device));
+    context_.compute_major = context_.matmul.device.arch / 10;
+    context_.shared_limit = static_cast<size_t>(context_.matmul.device.shared_block);
     AWQ_CUDA(cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking));
     bool moved = false;
     AWQ_TRY(counters_.grow(Context::counter_count * sizeof(unsigned), moved));

@@ -1,4 +1,7 @@
 // Which matrix kernel runs: the choice behind matmul.h, and the separate norm of products that have no fused one.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include "backends/cuda/matmul_internal.h"
 
 namespace awq::cuda {
@@ -108,7 +111,7 @@ cudaError_t prepare_rows(const MatmulContext& context, int64_t in, bool twice, M
 enum class Choice { decode, batch, prefill, mma };
 Choice choose(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args) {
     if (tuning.kernel) {
-        constexpr Choice forced[] = {Choice::decode, Choice::prefill, Choice::mma, Choice::mma, Choice::batch};
+        constexpr Choice forced[] = {Choice::decode, Choice::prefill, Choice::mma, Choice::batch};
         return forced[tuning.kernel - 1];
     }
     if (tuning.decode && args.rows <= 16) return Choice::decode;
@@ -118,12 +121,20 @@ Choice choose(const MatmulDevice& device, const Q4Layout& layout, const MatmulAr
 }
 
 Choice choose_experts(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows) {
-    if (tuning.kernel == 3 || tuning.kernel == 4) return Choice::mma;
+    if (tuning.kernel == 3) return Choice::mma;
     if (tuning.kernel != 2 && few_fit(device, weight, args, rows)) return Choice::decode;
     return experts_fit(device, weight, args, rows) ? Choice::prefill : Choice::mma;
 }
 
 }  // namespace
+
+int taken_arch(int arch, bool* known) {
+    const char* asked = std::getenv("AWQ_CUDA_ARCH");
+    if (!asked) return arch;
+    const int taken = !std::strcmp(asked, "80") ? 80 : !std::strcmp(asked, "120") ? 120 : 0;
+    *known = taken == 80 || (taken == 120 && arch >= 90);
+    return *known ? taken : arch;
+}
 
 cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
     MatmulDevice d;
@@ -137,7 +148,15 @@ cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
         return error;
     if (cudaError_t error = cudaDeviceGetAttribute(&d.shared_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, ordinal))
         return error;
+    if (cudaError_t error = cudaDeviceGetAttribute(&d.l2_bytes, cudaDevAttrL2CacheSize, ordinal)) return error;
     d.arch = major * 10 + minor;
+    bool known = true;
+    const int taken = taken_arch(d.arch, &known);
+    if (!known) return cudaErrorInvalidValue;
+    if (taken != d.arch) {
+        d.arch = taken;
+        d.shared_block = std::min(d.shared_block, least_shared_block), d.shared_sm = std::min(d.shared_sm, least_shared_block + 1024);
+    }
     cudaDriverEntryPointQueryResult found;
     void* encode = nullptr;
     if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault, &found) == cudaSuccess &&
@@ -151,7 +170,9 @@ cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
     if (cudaError_t error = open_few(d)) return error;
     if (cudaError_t error = open_token(d)) return error;
     if (cudaError_t error = open_experts(d)) return error;
+    if (cudaError_t error = open_mma_few(d)) return error;
     if (cudaError_t error = open_mma(d)) return error;
+    if (cudaError_t error = open_mma_dense(d)) return error;
     if (cudaError_t error = allow_shared(norm_rows_kernel, 0)) return error;
     *device = d;
     return cudaSuccess;
@@ -172,6 +193,7 @@ cudaError_t matmul_q4(const MatmulContext& context, const Q4Weight& weight, cons
     if (choice == Choice::decode && !direct && !layout.eight)
         if (cudaError_t error = prepare_rows(context, layout.in, false, plain)) return error;
     if (choice == Choice::decode) return (tuning.decode ? tuning.decode : decode_q4)(context, weight, plain);
+    if (choice == Choice::mma && !tuning.kernel && mma_few_fits(context.device, layout, plain)) return mma_few_q4(context, weight, plain);
     if (plain.norm_weight)
         if (cudaError_t error = prepare_rows(context, layout.in, false, plain)) return error;
     if (choice == Choice::batch) return batch_q4(context, weight, plain);

@@ -8,7 +8,9 @@
 //   1..8, int4              ring of bulk copies + mma.sync, sm_90 on       matmul_decode.cu
 //   9..32, int4             mma.sync or wgmma, K cut over clusters         matmul_batch_sm90.cu     (sm_90a only)
 //   9.., int4               wgmma, weights dequantised in registers        matmul_prefill_sm90.cu   (sm_90a only)
-//   any, int4 or dense      mma.sync; also mixtures of experts             matmul_mma.cu            (sm_80 and later)
+//   1..4, int4              mma.sync, x kept in shared memory              matmul_mma_few.cu        (before sm_90)
+//   any, int4               mma.sync, K cut over CTAs; also by experts     matmul_mma.cu            (sm_80 and later)
+//   any, dense              mma.sync; also by experts                      matmul_mma_dense.cu      (sm_80 and later)
 //   few, int4, by experts   bulk copies + mma.sync, 8 rows an expert       matmul_experts_decode.cu (sm_90 and later)
 //   1 token, its experts    choice, both products and shares, one kernel   matmul_experts_token.cu  (sm_90 and later)
 //   many, int4, by experts  wgmma over rows sorted by expert               matmul_experts_sm90.cu   (sm_90a only)
@@ -34,9 +36,14 @@ struct MatmulDevice {
     int arch = 0;                         // 90 for compute capability 9.0
     int cluster_pairs = 0;                // clusters of two CTAs, one an SM, that run at the same time
     int shared_block = 0, shared_sm = 0;  // bytes of shared memory: of one CTA at most, of an SM
+    int l2_bytes = 0;                     // of the second-level cache
     void* encode_tensor_map = nullptr;    // the driver's cuTensorMapEncodeTiled, or null
 };
+// AWQ_CUDA_ARCH in the environment takes a GPU for another, with no more shared memory than the least of 8.0 and up: what those run is
+// proved on others by it. 80: GPUs before Hopper; 120, on a GPU from 9.0 on: those after it.
 cudaError_t open_matmul(int ordinal, MatmulDevice* device);
+// What a device of this architecture is taken for. known: false where the environment has no such value.
+int taken_arch(int arch, bool* known);
 
 struct MatmulContext {
     MatmulDevice device;

@@ -22,9 +22,9 @@ inline Scratch scratch_of(const MatmulContext& context) {
 
 // For the lab: forced choices; zero (or -1) means that the library decides.
 struct MatmulTuning {
-    int kernel = 0;                                              // 1: decode, 2: prefill (wgmma), 3: mma large, 4: mma small, 5: batch
+    int kernel = 0;                                              // 1: decode, 2: prefill (wgmma), 3: mma.sync, 4: batch
     int slots = 0, window = 0, first_window = 0;  // decode: of the ring; parts (batch: KB) on their way, and until x is there
-    int tokens = 0;                                              // prefill: tokens of a CTA
+    int tokens = 0;                                              // prefill, mma.sync: tokens of a CTA
     int schedule = -1;                                           // prefill: see choose_schedule
     int cluster = 0;                                             // prefill: CTAs that share what they load of x; batch: that cut K
     // An attempt of the lab that takes the place of the decode kernel, up to 16 rows.
@@ -53,6 +53,7 @@ inline bool rows_aligned(const half* x, int64_t ldx) { return reinterpret_cast<u
 template <class... Params, class... Args>
 cudaError_t launch_clusters(const MatmulContext& context, void (*kernel)(Params...), int cluster, dim3 grid, int threads,
                             int shared_bytes, Args... args) {
+    if (shared_bytes > context.device.shared_block) return cudaErrorInvalidValue;
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3(static_cast<unsigned>(threads));
@@ -75,6 +76,8 @@ cudaError_t launch(const MatmulContext& context, void (*kernel)(Params...), dim3
                    Args... args) {
     return launch_clusters(context, kernel, 0, grid, threads, shared_bytes, args...);
 }
+// What a CTA may have on every GPU from sm_80 on (8.6, 8.9 and 12.0 have no more).
+inline constexpr int least_shared_block = 99 * 1024;
 // Raises a kernel's dynamic shared memory limit. All matrix kernels ask for the largest carve-out: two kernels of different
 // carve-outs cannot share an SM, and dependent launch lives from sharing.
 template <class Kernel>
@@ -110,9 +113,14 @@ cudaError_t open_token(const MatmulDevice& device);
 cudaError_t open_experts(const MatmulDevice& device);
 bool experts_fit(const MatmulDevice& device, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows);
 cudaError_t experts_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows& rows);
-// matmul_mma.cu: everything; `experts` null for plain products
+// matmul_mma_few.cu: up to 4 rows, a norm too, before sm_90
+cudaError_t open_mma_few(const MatmulDevice& device);
+bool mma_few_fits(const MatmulDevice& device, const Q4Layout& layout, const MatmulArgs& args);
+cudaError_t mma_few_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args);
+// matmul_mma.cu, matmul_mma_dense.cu: everything; `experts` null for plain products
 cudaError_t open_mma(const MatmulDevice& device);
 cudaError_t mma_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows* experts);
+cudaError_t open_mma_dense(const MatmulDevice& device);
 cudaError_t mma_dense(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args, const ExpertRows* experts);
 // dense.cu: up to 4 rows
 bool gemv_fits(const DenseWeight& weight, const MatmulArgs& args);

@@ -1,13 +1,42 @@
-// y = x W^T with mma.sync, for every GPU from sm_80 on: int4 or dense weights, any shape, plain or by experts.
+// y = x W^T with mma.sync for int4 weights, any shape and any number of rows, plain or by experts: every GPU from sm_80 on.
 //
-// block_kernel: 128 rows of W x TN tokens a CTA; W and x pass through four stages of 64 columns in shared memory.
-// strip_kernel: int4 only, 16 rows of W x 8 tokens a CTA, K shared out among eight warps that do not meet until the end:
-//   small batches where the decode kernel cannot run, and a few rows for each of many experts.
-#include <algorithm>
-#include "backends/cuda/matmul_internal.h"
+// A CTA of eight warps makes 128 or 256 rows of W times `TN` tokens (8 to 128). A warp has 32 rows of W and all the tokens; with up to 64
+// tokens two warps share the rows and take every other span of 64 columns. W and x come through stages in shared memory; a
+// lane reads its own fragments of W there and dequantises them in registers, x is read by ldmatrix.
+//
+// A worker (a CTA; two have room on a multiprocessor up to 16 tokens) takes whole blocks first. The blocks that are left are cut along K
+// (work.h). Where they can be cut in equally many parts, every worker leaves its sums in scratch and finishes a share of the block's outputs
+// once all are there; the workers of a block are neighbours in the grid, and no GPU runs fewer at once than a block has. Else whoever has the
+// first columns of a block owns it, the others leave their sums, the owner adds them in order: it waits for CTAs that were
+// started before it (workers count from the last CTA down).
+#include "backends/cuda/matmul_mma.cuh"
 
 namespace awq::cuda {
 namespace {
+
+using namespace mma_sync;
+
+constexpr int warps = 8, threads = warps * 32;
+constexpr int warp_tiles = 2;        // of 16 rows
+constexpr int least_steps = 4;       // of a worker's share of a block
+constexpr int most_experts_kept = 256;
+
+// What a CTA of so many tokens has in shared memory.
+template <int TN, int Groups, bool IntegerZeros>
+struct Shape {
+    static constexpr int octets = TN / 8, batch = TN <= 16 ? 1 : 4;  // octets of tokens that are moved together
+    static constexpr int k_parts = TN == 128 ? 1 : 2, row_groups = warps / k_parts, block_tiles = row_groups * warp_tiles;
+    static constexpr int warp_bytes = warp_tiles * (512 + meta_bytes<64, Groups, IntegerZeros>);
+    static constexpr int w_bytes = warps * warp_bytes, tile_bytes = TN * 128;
+    static constexpr int stage_bytes = w_bytes + k_parts * tile_bytes;
+    static constexpr int row_pieces = 8 * k_parts;                                 // of 16 bytes, of a row of x
+    static constexpr int x_pieces = std::max(TN * row_pieces / threads, 1);        // that a thread copies
+    static constexpr int exchange_bytes = k_parts == 1 ? 0 : row_groups * warp_tiles * batch * 512;
+    static constexpr int ctas = TN <= 16 ? 2 : 1;  // of a multiprocessor: what one waits for is hidden behind the other
+    static constexpr int room = (least_shared_block + 1024) / ctas - 1024 - static_bytes;
+    static constexpr int stages = std::min(6, (room - exchange_bytes) / stage_bytes);
+    static_assert(stages >= 3);
+};
 
 struct Params {
     const uint8_t* w;
@@ -15,361 +44,387 @@ struct Params {
     Output output;
     ExpertRows experts;  // begin null: one matrix
     int64_t ldx, expert_bytes;
-    int expert_count;
-    int rows, in, w_rows;  // w_rows: dense rows in memory
-    int tiles, units, unit_bytes, group, pitch;
-    bool x_aligned;
+    float4* partials;
+    uint32_t* flags;
+    int expert_count, rows, in, tiles, units, unit_bytes, group;
+    int row_blocks, raster;  // raster: token blocks that go along the rows together
+    bool x_whole;  // rows of x are aligned and whole eights
+    Division division;  // by experts: made on the device
 };
 
-// Eight columns of a row of x to shared memory; columns past `in` and absent rows are zero.
-__device__ __forceinline__ void copy_x(const Params& p, uint8_t* to, int64_t row, int column, bool present) {
-    int left = present ? min(max(p.in - column, 0), 8) : 0;
-    const half* from = p.x + (left ? row * p.ldx + column : 0);
-    if (p.x_aligned) {
-        copy16(shared_address(to), from, left * 2);
-    } else {
-        half* h = reinterpret_cast<half*>(to);
-        for (int i = 0; i < 8; i++) h[i] = i < left ? load_activation(from + i) : __float2half(0.0f);
-    }
-}
-
-template <bool IntegerZeros>
-struct RawMeta {
-    uint32_t scales, zeros;
-    __device__ __forceinline__ void load(const uint8_t* unit, int groups, int group, int g) {
-        scales = __ldg(reinterpret_cast<const uint32_t*>(unit + 2048 + group * 32) + g);
-        const uint8_t* z = unit + 2048 + groups * 32;
-        zeros = IntegerZeros ? __ldg(reinterpret_cast<const unsigned short*>(z + group * 16) + g)
-                             : __ldg(reinterpret_cast<const uint32_t*>(z + group * 32) + g);
-    }
+// Where a block lies: rows of W, and rows of x from `token` to `end`.
+struct Place {
+    int row_block, expert, token, end;
 };
-
-constexpr int strip_warps = 8, strip_pitch = unit_columns * 2 + 16;  // bytes of a row of x
-constexpr int strip_shared = strip_warps * 2 * 8 * strip_pitch;
-
-template <bool IntegerZeros>
-__global__ void __launch_bounds__(strip_warps * 32) strip_kernel(const __grid_constant__ Params p) {
-    extern __shared__ __align__(128) uint8_t shared[];
-    __shared__ float4 sums[strip_warps][32];
-    const int warp = static_cast<int>(threadIdx.x) >> 5, lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2;
-    pdl_trigger();
-    const int tile = static_cast<int>(blockIdx.x);
-    const uint8_t* w = p.w + static_cast<int64_t>(tile) * p.units * p.unit_bytes;
-    const uint64_t policy = stream_policy();
-    uint4 next[4];
-    if (!p.experts.begin && warp < p.units) {  // weights need not wait
-#pragma unroll
-        for (int s = 0; s < 4; s++) next[s] = load_stream(w + warp * p.unit_bytes + s * 512 + lane * 16, policy);
+// begin: of the experts, in shared or global memory.
+template <int TN>
+__device__ Place place_of(const Params& p, const int32_t* begin, int block) {
+    if (!p.experts.begin) {
+        const int token_blocks = (p.rows + TN - 1) / TN, band = block / (p.raster * p.row_blocks);
+        const int rest = block - band * p.raster * p.row_blocks, width = min(p.raster, token_blocks - band * p.raster);
+        return {rest / width, 0, (band * p.raster + rest % width) * TN, p.rows};
     }
-    pdl_wait();
-    int first = static_cast<int>(blockIdx.y) * 8, end = p.rows;
-    if (p.experts.begin) {  // this CTA serves the octet that begins with its row, if one does
-        first = static_cast<int>(blockIdx.y);
-        int expert = __ldcg(p.experts.expert + first), begin = __ldcg(p.experts.begin + expert);
-        if ((first - begin) % 8) return;
-        end = __ldcg(p.experts.begin + expert + 1);
-        w += expert * p.expert_bytes;
-        if (warp < p.units) {
-#pragma unroll
-            for (int s = 0; s < 4; s++) next[s] = load_stream(w + warp * p.unit_bytes + s * 512 + lane * 16, policy);
-        }
-    }
-    int count = min(8, end - first);
-    // a lane copies pieces of row lane / 4
-    int64_t source = first + min(g, count - 1);
-    if (p.experts.source) source = __ldcg(p.experts.source + source);
-    uint8_t* mine = shared + warp * 2 * 8 * strip_pitch;
-    auto stage = [&](int unit, int buffer) {
-        for (int i = lane & 3; i < 32; i += 4)
-            copy_x(p, mine + buffer * 8 * strip_pitch + g * strip_pitch + i * 16, source, unit * unit_columns + i * 8, g < count);
-    };
-    float d[4] = {};
-    if (warp < p.units) stage(warp, 0);
-    copy_commit();
-    const int groups = unit_columns / p.group, group_shift = p.group == 128 ? 2 : p.group == 64 ? 1 : 0;
-    int buffer = 0;
-    for (int unit = warp; unit < p.units; unit += strip_warps, buffer ^= 1) {
-        const uint8_t* at = w + static_cast<int64_t>(unit) * p.unit_bytes;
-        uint4 words[4];
-#pragma unroll
-        for (int s = 0; s < 4; s++) words[s] = next[s];
-        RawMeta<IntegerZeros> raw[8];
-#pragma unroll
-        for (int i = 0; i < 8; i++) raw[i].load(at, groups, i >> group_shift, g);
-        if (unit + strip_warps < p.units) {
-#pragma unroll
-            for (int s = 0; s < 4; s++) next[s] = load_stream(at + strip_warps * p.unit_bytes + s * 512 + lane * 16, policy);
-            stage(unit + strip_warps, buffer ^ 1);
-        }
-        copy_commit();
-        copy_wait<1>();
-        __syncwarp();
-        uint32_t x = shared_address(mine + buffer * 8 * strip_pitch + (lane & 7) * strip_pitch) + (lane >> 3) * 16;
-#pragma unroll
-        for (int pair = 0; pair < 8; pair++) {  // of k16 steps
-            uint32_t b[4], a[4];
-            ldmatrix4(b, x + pair * 64);
-            GroupMeta<IntegerZeros> meta;
-            meta.set(raw[pair].scales, raw[pair].zeros);
-            const uint4& span = words[pair / 2];
-            dequantize<IntegerZeros>(a, pair % 2 ? span.z : span.x, meta);
-            mma(d, a, b[0], b[1]);
-            dequantize<IntegerZeros>(a, pair % 2 ? span.w : span.y, meta);
-            mma(d, a, b[2], b[3]);
-        }
-        __syncwarp();
-    }
-    sums[warp][lane] = make_float4(d[0], d[1], d[2], d[3]);
-    __syncthreads();
-    if (warp) return;
-    float v[4] = {};
-#pragma unroll
-    for (int i = 0; i < strip_warps; i++) {
-        float4 s = sums[i][lane];
-        v[0] += s.x, v[1] += s.y, v[2] += s.z, v[3] += s.w;
-    }
-    Output o = p.output;
-    o.rows = end;
-    store_fragment(o, tile, first, v);
+    int index = block / p.row_blocks, expert = 0, first = begin[0], last = begin[1];
+    for (; index >= (last - first + TN - 1) / TN; expert++, first = last, last = begin[expert + 1]) index -= (last - first + TN - 1) / TN;
+    return {block % p.row_blocks, expert, first + index * TN, last};
 }
-
-enum class Source { integer_zeros, offsets, half, bf16 };
-
-constexpr int stages = 4, block_threads = 128, block_rows = 128;
-template <Source S>
-constexpr int w_stage_bytes = S == Source::half || S == Source::bf16 ? block_rows * 128 : 8 * 512;
-template <Source S, int TN>
-constexpr int block_shared = stages*(w_stage_bytes<S> + TN * 128) + TN * 4;
 
 // A tile of 64 columns (128 bytes) a row: 16-byte pieces exchanged by row so that ldmatrix meets no bank twice.
 __device__ __forceinline__ int swizzled(int row, int piece) { return row * 128 + ((piece ^ (row & 7)) << 4); }
 
-__device__ __forceinline__ uint32_t bf16_to_half2(uint32_t v) {
-    return pack_half2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u));
+// Eight columns of x of which `left` exist, one by one: where rows are not aligned or end in the middle of eight.
+__device__ __noinline__ void copy_slowly(uint8_t* to, const half* from, int left) {
+    half* h = reinterpret_cast<half*>(to);
+    for (int i = 0; i < 8; i++) h[i] = i < left ? load_activation(from + i) : __float2half(0.0f);
 }
 
-template <Source S, int TN>
-__global__ void __launch_bounds__(block_threads, TN == 128 ? 2 : 3) block_kernel(const __grid_constant__ Params p) {
-    constexpr bool dense = S == Source::half || S == Source::bf16;
-    constexpr bool integer_zeros = S == Source::integer_zeros;
-    constexpr int octets = TN / 8, w_bytes = w_stage_bytes<S>, x_bytes = TN * 128;
-    extern __shared__ __align__(128) uint8_t shared[];
-    __shared__ int found[3];  // expert, first and last sorted row
-    uint8_t* x_shared = shared + stages * w_bytes;
-    int* sources = reinterpret_cast<int*>(x_shared + stages * x_bytes);  // row of x of each token; -1: none
-    const int tid = static_cast<int>(threadIdx.x), warp = tid >> 5, lane = tid & 31, g = lane >> 2;
-    pdl_trigger();
-    pdl_wait();
-    int first = static_cast<int>(blockIdx.y) * TN, end = p.rows;
-    const uint8_t* w = p.w;
-    if (p.experts.begin) {  // which expert's which block of tokens this is
-        if (warp == 0) {
-            int before = 0, expert = -1;
-            for (int base = 0; base < p.expert_count && expert < 0; base += 32) {
-                int e = base + lane, begin = 0, blocks = 0;
-                if (e < p.expert_count) {
-                    begin = __ldcg(p.experts.begin + e);
-                    blocks = (__ldcg(p.experts.begin + e + 1) - begin + TN - 1) / TN;
-                }
-                int sum = blocks;
-#pragma unroll
-                for (int i = 1; i < 32; i <<= 1) {
-                    int other = __shfl_up_sync(~0u, sum, i);
-                    if (lane >= i) sum += other;
-                }
-                int my_before = before + sum - blocks, index = static_cast<int>(blockIdx.y);
-                bool mine = index >= my_before && index < my_before + blocks;
-                unsigned hit = __ballot_sync(~0u, mine);
-                if (mine) found[0] = e, found[1] = begin + (index - my_before) * TN, found[2] = __ldcg(p.experts.begin + e + 1);
-                if (hit) expert = base;
-                before += __shfl_sync(~0u, sum, 31);
-            }
-            if (lane == 0 && expert < 0) found[0] = -1;
+// The workers of one block have left their sums: each adds up and stores every parts-th fragment of 16 rows x 8 tokens.
+template <int TN, class S>
+__device__ __forceinline__ void finish_part(const Params& p, const Work& work, const Place& place) {
+    constexpr int octets = TN / 8, fragments = S::row_groups * warp_tiles * octets;
+    const int tid = static_cast<int>(threadIdx.x), warp = tid >> 5, lane = tid & 31, parts = work.d.parts;
+    const int first_worker = work.local() * parts, part = work.worker - first_worker;
+    __syncthreads();
+    if (tid == 0) {
+        uint32_t* met = p.flags + work.local() * 2;
+        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(met) : "memory");
+        while (load_acquire(met) < static_cast<uint32_t>(parts)) {
         }
-        __syncthreads();
-        if (found[0] < 0) return;
-        w += found[0] * p.expert_bytes;
-        first = found[1], end = found[2];
-    }
-    for (int i = tid; i < TN; i += block_threads) {
-        int row = first + i;
-        sources[i] = row >= end ? -1 : p.experts.source ? __ldcg(p.experts.source + row) : row;
+        if (atomicAdd(met + 1, 1) == static_cast<uint32_t>(parts - 1)) met[0] = met[1] = 0;  // all have seen it
     }
     __syncthreads();
-
-    const int first_tile = static_cast<int>(blockIdx.x) * 8, spans = dense ? (p.in + 63) / 64 : p.units * 4;
-    auto stage = [&](int span) {
-        int slot = span % stages;
-        if (span < spans) {
-            uint8_t* to = shared + slot * w_bytes;
-            if constexpr (dense) {
-                for (int i = tid; i < block_rows * 8; i += block_threads) {
-                    int row = i / 8, piece = i % 8, column = span * 64 + piece * 8;
-                    bool there = first_tile * 16 + row < p.w_rows && column < p.pitch;
-                    const uint8_t* from = there ? w + (static_cast<int64_t>(first_tile * 16 + row) * p.pitch + column) * 2 : w;
-                    copy16(shared_address(to + swizzled(row, piece)), from, there ? 16 : 0);
-                }
-            } else {  // a lane's own fragments
+    const float4* partials = p.partials + static_cast<int64_t>(first_worker) * fragments * 32 + lane;
+    for (int f = part + warp * parts; f < fragments; f += warps * parts) {
+        float4 v[most_parts];
 #pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    int tile = warp * 2 + i;
-                    bool there = first_tile + tile < p.tiles;
-                    const uint8_t* from =
-                        w + (static_cast<int64_t>(there ? first_tile + tile : 0) * p.units + span / 4) * p.unit_bytes;
-                    copy16(shared_address(to + tile * 512 + lane * 16), from + span % 4 * 512 + lane * 16, there ? 16 : 0);
-                }
-            }
-            for (int i = tid; i < TN * 8; i += block_threads) {
-                int token = i / 8, piece = i % 8;
-                copy_x(p, x_shared + slot * x_bytes + swizzled(token, piece), sources[token], span * 64 + piece * 8,
-                       sources[token] >= 0);
-            }
+        for (int i = 0; i < most_parts; i++) v[i] = i < parts ? __ldcg(partials + (i * fragments + f) * 32) : make_float4(0, 0, 0, 0);
+        float d[1][4] = {};
+#pragma unroll
+        for (int i = 0; i < most_parts; i++) d[0][0] += v[i].x, d[0][1] += v[i].y, d[0][2] += v[i].z, d[0][3] += v[i].w;
+        const int tile = place.row_block * S::block_tiles + f / octets;
+        if (tile < p.tiles) store_tile<8>(p.output, place.end, tile, place.token + f % octets * 8, d);
+    }
+}
+
+// Groups: 2 for 128 columns a group with integer zeros; 8 serves every size.
+template <int TN, int Groups, bool IntegerZeros>
+__global__ void __launch_bounds__(threads, TN <= 16 ? 2 : 1) q4_kernel(const __grid_constant__ Params p) {
+    using S = Shape<TN, Groups, IntegerZeros>;
+    constexpr int octets = S::octets, batch = S::batch, k_parts = S::k_parts, stages = S::stages, row_pieces = S::row_pieces, x_pieces = S::x_pieces;
+    extern __shared__ __align__(128) uint8_t shared[];
+    __shared__ int32_t kept[most_experts_kept + 1];
+    const int tid = static_cast<int>(threadIdx.x), warp = tid >> 5, lane = tid & 31, g = lane >> 2;
+    const int row_group = warp % S::row_groups, k_part = warp / S::row_groups;
+    const uint32_t base = shared_address(shared);
+
+    pdl_trigger();
+    const int32_t* begin = p.experts.begin;
+    int token_blocks = (p.rows + TN - 1) / TN;
+    if (begin) {
+        pdl_wait();
+        if (p.expert_count <= most_experts_kept) {
+            for (int i = tid; i <= p.expert_count; i += threads) kept[i] = __ldcg(begin + i);
+            begin = kept;
+        }
+        __syncthreads();
+        token_blocks = 0;
+        for (int e = 0; e < p.expert_count; e++) token_blocks += (begin[e + 1] - begin[e] + TN - 1) / TN;
+    }
+    const int steps = p.units * 4 / k_parts, workers = static_cast<int>(gridDim.x), worker = workers - 1 - static_cast<int>(blockIdx.x);
+    const int blocks = token_blocks * p.row_blocks;
+    const Work start(begin ? divide(blocks, steps, workers, least_steps) : p.division, worker, workers, blocks, steps);
+
+    // ---- loading, some stages ahead
+    Work to_load = start;
+    int left_to_load = 0, load_slot = 0;  // steps of the block
+    // W: the unit's place behind the tile's, and the span in the unit. Of a tile's scales and zeros eight lanes have a piece each.
+    const uint8_t* w_tiles[warp_tiles];
+    bool w_there[warp_tiles];
+    int unit_at = 0, quarter = 0;
+    const int meta_tile = lane >> 3;
+    const MetaPiece<64, Groups, IntegerZeros> piece(p.group, lane & 7);
+    const uint8_t* meta = nullptr;
+    const half* x_rows[x_pieces];  // this thread's piece of the next step
+    bool x_there[x_pieces];        // there is such a row
+    int x_left = 0;                // columns from there on
+    const int x_token = tid / row_pieces, x_piece = tid % row_pieces;
+    const uint32_t x_to = S::w_bytes + (x_piece >> 3) * S::tile_bytes + swizzled(x_token, x_piece & 7);
+    static_assert(threads / row_pieces % 8 == 0);  // the swizzle of a thread's next row is the same
+    bool more = to_load.next();
+    auto begin_load = [&] {
+        if (!more) return;
+        const Place place = place_of<TN>(p, begin, to_load.block);
+        left_to_load = to_load.last - to_load.first;
+        const int span = to_load.first * k_parts + k_part, column = to_load.first * (64 * k_parts) + x_piece * 8;
+        unit_at = (span >> 2) * p.unit_bytes, quarter = span & 3;
+#pragma unroll
+        for (int i = 0; i < warp_tiles; i++) {
+            const int tile = place.row_block * S::block_tiles + row_group * warp_tiles + i;
+            w_there[i] = tile < p.tiles;
+            w_tiles[i] = p.w + place.expert * p.expert_bytes + static_cast<int64_t>(w_there[i] ? tile : 0) * p.units * p.unit_bytes;
+        }
+        meta = meta_tile ? w_tiles[1] : w_tiles[0];
+        x_left = p.in - column;
+#pragma unroll
+        for (int i = 0; i < x_pieces; i++) {
+            const int token = x_token + i * (threads / row_pieces), row = place.token + token;
+            x_there[i] = token < TN && row < place.end;
+            x_rows[i] = p.x + column;
+            if (x_there[i]) x_rows[i] += (p.experts.source ? __ldcg(p.experts.source + row) : row) * p.ldx;
+        }
+    };
+    auto load_w = [&] {
+        const uint32_t to = base + load_slot * S::stage_bytes + warp * S::warp_bytes;
+        const int at = unit_at + quarter * 512 + lane * 16;
+#pragma unroll
+        for (int i = 0; i < warp_tiles; i++) copy16(to + i * 512 + lane * 16, w_tiles[i] + at, w_there[i] ? 16 : 0);
+        if (meta_tile < warp_tiles && piece.there)
+            copy16(to + warp_tiles * 512 + meta_tile * meta_bytes<64, Groups, IntegerZeros> + (lane & 7) * 16, meta + unit_at + piece.place(quarter), 16);
+        quarter += k_parts;
+        if (quarter >= 4) quarter -= 4, unit_at += p.unit_bytes;
+    };
+    auto load_x = [&] {
+        const uint32_t to = load_slot * S::stage_bytes + x_to;
+        if (x_token >= TN) return;
+        if (p.x_whole) {
+#pragma unroll
+            for (int i = 0; i < x_pieces; i++) copy16(base + to + i * (threads / row_pieces * 128), x_rows[i], x_there[i] && x_left > 0 ? 16 : 0);
+        } else {
+#pragma unroll
+            for (int i = 0; i < x_pieces; i++) copy_slowly(shared + to + i * (threads / row_pieces * 128), x_rows[i], x_there[i] ? x_left : 0);
+        }
+#pragma unroll
+        for (int i = 0; i < x_pieces; i++) x_rows[i] += 64 * k_parts;
+        x_left -= 64 * k_parts;
+    };
+    auto loaded = [&] {
+        if (++load_slot == stages) load_slot = 0;
+        if (--left_to_load == 0) {
+            more = to_load.next();
+            begin_load();
+        }
+    };
+    auto load = [&] {
+        if (more) {
+            load_w();
+            load_x();
+            loaded();
         }
         copy_commit();
     };
-    float d[2][octets][4] = {};
-    for (int s = 0; s < stages - 1; s++) stage(s);
-    const int groups = dense ? 0 : unit_columns / p.group, group_shift = p.group == 128 ? 2 : p.group == 64 ? 1 : 0;
-    RawMeta<integer_zeros> raw[2][2];  // of this span: [tile][half]
-    auto load_meta = [&](int span) {
-        if constexpr (!dense) {
+    begin_load();
+    pdl_wait();
+#pragma unroll 1
+    for (int i = 0; i < stages - 1; i++) load();
+
+    // ---- multiplying
+    float d[warp_tiles][octets][4];
+    // This lane's row of an ldmatrix, and its pieces of the four k16 steps (8 tokens: of every other one).
+    const uint32_t x_lane = (TN == 8 ? lane & 7 : (lane & 7) + (lane >> 4) * 8) * 128;
+    uint32_t x_at[4];
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int tile = min(first_tile + warp * 2 + i, p.tiles - 1);
-                const uint8_t* unit = w + (static_cast<int64_t>(tile) * p.units + span / 4) * p.unit_bytes;
+    for (int j = 0; j < 4; j++) x_at[j] = x_lane + (((TN == 8 ? 2 * j + (lane >> 3) : 2 * j + (lane >> 3 & 1)) ^ (lane & 7)) << 4);
+    auto multiply = [&](int slot) {
+        const uint32_t ws = base + slot * S::stage_bytes + warp * S::warp_bytes, xs = base + slot * S::stage_bytes + S::w_bytes + k_part * S::tile_bytes;
+        uint4 words[warp_tiles];
+        StageMeta<64, Groups, IntegerZeros> meta[warp_tiles];
 #pragma unroll
-                for (int h = 0; h < 2; h++) raw[i][h].load(unit, groups, (2 * (span % 4) + h) >> group_shift, g);
+        for (int i = 0; i < warp_tiles; i++) {
+            words[i] = load_shared16(ws + i * 512 + lane * 16);
+            meta[i].load(ws + warp_tiles * 512 + i * meta_bytes<64, Groups, IntegerZeros>, p.group, g);
+        }
+        uint32_t b[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            uint32_t a[warp_tiles][4];
+#pragma unroll
+            for (int i = 0; i < warp_tiles; i++)
+                dequantize<IntegerZeros>(a[i], word_of(words[i], j), meta[i].step(j));
+            if constexpr (TN == 8) {
+                if (j % 2 == 0) ldmatrix4(b, xs + x_at[j]);
+#pragma unroll
+                for (int i = 0; i < warp_tiles; i++) mma(d[i][0], a[i], b[j % 2 * 2], b[j % 2 * 2 + 1]);
+            } else {
+#pragma unroll
+                for (int o = 0; o < octets; o += 2) {
+                    ldmatrix4(b, xs + x_at[j] + o * 1024);
+#pragma unroll
+                    for (int i = 0; i < warp_tiles; i++) {
+                        mma(d[i][o], a[i], b[0], b[1]);
+                        mma(d[i][o + 1], a[i], b[2], b[3]);
+                    }
+                }
             }
         }
     };
-    load_meta(0);
-    for (int span = 0; span < spans; span++) {
-        copy_wait<stages - 2>();
-        __syncthreads();  // this span has landed for all, and the slot filled next has been read by all
-        stage(span + stages - 1);
-        const uint8_t* ws = shared + span % stages * w_bytes;
-        const uint8_t* xs = x_shared + span % stages * x_bytes;
-        GroupMeta<integer_zeros> meta[2][2];
-        uint4 words[2];
-        if constexpr (!dense) {
+    // The sums of the warps with the same rows come together in the first of them.
+    auto join_k_parts = [&] {
+        float4* exchange = reinterpret_cast<float4*>(shared + stages * S::stage_bytes) + row_group * (warp_tiles * batch * 32) + lane;
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                meta[i][0].set(raw[i][0].scales, raw[i][0].zeros);
-                meta[i][1].set(raw[i][1].scales, raw[i][1].zeros);
-                words[i] = load_shared16(shared_address(ws + (warp * 2 + i) * 512 + lane * 16));
-            }
-            if (span + 1 < spans) load_meta(span + 1);
-        }
+        for (int from = 0; from < octets; from += batch) {
+            if (from) __syncthreads();
+            if (k_part == 1) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            uint32_t a[2][4];
+                for (int i = 0; i < warp_tiles; i++)
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                if constexpr (dense) {
-                    // ldmatrix's row of this lane: slot lane % 16, in the slot order of pack_q4.h unless gated
-                    int slot = lane & 15, row = p.output.gated ? slot : slot_row(0, slot);
-                    ldmatrix4(a[i], shared_address(ws + swizzled((warp * 2 + i) * 16 + row, 2 * j + (lane >> 4))));
-                    if constexpr (S == Source::bf16) {
-#pragma unroll
-                        for (int r = 0; r < 4; r++) a[i][r] = bf16_to_half2(a[i][r]);
+                    for (int o = 0; o < batch; o++) {
+                        const float* v = d[i][from + o];
+                        exchange[(i * batch + o) * 32] = make_float4(v[0], v[1], v[2], v[3]);
                     }
-                } else {
-                    uint32_t word = j == 0 ? words[i].x : j == 1 ? words[i].y : j == 2 ? words[i].z : words[i].w;
-                    dequantize<integer_zeros>(a[i], word, meta[i][j / 2]);
-                }
             }
+            __syncthreads();
+            if (k_part == 0) {
 #pragma unroll
-            for (int o = 0; o < octets; o += 2) {  // two octets of tokens an ldmatrix: columns 0-7 and 8-15 of each
-                uint32_t b[4];
-                ldmatrix4(b, shared_address(xs + swizzled(o * 8 + (lane & 7) + (lane >> 4) * 8, 2 * j + (lane >> 3 & 1))));
+                for (int i = 0; i < warp_tiles; i++)
 #pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    mma(d[i][o], a[i], b[0], b[1]);
-                    mma(d[i][o + 1], a[i], b[2], b[3]);
-                }
+                    for (int o = 0; o < batch; o++) {
+                        const float4 v = exchange[(i * batch + o) * 32];
+                        float* to = d[i][from + o];
+                        to[0] += v.x, to[1] += v.y, to[2] += v.z, to[3] += v.w;
+                    }
             }
+        }
+    };
+    auto partial = [&](int of) {
+        return p.partials + (static_cast<int64_t>(of) * S::row_groups + row_group) * (warp_tiles * octets * 32) + lane;
+    };
+    int slot = 0;
+    for (Work work = start; work.next();) {
+#pragma unroll
+        for (int i = 0; i < warp_tiles; i++)
+#pragma unroll
+            for (int o = 0; o < octets; o++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) d[i][o][e] = 0.0f;
+#pragma unroll 1
+        for (int step = work.first; step < work.last; step++) {
+            copy_wait<stages - 2>();
+            __syncthreads();  // this stage has landed for all, and the one filled next has been read by all
+            load();
+            multiply(slot);
+            if (++slot == stages) slot = 0;
+        }
+        const bool whole = work.last - work.first == steps;
+        if constexpr (k_parts > 1) join_k_parts();
+        auto leave = [&] {
+            float4* to = partial(worker);
+#pragma unroll
+            for (int i = 0; i < warp_tiles; i++)
+#pragma unroll
+                for (int o = 0; o < octets; o++)
+                    __stcg(to + (i * octets + o) * 32, make_float4(d[i][o][0], d[i][o][1], d[i][o][2], d[i][o][3]));
+        };
+        if (!whole && work.d.parts > 0) {
+            if (k_part == 0) leave();
+            finish_part<TN, S>(p, work, place_of<TN>(p, begin, work.block));
+            continue;
+        }
+        if (k_part) continue;
+        if (work.first > 0) {
+            leave();
+            __syncwarp();
+            if (lane == 0) store_release(p.flags + worker * warps + row_group, 1);
+            continue;
+        }
+        if (!whole) {
+            const int last_worker = work.worker_at((work.local() + 1) * steps - 1);
+            for (int from = worker + 1; from <= last_worker; from += 32) {
+                const int count = min(last_worker - from + 1, 32);
+                if (lane < count) {
+                    uint32_t* flag = p.flags + (from + lane) * warps + row_group;
+                    while (load_acquire(flag) == 0) {
+                    }
+                    *flag = 0;
+                }
+                __syncwarp();
+                // As many sums are on their way at once as registers allow.
+                constexpr int most = TN == 32 || TN == 64 ? 16 : 8, all = warp_tiles * octets, together = most > all ? most / all : 1, at_once = most < all ? most : all;
+                for (int first = 0; first < count; first += together)
+#pragma unroll
+                    for (int at = 0; at < warp_tiles * octets; at += at_once) {
+                        float4 v[together][at_once];
+#pragma unroll
+                        for (int k = 0; k < together; k++)
+#pragma unroll
+                            for (int i = 0; i < at_once; i++)
+                                v[k][i] = first + k < count ? __ldcg(partial(from + first + k) + (at + i) * 32) : make_float4(0, 0, 0, 0);
+#pragma unroll
+                        for (int k = 0; k < together; k++)
+#pragma unroll
+                            for (int i = 0; i < at_once; i++) {
+                                float* to = d[(at + i) / octets][(at + i) % octets];
+                                to[0] += v[k][i].x, to[1] += v[k][i].y, to[2] += v[k][i].z, to[3] += v[k][i].w;
+                            }
+                    }
+            }
+        }
+        const Place place = place_of<TN>(p, begin, work.block);
+#pragma unroll
+        for (int i = 0; i < warp_tiles; i++) {
+            const int tile = place.row_block * S::block_tiles + row_group * warp_tiles + i;
+            if (tile < p.tiles) store_tile<TN>(p.output, place.end, tile, place.token, d[i]);
         }
     }
-    copy_wait<0>();
-    Output o = p.output;
-    o.rows = end;
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int octet = 0; octet < octets; octet++) store_fragment(o, first_tile + warp * 2 + i, first + octet * 8, d[i][octet]);
 }
 
 using Kernel = void (*)(Params);
-struct BlockVariant {
-    Source source;
-    int tokens, shared;
+struct Variant {
+    int tokens, groups;  // groups 8: any
+    bool integer_zeros;
+    int block_tiles, k_parts, ctas, shared_bytes;
     Kernel kernel;
 };
-template <Source S, int TN>
-constexpr BlockVariant variant() {
-    return {S, TN, block_shared<S, TN>, block_kernel<S, TN>};
+template <int TN, int Groups, bool IntegerZeros>
+constexpr Variant variant() {
+    using S = Shape<TN, Groups, IntegerZeros>;
+    return {TN, Groups, IntegerZeros, S::block_tiles, S::k_parts, S::ctas, S::stages * S::stage_bytes + S::exchange_bytes, q4_kernel<TN, Groups, IntegerZeros>};
 }
-const BlockVariant block_variants[] = {
-    variant<Source::integer_zeros, 32>(), variant<Source::integer_zeros, 128>(), variant<Source::offsets, 32>(),
-    variant<Source::offsets, 128>(),      variant<Source::half, 32>(),           variant<Source::half, 128>(),
-    variant<Source::bf16, 32>(),          variant<Source::bf16, 128>(),
+const Variant variants[] = {
+    variant<8, 2, true>(),  variant<16, 2, true>(),  variant<32, 2, true>(),  variant<64, 2, true>(),  variant<128, 2, true>(),
+    variant<8, 8, true>(),  variant<16, 8, true>(),  variant<32, 8, true>(),  variant<64, 8, true>(),  variant<128, 8, true>(),
+    variant<8, 8, false>(), variant<16, 8, false>(), variant<32, 8, false>(), variant<64, 8, false>(), variant<128, 8, false>(),
 };
 
-Params params_of(const MatmulArgs& args, const ExpertRows* experts, int64_t in, int64_t out, bool gated) {
-    Params p = {};
-    p.x = args.x, p.ldx = args.ldx, p.rows = args.rows, p.in = static_cast<int>(in);
-    p.x_aligned = rows_aligned(args.x, args.ldx);
-    p.output = output_of(args, out, gated);
-    if (experts) p.experts = *experts;
-    return p;
-}
-
-cudaError_t launch_block(const MatmulContext& context, Source source, const Params& p, int experts) {
-    // By experts the tokens of a block are fewer than the batch: one block more for each expert at most.
-    const int each = p.experts.begin ? (p.rows + experts - 1) / experts : p.rows, tokens = each <= 48 ? 32 : 128;
-    int token_blocks = (p.rows + tokens - 1) / tokens;
-    if (p.experts.begin) token_blocks = std::min(p.rows, token_blocks + experts);
-    for (const BlockVariant& v : block_variants)
-        if (v.source == source && v.tokens == tokens)
-            return launch(context, v.kernel, dim3(static_cast<unsigned>((p.tiles + 7) / 8), static_cast<unsigned>(token_blocks)),
-                          block_threads, v.shared, p);
-    return cudaErrorInvalidValue;
-}
+// The time of the products of `rows` tokens in blocks of so many, in eighths of a token: dequantising W costs as much as some 16 of them.
+int cost_of(int tokens, int rows) { return (rows + tokens - 1) / tokens * (tokens + 16); }
 
 }  // namespace
 
 cudaError_t open_mma(const MatmulDevice&) {
-    for (const BlockVariant& v : block_variants)
-        if (cudaError_t error = allow_shared(v.kernel, v.shared)) return error;
-    if (cudaError_t error = allow_shared(strip_kernel<true>, strip_shared)) return error;
-    return allow_shared(strip_kernel<false>, strip_shared);
+    for (const Variant& v : variants)
+        if (cudaError_t error = allow_shared(v.kernel, v.shared_bytes)) return error;
+    return cudaSuccess;
 }
 
 cudaError_t mma_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows* experts) {
     const Q4Layout& layout = weight.layout;
-    Params p = params_of(args, experts, layout.in, layout.out, layout.gated);
-    p.w = static_cast<const uint8_t*>(weight.data);
+    const int groups = layout.group == 128 && layout.integer_zeros ? 2 : 8;
+    // By experts: as for a mean one's rows.
+    const int rows = experts ? (args.rows + weight.experts - 1) / weight.experts : args.rows;
+    const Variant* best = nullptr;
+    for (const Variant& v : variants) {
+        if (v.groups != groups || v.integer_zeros != layout.integer_zeros || (tuning.tokens && v.tokens != tuning.tokens)) continue;
+        if (!best || cost_of(v.tokens, rows) < cost_of(best->tokens, rows)) best = &v;
+    }
+    if (!best) return cudaErrorInvalidConfiguration;
+    Params p = {};
+    p.w = static_cast<const uint8_t*>(weight.data), p.x = args.x, p.ldx = args.ldx;
+    p.x_whole = rows_aligned(args.x, args.ldx) && layout.in % 8 == 0;
+    p.output = output_of(args, layout.out, layout.gated);
+    if (experts) p.experts = *experts;
     p.expert_bytes = layout.bytes(), p.expert_count = weight.experts;
+    p.rows = args.rows, p.in = static_cast<int>(layout.in);
     p.tiles = static_cast<int>(layout.tiles()), p.units = static_cast<int>(layout.units());
     p.unit_bytes = static_cast<int>(layout.unit_bytes()), p.group = layout.group;
-    const bool few = experts ? args.rows <= 4 * weight.experts : args.rows <= 16;
-    if (tuning.kernel == 4 || (tuning.kernel != 3 && few)) {
-        dim3 grid(static_cast<unsigned>(p.tiles), static_cast<unsigned>(experts ? args.rows : (args.rows + 7) / 8));
-        return launch(context, layout.integer_zeros ? strip_kernel<true> : strip_kernel<false>, grid, strip_warps * 32,
-                      strip_shared, p);
-    }
-    return launch_block(context, layout.integer_zeros ? Source::integer_zeros : Source::offsets, p, weight.experts);
-}
-
-cudaError_t mma_dense(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args,
-                      const ExpertRows* experts) {
-    Params p = params_of(args, experts, weight.in, weight.out, weight.gated);
-    p.w = static_cast<const uint8_t*>(weight.data);
-    p.expert_bytes = dense_bytes(weight), p.expert_count = weight.experts;
-    p.w_rows = static_cast<int>(dense_rows(weight)), p.pitch = static_cast<int>(dense_pitch(weight.in));
-    p.tiles = (p.w_rows + 15) / 16;
-    p.group = 128;
-    return launch_block(context, weight.dtype == DType::bf16 ? Source::bf16 : Source::half, p, weight.experts);
+    p.row_blocks = (p.tiles + best->block_tiles - 1) / best->block_tiles;
+    const int token_blocks = (rows + best->tokens - 1) / best->tokens;
+    p.raster = std::min(token_blocks, std::max(1, 2048 / best->tokens));
+    int workers = context.device.sm_count * best->ctas;
+    p.division = divide(p.row_blocks * token_blocks, p.units * 4 / best->k_parts, workers, least_steps);
+    if (!experts && p.division.waves == 0) workers = p.division.sharers;  // by experts the division is known on the device alone
+    const Scratch scratch = scratch_of(context);
+    p.partials = scratch.partials, p.flags = scratch.counters;
+    return launch(context, best->kernel, dim3(static_cast<unsigned>(workers)), threads, best->shared_bytes, p);
 }
 
 }  // namespace awq::cuda

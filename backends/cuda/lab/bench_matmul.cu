@@ -9,7 +9,7 @@
 //
 // "g32" or "g64" among the arguments: groups of so many columns; "offsets": a float offset for a zero point.
 // "half", "bytes" or "direct" behind any of them: decode_1_half.cu, decode_2_bytes.cu or decode_3_direct.cu in the place of the
-// decode kernel.
+// decode kernel. AWQ_CUDA_ARCH=80 or 120 in the environment: the kernels of GPUs before or after Hopper.
 //
 // Each layer has weights of its own (2.7 GB at decode), so that none is found in L2. A layer is norm + qkv, o + residual, norm +
 // gate_up + silu, down + residual; no attention. From 17 rows on the norms are left out (they are kernels of their own there)
@@ -350,7 +350,7 @@ void batch_sweep(const std::vector<int>& counts) {
                 std::printf(" | %d:", cluster);
                 for (auto [first, window] : {std::pair{36, 52}, {36, 36}, {52, 72}, {100, 100}}) {
                     tuning = lab::base;
-                    tuning.kernel = 5, tuning.cluster = cluster, tuning.first_window = first, tuning.window = window;
+                    tuning.kernel = 4, tuning.cluster = cluster, tuning.first_window = first, tuning.window = window;
                     if (fits(l)) std::printf(" %.2f", time(1 << l));
                 }
             }

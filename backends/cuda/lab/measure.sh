@@ -1,13 +1,13 @@
 #!/bin/bash
 # All that is measured and proved on a GPU, in one command: `make measure-cuda`, or measure.sh BUILD_DIR OUT_DIR [PART ...].
-# Parts, in this order: tests (golden models, determinism, budgets), sweep (every op), matmul, decode, prefill, kernels, load,
-# memcheck, racecheck, initcheck. OUT_DIR/report.md has the tables of docs/performance.md, OUT_DIR/PART.log the rest. A part
+# Parts, in this order: tests (golden models, determinism, budgets), sweep (every op), others (both, and some figures, with the
+# kernels of GPUs before and after Hopper), matmul, decode, prefill, kernels, load, memcheck, racecheck, initcheck. OUT_DIR/report.md has the tables of docs/performance.md, OUT_DIR/PART.log the rest. A part
 # that fails or takes longer than LIMIT seconds (600) is told at the end; the others go on.
 set -u
 cd "$(dirname "$0")/../../.."
 build=$1 out=$2
 shift 2
-[ $# -gt 0 ] || set -- tests sweep matmul decode prefill kernels load memcheck racecheck initcheck
+[ $# -gt 0 ] || set -- tests sweep others matmul decode prefill kernels load memcheck racecheck initcheck
 limit=${LIMIT:-600} failed=""
 awq=$build/awq
 mkdir -p "$out"
@@ -45,6 +45,14 @@ for one in "$@"; do
     tests) tests tests env AWQ_TEST_ON=cuda "$build/tests/run" -tc='engine*,determinism*,memory budget*,*random weights*' ;;
     sweep | memcheck | racecheck | initcheck)
         tests "$one" env SECONDS_EACH=$((limit - 20)) tests/sanitize_cuda.sh "$build" "${one/sweep/plain}" ;;
+    others)
+        for arch in 80 120; do
+            export AWQ_CUDA_ARCH=$arch
+            tests others-$arch env AWQ_TEST_ON=cuda "$build/tests/run" -tc='ops*,*cuda*,every*,engine*,determinism*'
+            part others-matmul-$arch "$build/backends/cuda/lab/bench_matmul" table && cat "$out/others-matmul-$arch.log" >>"$report"
+            table others-models-$arch bash -c 'bench --shape llama3-8b -p 512,2048 -n 128; bench --shape llama3-8b -p 0 -n 128 -d 4096; bench --shape llama3-8b -p 0 -n 128 -d 16 -b 4,16,64; bench --shape mixtral-8x7b -p 512 -n 128'
+            unset AWQ_CUDA_ARCH
+        done ;;
     matmul) part matmul "$build/backends/cuda/lab/bench_matmul" table && cat "$out/matmul.log" >>"$report" ;;
     decode)
         table decode-1 bash -c 'for s in llama3-8b mistral-7b mixtral-8x7b; do bench --shape $s -p 0 -n 128; done; bench --shape llama3-8b -p 0 -n 128 -d 4096; bench --shape llama3-8b -p 0 -n 128 --head-bits 8'
