@@ -18,7 +18,8 @@ std::string fault_of(int blocks, int steps, int workers, int least_steps) {
     std::vector<int> done(static_cast<size_t>(blocks) * static_cast<size_t>(steps)), first_sharer(static_cast<size_t>(blocks), -1),
         last_sharer(static_cast<size_t>(blocks), -1), sharers(static_cast<size_t>(blocks));
     for (int w = 0; w < grid; w++) {
-        int left = 0;  // sums that this worker leaves for others: there is room for one block's
+        int left = 0;       // sums that this worker leaves for others: there is room for one block's
+        bool owns = false;  // it waits for others' sums
         for (Work work(d, w, grid, blocks, steps); work.next();) {
             if (work.block < 0 || work.block >= blocks || work.first < 0 || work.first >= work.last || work.last > steps) return "a step that is not there";
             const auto block = static_cast<size_t>(work.block);
@@ -29,8 +30,11 @@ std::string fault_of(int blocks, int steps, int workers, int least_steps) {
                 if (w / d.parts != work.local()) return "a part of another worker's";
                 left++;
             } else if (work.first == 0) {
+                owns = true;
                 first_sharer[block] = w, last_sharer[block] = work.worker_at((work.local() + 1) * steps - 1);
             } else {
+                if (owns) return "a worker waits before it has left its own";
+                if (w != first_sharer[block] + sharers[block] - 1) return "sharers out of order";
                 left++;
             }
         }

@@ -89,7 +89,7 @@ public:
                                                  " (compute capability " + std::to_string(properties_.major) + "." +
                                                  std::to_string(properties_.minor) + "): build it with CUDA_ARCHS");
         }
-        bool known = true;
+        bool known = false;
         taken_arch(properties_.major * 10 + properties_.minor, &known);
         if (!known)
             return Status(Code::invalid_argument, "AWQ_CUDA_ARCH \"" + quote(std::getenv("AWQ_CUDA_ARCH")) +

@@ -130,9 +130,8 @@ Choice choose_experts(const MatmulDevice& device, const Q4Weight& weight, const 
 
 int taken_arch(int arch, bool* known) {
     const char* asked = std::getenv("AWQ_CUDA_ARCH");
-    if (!asked) return arch;
-    const int taken = !std::strcmp(asked, "80") ? 80 : !std::strcmp(asked, "120") ? 120 : 0;
-    *known = taken == 80 || (taken == 120 && arch >= 90);
+    const int taken = !asked ? arch : !std::strcmp(asked, "80") ? 80 : !std::strcmp(asked, "120") && arch >= 90 ? 120 : 0;
+    *known = taken != 0;
     return *known ? taken : arch;
 }
 
@@ -150,11 +149,10 @@ cudaError_t open_matmul(int ordinal, MatmulDevice* device) {
         return error;
     if (cudaError_t error = cudaDeviceGetAttribute(&d.l2_bytes, cudaDevAttrL2CacheSize, ordinal)) return error;
     d.arch = major * 10 + minor;
-    bool known = true;
-    const int taken = taken_arch(d.arch, &known);
+    bool known = false;
+    d.arch = taken_arch(d.arch, &known);
     if (!known) return cudaErrorInvalidValue;
-    if (taken != d.arch) {
-        d.arch = taken;
+    if (std::getenv("AWQ_CUDA_ARCH")) {
         d.shared_block = std::min(d.shared_block, least_shared_block), d.shared_sm = std::min(d.shared_sm, least_shared_block + 1024);
     }
     cudaDriverEntryPointQueryResult found;
@@ -215,7 +213,7 @@ const char* matmul_q4_name(const MatmulDevice& device, const Q4Weight& weight, i
         case Choice::decode: return "q4 ring mma.sync";
         case Choice::batch: return "q4 clusters";
         case Choice::prefill: return "q4 wgmma";
-        default: return "q4 mma.sync";
+        default: return mma_few_fits(device, weight.layout, args) ? "q4 mma.sync, few rows" : "q4 mma.sync";
     }
 }
 

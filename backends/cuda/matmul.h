@@ -2,13 +2,13 @@
 //
 // The functions choose a kernel and launch it on context.stream; they never synchronise and allocate nothing, so they can
 // be captured in a graph. Activations are half, accumulation is float, reductions run in a fixed order: the same
-// inputs give the same bits at the same row count.
+// inputs give the same bits at the same row count, on GPUs with as many multiprocessors.
 //
 //   rows                    kernel                                         file
 //   1..8, int4              ring of bulk copies + mma.sync, sm_90 on       matmul_decode.cu
 //   9..32, int4             mma.sync or wgmma, K cut over clusters         matmul_batch_sm90.cu     (sm_90a only)
 //   9.., int4               wgmma, weights dequantised in registers        matmul_prefill_sm90.cu   (sm_90a only)
-//   1..4, int4              mma.sync, x kept in shared memory              matmul_mma_few.cu        (before sm_90)
+//   1..4, int4              mma.sync, x kept in shared memory if it fits   matmul_mma_few.cu        (before sm_90)
 //   any, int4               mma.sync, K cut over CTAs; also by experts     matmul_mma.cu            (sm_80 and later)
 //   any, dense              mma.sync; also by experts                      matmul_mma_dense.cu      (sm_80 and later)
 //   few, int4, by experts   bulk copies + mma.sync, 8 rows an expert       matmul_experts_decode.cu (sm_90 and later)
@@ -42,7 +42,7 @@ struct MatmulDevice {
 // AWQ_CUDA_ARCH in the environment takes a GPU for another, with no more shared memory than the least of 8.0 and up: what those run is
 // proved on others by it. 80: GPUs before Hopper; 120, on a GPU from 9.0 on: those after it.
 cudaError_t open_matmul(int ordinal, MatmulDevice* device);
-// What a device of this architecture is taken for. known: false where the environment has no such value.
+// What a device of this architecture is taken for. known: false where the environment asks for another that is not known.
 int taken_arch(int arch, bool* known);
 
 struct MatmulContext {

@@ -35,7 +35,7 @@ struct Shape {
     static constexpr int ctas = TN <= 16 ? 2 : 1;  // of a multiprocessor: what one waits for is hidden behind the other
     static constexpr int room = (least_shared_block + 1024) / ctas - 1024 - static_bytes;
     static constexpr int stages = std::min(6, (room - exchange_bytes) / stage_bytes);
-    static_assert(stages >= 3);
+    static_assert(stages >= 3 && static_bytes >= (most_experts_kept + 1) * 4 + 128);
 };
 
 struct Params {
@@ -385,7 +385,7 @@ const Variant variants[] = {
     variant<8, 8, false>(), variant<16, 8, false>(), variant<32, 8, false>(), variant<64, 8, false>(), variant<128, 8, false>(),
 };
 
-// The time of the products of `rows` tokens in blocks of so many, in eighths of a token: dequantising W costs as much as some 16 of them.
+// The time of the products of `rows` tokens in blocks of so many, in that of one token: dequantising W costs as much as some 16 of them.
 int cost_of(int tokens, int rows) { return (rows + tokens - 1) / tokens * (tokens + 16); }
 
 }  // namespace
@@ -419,7 +419,9 @@ cudaError_t mma_q4(const MatmulContext& context, const Q4Weight& weight, const M
     p.row_blocks = (p.tiles + best->block_tiles - 1) / best->block_tiles;
     const int token_blocks = (rows + best->tokens - 1) / best->tokens;
     p.raster = std::min(token_blocks, std::max(1, 2048 / best->tokens));
-    int workers = context.device.sm_count * best->ctas;
+    // Each worker has room in scratch for a block's sums.
+    const int64_t block_bytes = int64_t{best->block_tiles} * tile_rows * best->tokens * static_cast<int64_t>(sizeof(float));
+    int workers = static_cast<int>(std::min<int64_t>(context.device.sm_count * best->ctas, partial_bytes / block_bytes));
     p.division = divide(p.row_blocks * token_blocks, p.units * 4 / best->k_parts, workers, least_steps);
     if (!experts && p.division.waves == 0) workers = p.division.sharers;  // by experts the division is known on the device alone
     const Scratch scratch = scratch_of(context);

@@ -1,15 +1,15 @@
 // y = x W^T for up to 4 rows of x and int4 weights on GPUs before Hopper: what a chat's tokens are made of there.
 //
-// A CTA of sixteen warps, one a multiprocessor, takes a tile of 16 rows of W at a time; its warps have 128 columns each, and then
-// those of the sixteenth piece after that. x stays in shared memory, normalised where there is a norm, so a warp meets no other one until a tile's end,
+// A CTA of sixteen warps, one a multiprocessor, takes a tile of 16 rows of W at a time; its warps have a piece of 128 columns each, and
+// then the piece sixteen further on. x stays in shared memory, normalised where there is a norm, so a warp meets no other one until a tile's end,
 // where one of them adds up the sixteen sums, while the others go on. Every warp brings its own weights, some stages ahead. Tiles that are left when all
-// have had equally many are cut along K, where that pays (matmul_mma.cuh).
+// have had equally many are cut along K, where that pays (work.h).
 //
 // With groups of 128 and integer zeros the nibbles themselves go into the product, as subnormal halves, and the zero point leaves with the
 // group's sum of x, as in matmul_decode.cu.
 //
-// At its end a CTA asks for the first weights that its successor in the next product will read, as far as L2: between two
-// kernels memory would rest.
+// When all its own weights are asked for, a CTA asks for the first ones that its successor in the next product will read, as far as L2: between two
+// kernels memory would rest. Rows of x that do not fit shared memory (with 99 KB two of Llama-3-8B's 14336 columns) go to matmul_mma.cu.
 #include "backends/cuda/matmul_mma.cuh"
 
 namespace awq::cuda {

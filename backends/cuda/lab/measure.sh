@@ -51,6 +51,7 @@ for one in "$@"; do
             tests others-$arch env AWQ_TEST_ON=cuda "$build/tests/run" -tc='ops*,*cuda*,every*,engine*,determinism*'
             part others-matmul-$arch "$build/backends/cuda/lab/bench_matmul" table && cat "$out/others-matmul-$arch.log" >>"$report"
             table others-models-$arch bash -c 'bench --shape llama3-8b -p 512,2048 -n 128; bench --shape llama3-8b -p 0 -n 128 -d 4096; bench --shape llama3-8b -p 0 -n 128 -d 16 -b 4,16,64; bench --shape mixtral-8x7b -p 512 -n 128'
+            tests others-sanitizers-$arch env SECONDS_EACH=$(((limit - 20) / 2)) tests/sanitize_cuda.sh "$build" memcheck racecheck
             unset AWQ_CUDA_ARCH
         done ;;
     matmul) part matmul "$build/backends/cuda/lab/bench_matmul" table && cat "$out/matmul.log" >>"$report" ;;
