@@ -236,7 +236,7 @@ BatchPlan plan_cluster(const MatmulDevice& device, const Q4Layout& layout, int r
     if (passes > 1 && cluster > 1) return plan;
     plan.pass = (plan.longest + passes - 1) / passes;
     plan.k_groups = plan.pass <= 4 ? 2 : 1;
-    const int blocks = plan.pass <= 8 ? 1 : 2, groups = layout.group == 128 && layout.integer_zeros ? 2 : 8;
+    const int blocks = plan.pass <= 8 ? 1 : 2, groups = variant_groups(layout);
     const Variant* chosen = nullptr;
     for (const Variant& v : variants)
         if (!chosen && v.tokens >= rows && v.blocks == blocks && v.groups == groups && v.integer_zeros == layout.integer_zeros)

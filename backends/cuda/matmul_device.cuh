@@ -63,11 +63,28 @@ __device__ __forceinline__ half load_activation(const half* p) {
     return __ushort_as_half(__ldcg(reinterpret_cast<const unsigned short*>(p)));
 }
 
+// Eight columns of x of which `left` exist, one by one; the others are zero.
+__device__ __forceinline__ void copy_each(uint8_t* to, const half* from, int left) {
+    half* h = reinterpret_cast<half*>(to);
+    for (int i = 0; i < 8; i++) h[i] = i < left ? load_activation(from + i) : __float2half(0.0f);
+}
+// A tile of 64 columns (128 bytes) a row: 16-byte pieces exchanged by row so that ldmatrix meets no bank twice.
+__device__ __forceinline__ int swizzled(int row, int piece) { return row * 128 + ((piece ^ (row & 7)) << 4); }
+
 // What another CTA has told with a release.
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
     uint32_t v;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
+}
+__device__ __forceinline__ void store_release(uint32_t* p, uint32_t v) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+// Waits until another CTA has raised the flag, and lowers it for the next kernel.
+__device__ __forceinline__ void take_flag(uint32_t* flag) {
+    while (load_acquire(flag) == 0) {
+    }
+    *flag = 0;
 }
 
 // ---- fragments

@@ -188,7 +188,7 @@ struct Plan {
 Plan plan_few(const MatmulDevice& device, const Q4Layout& layout, int most) {
     Plan plan;
     if (device.arch < 90) return plan;
-    const int groups = layout.group == 128 && layout.integer_zeros ? 2 : 8,
+    const int groups = variant_groups(layout),
               slot_bytes = warps * static_cast<int>(layout.unit_bytes());
     for (const Variant& v : variants) {
         if (v.columns < most || v.groups != groups || v.integer_zeros != layout.integer_zeros) continue;

@@ -47,6 +47,8 @@ inline Output output_of(const MatmulArgs& args, int64_t out, bool gated) {
              (!gated || args.gate_activation != Activation::none || out / 2 % 2 == 0);
     return o;
 }
+// The variants of a kernel that a weight takes: 2 groups a unit have one of their own, 8 serves every size.
+inline int variant_groups(const Q4Layout& layout) { return layout.group == 128 && layout.integer_zeros ? 2 : 8; }
 inline bool rows_aligned(const half* x, int64_t ldx) { return reinterpret_cast<uintptr_t>(x) % 16 == 0 && ldx % 8 == 0; }
 
 // cluster: CTAs of one; 0: not as clusters.

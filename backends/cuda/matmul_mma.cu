@@ -69,14 +69,8 @@ __device__ Place place_of(const Params& p, const int32_t* begin, int block) {
     return {block % p.row_blocks, expert, first + index * TN, last};
 }
 
-// A tile of 64 columns (128 bytes) a row: 16-byte pieces exchanged by row so that ldmatrix meets no bank twice.
-__device__ __forceinline__ int swizzled(int row, int piece) { return row * 128 + ((piece ^ (row & 7)) << 4); }
-
-// Eight columns of x of which `left` exist, one by one: where rows are not aligned or end in the middle of eight.
-__device__ __noinline__ void copy_slowly(uint8_t* to, const half* from, int left) {
-    half* h = reinterpret_cast<half*>(to);
-    for (int i = 0; i < 8; i++) h[i] = i < left ? load_activation(from + i) : __float2half(0.0f);
-}
+// Where rows are not aligned or end in the middle of eight columns; its code stays out of the loop's way.
+__device__ __noinline__ void copy_slowly(uint8_t* to, const half* from, int left) { copy_each(to, from, left); }
 
 // The workers of one block have left their sums: each adds up and stores every parts-th fragment of 16 rows x 8 tokens.
 template <int TN, class S>
@@ -330,12 +324,7 @@ __global__ void __launch_bounds__(threads, TN <= 16 ? 2 : 1) q4_kernel(const __g
             const int last_worker = work.worker_at((work.local() + 1) * steps - 1);
             for (int from = worker + 1; from <= last_worker; from += 32) {
                 const int count = min(last_worker - from + 1, 32);
-                if (lane < count) {
-                    uint32_t* flag = p.flags + (from + lane) * warps + row_group;
-                    while (load_acquire(flag) == 0) {
-                    }
-                    *flag = 0;
-                }
+                if (lane < count) take_flag(p.flags + (from + lane) * warps + row_group);
                 __syncwarp();
                 // As many sums are on their way at once as registers allow.
                 constexpr int most = TN == 32 || TN == 64 ? 16 : 8, all = warp_tiles * octets, together = most > all ? most / all : 1, at_once = most < all ? most : all;
@@ -398,7 +387,7 @@ cudaError_t open_mma(const MatmulDevice&) {
 
 cudaError_t mma_q4(const MatmulContext& context, const Q4Weight& weight, const MatmulArgs& args, const ExpertRows* experts) {
     const Q4Layout& layout = weight.layout;
-    const int groups = layout.group == 128 && layout.integer_zeros ? 2 : 8;
+    const int groups = variant_groups(layout);
     // By experts: as for a mean one's rows.
     const int rows = experts ? (args.rows + weight.experts - 1) / weight.experts : args.rows;
     const Variant* best = nullptr;

@@ -101,8 +101,4 @@ __device__ __forceinline__ void store_tile(const Output& o, int rows, int tile, 
     }
 }
 
-__device__ __forceinline__ void store_release(uint32_t* p, uint32_t v) {
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
-}
-
 }  // namespace awq::cuda::mma_sync

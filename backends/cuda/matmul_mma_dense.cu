@@ -22,12 +22,10 @@ struct Params {
 __device__ __forceinline__ void copy_x(const Params& p, uint8_t* to, int64_t row, int column, bool present) {
     int left = present ? min(max(p.in - column, 0), 8) : 0;
     const half* from = p.x + (left ? row * p.ldx + column : 0);
-    if (p.x_aligned) {
+    if (p.x_aligned)
         copy16(shared_address(to), from, left * 2);
-    } else {
-        half* h = reinterpret_cast<half*>(to);
-        for (int i = 0; i < 8; i++) h[i] = i < left ? load_activation(from + i) : __float2half(0.0f);
-    }
+    else
+        copy_each(to, from, left);
 }
 
 constexpr int block_threads = 128, block_rows = 128;
@@ -36,9 +34,6 @@ constexpr int stages_of = TN == 128 ? 3 : 4;
 template <int TN>
 constexpr int block_shared = stages_of<TN>*(block_rows + TN) * 128 + TN * 4;
 static_assert(block_shared<128> < least_shared_block && block_shared<32> < least_shared_block);
-
-// A tile of 64 columns (128 bytes) a row: 16-byte pieces exchanged by row so that ldmatrix meets no bank twice.
-__device__ __forceinline__ int swizzled(int row, int piece) { return row * 128 + ((piece ^ (row & 7)) << 4); }
 
 __device__ __forceinline__ uint32_t bf16_to_half2(uint32_t v) {
     return pack_half2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u));

@@ -242,12 +242,7 @@ __global__ void __launch_bounds__(threads, 1) few_kernel(const __grid_constant__
             const int last_worker = work.d.parts > 0 ? worker + work.d.parts - 1 : work.worker_at((work.local() + 1) * p.steps - 1);
             for (int from = worker + 1; from <= last_worker; from += 32) {
                 const int count = min(last_worker - from + 1, 32);
-                if (lane < count) {
-                    uint32_t* flag = p.flags + from + lane;
-                    while (load_acquire(flag) == 0) {
-                    }
-                    *flag = 0;
-                }
+                if (lane < count) take_flag(p.flags + from + lane);
                 __syncwarp();
                 for (int i = 0; i < count; i++) add(__ldcg(p.partials + (from + i) * 32 + lane));
             }
@@ -278,7 +273,7 @@ struct Plan {
 int room_of(const MatmulDevice& device) { return std::min(device.shared_block, device.shared_sm - 1024) - static_bytes; }
 Plan plan_few(const MatmulDevice& device, const Q4Layout& layout, int rows) {
     Plan plan;
-    const int groups = layout.group == 128 && layout.integer_zeros ? 2 : 8, units = static_cast<int>(layout.units());
+    const int groups = variant_groups(layout), units = static_cast<int>(layout.units());
     for (const Variant& v : variants) {
         if (v.groups != groups || v.integer_zeros != layout.integer_zeros) continue;
         const int64_t bytes = v.shared_bytes + rows * (x_pitch(units) + sums_pitch(units));
@@ -326,8 +321,7 @@ cudaError_t mma_few_q4(const MatmulContext& context, const Q4Weight& weight, con
             p.next_tiles = static_cast<int>(next->layout.tiles()), p.next_units = static_cast<int>(next->layout.units());
             p.next_unit_bytes = static_cast<int>(next->layout.unit_bytes());
             // Not more than a quarter of the second-level cache in all.
-            const int most = tuning.window ? tuning.window : most_next_bytes;
-            p.next_bytes = std::min(most, device.l2_bytes / 4 / its.workers);
+            p.next_bytes = std::min(most_next_bytes, device.l2_bytes / 4 / its.workers);
         }
     }
     return launch(context, plan.variant->kernel, dim3(static_cast<unsigned>(plan.workers)), threads, plan.shared_bytes, p);

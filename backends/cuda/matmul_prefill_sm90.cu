@@ -106,9 +106,6 @@ __device__ __forceinline__ bool adds(const Params& p, const Schedule<Halves>& sc
 }
 
 __device__ __forceinline__ void group_sync(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
-__device__ __forceinline__ void store_release(uint32_t* p, uint32_t v) {
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
-}
 __device__ __forceinline__ void add(float* d, const float4& v) { d[0] += v.x, d[1] += v.y, d[2] += v.z, d[3] += v.w; }
 
 // What this warp's d lacks of the octets j with j % Parts == part: the other parts' sums, all asked for before the first is used.
@@ -303,10 +300,7 @@ __global__ void __launch_bounds__(threads, 1)
             if (lane < p.parts && lane != part) {
                 auto flag = [&](int to, int from) { return p.flags + (cta_of(first + to) * 8 + my_tile) * most_parts + from; };
                 store_release(flag(lane, part), 1);
-                uint32_t* theirs = flag(part, lane);
-                while (load_acquire(theirs) == 0) {
-                }
-                *theirs = 0;
+                take_flag(flag(part, lane));
             }
             __syncwarp();
             auto partial_of = [&](int other) { return partial(first + other); };
@@ -327,12 +321,7 @@ __global__ void __launch_bounds__(threads, 1)
         } else {  // the owner
             const int last_worker = schedule.worker_at(static_cast<int64_t>(local + 1) * p.units - 1);
             for (int w = me + 1; w <= last_worker; w++) {
-                if (tid == 0) {
-                    uint32_t* flag = p.flags + cta_of(w) * 2 + group_index;
-                    while (load_acquire(flag) == 0) {
-                    }
-                    *flag = 0;
-                }
+                if (tid == 0) take_flag(p.flags + cta_of(w) * 2 + group_index);
                 group_sync(warpgroup);
                 constexpr int batch = TN > 128 ? 2 : octets % 8 == 0 ? 8 : 4;
                 const float4* from = partial(w);
@@ -448,7 +437,7 @@ double schedule_cost(const Variant& v, int kind, const ScheduleChoice& c, int bl
 PrefillPlan plan_prefill(const MatmulDevice& device, const Q4Layout& layout, int rows) {
     const int units = static_cast<int>(layout.units()),
               row_blocks = static_cast<int>((layout.tiles() + block_tiles - 1) / block_tiles);
-    const int groups = layout.group == 128 && layout.integer_zeros ? 2 : 8;
+    const int groups = variant_groups(layout);
     PrefillPlan best;
     double best_cost = 1e30;
     for (const Variant& v : variants) {

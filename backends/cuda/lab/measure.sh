@@ -1,8 +1,9 @@
 #!/bin/bash
 # All that is measured and proved on a GPU, in one command: `make measure-cuda`, or measure.sh BUILD_DIR OUT_DIR [PART ...].
 # Parts, in this order: tests (golden models, determinism, budgets), sweep (every op), others (both, and some figures, with the
-# kernels of GPUs before and after Hopper), matmul, decode, prefill, kernels, load, memcheck, racecheck, initcheck. OUT_DIR/report.md has the tables of docs/performance.md, OUT_DIR/PART.log the rest. A part
-# that fails or takes longer than LIMIT seconds (600) is told at the end; the others go on.
+# kernels of GPUs before and after Hopper), matmul, decode, prefill, kernels, load, memcheck, racecheck, initcheck. OUT_DIR/report.md
+# has the tables of docs/performance.md, OUT_DIR/PART.log the rest. A part that fails or takes longer than LIMIT seconds (600)
+# is told at the end; the others go on.
 set -u
 cd "$(dirname "$0")/../../.."
 build=$1 out=$2
