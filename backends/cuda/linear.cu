@@ -75,7 +75,7 @@ Status product(const KernelCall& call, size_t weight_at, size_t bias_at, MatmulA
         args.y32 = static_cast<float*>(call.out.data);
         return multiply(ctx, weight, args);
     }
-    // Logits of a quantised output head in larger batches: the kernels write halves, which are widened.
+    // Logits of a quantised output head in larger batches, on Hopper: the kernels write halves, which are widened.
     args.y = reinterpret_cast<half*>(ctx.scratch);
     args.ldy = call.out.cols;
     AWQ_TRY(multiply(ctx, weight, args));

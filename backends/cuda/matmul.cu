@@ -202,7 +202,9 @@ cudaError_t matmul_q4(const MatmulContext& context, const Q4Weight& weight, cons
 bool matmul_q4_floats(const MatmulDevice& device, const Q4Weight& weight, int rows) {
     MatmulArgs args;
     args.rows = rows;
-    return !weight.layout.gated && choose(device, weight.layout, args) == Choice::decode;
+    if (weight.layout.gated) return false;
+    const Choice choice = choose(device, weight.layout, args);
+    return choice == Choice::decode || choice == Choice::mma;
 }
 
 const char* matmul_q4_name(const MatmulDevice& device, const Q4Weight& weight, int rows) {

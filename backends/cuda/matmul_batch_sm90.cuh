@@ -122,7 +122,7 @@ struct Unit {
         for (int span = 0; span < 4; span++) words[span] = load_shared16(at + span * 512 + lane * 16);
         if constexpr (Groups == 2) {
 #pragma unroll
-            for (int group = 0; group < 2; group++) load_group<IntegerZeros>(at, 2, group, lane >> 2, scales[group], zeros[group]);
+            for (int group = 0; group < 2; group++) load_group<IntegerZeros>(at + unit_scales, 2, group, lane >> 2, scales[group], zeros[group]);
         }
     }
 };
@@ -225,7 +225,7 @@ __device__ __forceinline__ void multiply(float (&d)[Blocks][TN / 2], const int (
                     } else {
                         auto load_meta = [&](GroupMeta<IntegerZeros>& to, int index) {
                             uint32_t scales, zeros;
-                            load_group<IntegerZeros>(at[b], groups, index, g, scales, zeros);
+                            load_group<IntegerZeros>(at[b] + unit_scales, groups, index, g, scales, zeros);
                             to.set(scales, zeros);
                         };
                         load_meta(low, (2 * span) >> group_shift);

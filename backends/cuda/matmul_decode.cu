@@ -76,10 +76,8 @@ __device__ __forceinline__ float squares_of(uint4 v) {
 // sum += one unit (16 rows x 256 columns, in shared memory at `at`) times x, whose fragments of the 16 steps are b and whose sums over a group's columns
 // are x_sums (this lane's tokens 2 t and 2 t + 1); times: the power of two that takes back what x was multiplied by.
 //
-// Integer zeros: the nibbles themselves go into the product, masked and no more. As a half's bits they are q * 2^-24 (in the low
-// nibble of a byte) or q * 2^-20 (in the high one), subnormal and exact; powers of two come back with the scale, and the zero point
-// leaves with the group's sum of x. That is six instructions a step where q - z in half takes ten. (Groups of 32 would need too many
-// registers for their sums.)
+// Integer zeros: the nibbles themselves go into the product (raw_nibbles), six instructions a step where q - z in half takes ten. Groups
+// of 32 would need too many registers for their sums of x.
 template <int Groups, bool IntegerZeros>
 __device__ __forceinline__ void multiply_unit(float (&sum)[4], uint32_t at, const uint32_t (&b)[32], const float (&x_sums)[Groups][2], float2 times) {
     constexpr int group_steps = 16 / Groups;
@@ -93,7 +91,7 @@ __device__ __forceinline__ void multiply_unit(float (&sum)[4], uint32_t at, cons
         const int group = step / group_steps;
         if (step % 4 == 0 && step < 12) spans[(step / 4 + 1) % 2] = load_shared16(at + (step / 4 + 1) * 512 + lane * 16);
         if (step % group_steps == 0) {
-            load_group<IntegerZeros>(at, Groups, group, g, scales, zeros);
+            load_group<IntegerZeros>(at + unit_scales, Groups, group, g, scales, zeros);
 #pragma unroll
             for (int i = 0; i < 4; i++) d[0][i] = d[1][i] = 0.0f;
         }
@@ -101,7 +99,7 @@ __device__ __forceinline__ void multiply_unit(float (&sum)[4], uint32_t at, cons
         const uint32_t word = step % 4 == 0 ? span.x : step % 4 == 1 ? span.y : step % 4 == 2 ? span.z : span.w;
         uint32_t a[4];
         if constexpr (IntegerZeros && Groups <= 4) {
-            a[0] = word & 0x000f000f, a[1] = word & 0x00f000f0, a[2] = word >> 8 & 0x000f000f, a[3] = word >> 8 & 0x00f000f0;
+            raw_nibbles(a, word);
         } else {
             GroupMeta<IntegerZeros> meta;
             meta.set(scales, zeros);
@@ -112,15 +110,12 @@ __device__ __forceinline__ void multiply_unit(float (&sum)[4], uint32_t at, cons
         }
         mma(d[step % 2], a, b[2 * step], b[2 * step + 1]);
         if (step % group_steps == group_steps - 1) {
-            const float2 scale = IntegerZeros ? __half22float2(as_half2(scales)) : make_float2(1.0f, 1.0f);
             if constexpr (IntegerZeros && Groups <= 4) {
-                const float zero0 = __uint_as_float(0x4b000000u | (zeros & 0xff)) - 8388608.0f,
-                            zero1 = __uint_as_float(0x4b000000u | zeros >> 8) - 8388608.0f;
+                const RawGroup raw(scales, zeros);
 #pragma unroll
-                for (int i = 0; i < 4; i++)
-                    sum[i] += (i < 2 ? scale.x : scale.y) * (i & 1 ? times.y : times.x) * ((d[0][i] + d[1][i]) * (i < 2 ? 16777216.0f : 1048576.0f) -
-                                                             (i < 2 ? zero0 : zero1) * x_sums[group][i & 1]);
+                for (int i = 0; i < 4; i++) sum[i] += raw.value(i, d[0][i] + d[1][i], x_sums[group][i & 1], i & 1 ? times.y : times.x);
             } else {
+                const float2 scale = IntegerZeros ? __half22float2(as_half2(scales)) : make_float2(1.0f, 1.0f);
 #pragma unroll
                 for (int i = 0; i < 4; i++) sum[i] += (i < 2 ? scale.x : scale.y) * (i & 1 ? times.y : times.x) * (d[0][i] + d[1][i]);
             }

@@ -147,13 +147,32 @@ struct GroupMeta {
         }
     }
 };
-// What GroupMeta is made of, for the lanes of slots g and g + 8: group `group`, of `groups`, of a unit that lies in shared memory.
+constexpr int unit_scales = 2048;  // where a unit's scales begin
+// What GroupMeta is made of, for the lanes of slots g and g + 8: group `group` of `groups`, whose scales begin at `at` in shared memory, with the
+// zeros behind them.
 template <bool IntegerZeros>
-__device__ __forceinline__ void load_group(uint32_t unit, int groups, int group, int g, uint32_t& scales, uint32_t& zeros) {
-    scales = load_shared4(unit + 2048 + group * 32 + g * 4);
-    zeros = IntegerZeros ? load_shared2(unit + 2048 + groups * 32 + group * 16 + g * 2)
-                         : load_shared4(unit + 2048 + groups * 32 + group * 32 + g * 4);
+__device__ __forceinline__ void load_group(uint32_t at, int groups, int group, int g, uint32_t& scales, uint32_t& zeros) {
+    scales = load_shared4(at + group * 32 + g * 4);
+    zeros = IntegerZeros ? load_shared2(at + groups * 32 + group * 16 + g * 2) : load_shared4(at + groups * 32 + group * 32 + g * 4);
 }
+// The nibbles of one k16 step as an A fragment, masked and no more. As a half's bits they are q * 2^-24 (slot g) or q * 2^-20 (slot g + 8),
+// subnormal and exact; the powers of two come back with the scale, and the zero point leaves with the group's sum of x.
+__device__ __forceinline__ void raw_nibbles(uint32_t (&a)[4], uint32_t word) {
+    a[0] = word & 0x000f000f, a[1] = word & 0x00f000f0, a[2] = word >> 8 & 0x000f000f, a[3] = word >> 8 & 0x00f000f0;
+}
+struct RawGroup {
+    float2 scale;
+    float zero0, zero1;
+    __device__ __forceinline__ RawGroup(uint32_t scales, uint32_t zeros) {
+        scale = __half22float2(as_half2(scales));
+        zero0 = __uint_as_float(0x4b000000u | (zeros & 0xff)) - 8388608.0f;  // integers up to 2^23 stand in a float's last bits
+        zero1 = __uint_as_float(0x4b000000u | zeros >> 8) - 8388608.0f;
+    }
+    // Element i of the fragment's true value. d: of the product with raw nibbles; x_sum: of this token's x over the group; times: a power of two.
+    __device__ __forceinline__ float value(int i, float d, float x_sum, float times = 1.0f) const {
+        return (i < 2 ? scale.x : scale.y) * times * (d * (i < 2 ? 16777216.0f : 1048576.0f) - (i < 2 ? zero0 : zero1) * x_sum);
+    }
+};
 // q - z of one k16 step of a 16-row tile, as an A fragment; exact.
 __device__ __forceinline__ void subtract_zero(uint32_t (&a)[4], uint32_t word, const GroupMeta<true>& m) {
     const half2 sixteenth = as_half2(0x2c002c00u);

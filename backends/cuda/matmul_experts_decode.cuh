@@ -66,7 +66,7 @@ struct Unit {
 #pragma unroll
         for (int piece = 0; piece < Groups; piece++) {
             const int group = Groups == 2 ? piece : piece >> group_shift;
-            load_group<IntegerZeros>(from, groups, group, g, scales[piece], zeros[piece]);
+            load_group<IntegerZeros>(from + unit_scales, groups, group, g, scales[piece], zeros[piece]);
         }
     }
     // The next one of the stream; then `ask(slot)` by one lane for what comes into its slot.

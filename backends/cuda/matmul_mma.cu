@@ -1,8 +1,9 @@
 // y = x W^T with mma.sync for int4 weights, any shape and any number of rows, plain or by experts: every GPU from sm_80 on.
 //
-// A CTA of eight warps makes 128 or 256 rows of W times `TN` tokens (8 to 128). A warp has 32 rows of W and all the tokens; with up to 64
-// tokens two warps share the rows and take every other span of 64 columns. W and x come through stages in shared memory; a
-// lane reads its own fragments of W there and dequantises them in registers, x is read by ldmatrix.
+// A CTA makes 256 rows of W (128 for 8 and 16 tokens) times `TN` tokens (8 to 128). A warp has 32 rows of W and all the tokens; with up to 32
+// tokens two warps share the rows and take every other span of 64 columns. W and x come through stages in shared memory; a lane reads its own
+// fragments of W there and dequantises them in registers, x is read by ldmatrix. What comes next is asked for between products, since all warps leave
+// the barrier together and would all leave the tensor cores idle.
 //
 // A worker (a CTA; two have room on a multiprocessor up to 16 tokens) takes whole blocks first. The blocks that are left are cut along K
 // (work.h). Where they can be cut in equally many parts, every worker leaves its sums in scratch and finishes a share of the block's outputs
@@ -16,26 +17,29 @@ namespace {
 
 using namespace mma_sync;
 
-constexpr int warps = 8, threads = warps * 32;
-constexpr int warp_tiles = 2;        // of 16 rows
-constexpr int least_steps = 4;       // of a worker's share of a block
-constexpr int most_experts_kept = 256;
+constexpr int warp_tiles = 2;           // of 16 rows
+constexpr int least_steps = 4;          // of a worker's share of a block
+constexpr int most_experts_kept = 256;  // whose first rows are read once; with more of them they are read from memory each time
+constexpr int places_kept = 8;
 
 // What a CTA of so many tokens has in shared memory.
 template <int TN, int Groups, bool IntegerZeros>
 struct Shape {
-    static constexpr int octets = TN / 8, batch = TN <= 16 ? 1 : 4;  // octets of tokens that are moved together
-    static constexpr int k_parts = TN == 128 ? 1 : 2, row_groups = warps / k_parts, block_tiles = row_groups * warp_tiles;
+    static constexpr int warps = TN == 32 ? 16 : 8, threads = warps * 32;
+    static constexpr int octets = TN / 8, batch = TN <= 32 ? 1 : 4;  // octets of tokens that are moved together
+    static constexpr int k_parts = TN <= 32 ? 2 : 1, row_groups = warps / k_parts, block_tiles = row_groups * warp_tiles;
     static constexpr int warp_bytes = warp_tiles * (512 + meta_bytes<64, Groups, IntegerZeros>);
     static constexpr int w_bytes = warps * warp_bytes, tile_bytes = TN * 128;
     static constexpr int stage_bytes = w_bytes + k_parts * tile_bytes;
-    static constexpr int row_pieces = 8 * k_parts;                                 // of 16 bytes, of a row of x
-    static constexpr int x_pieces = std::max(TN * row_pieces / threads, 1);        // that a thread copies
+    static constexpr int row_pieces = 8 * k_parts;                           // of 16 bytes, of a row of x
+    static constexpr int x_pieces = std::max(TN * row_pieces / threads, 1);  // that a thread copies
     static constexpr int exchange_bytes = k_parts == 1 ? 0 : row_groups * warp_tiles * batch * 512;
+    static constexpr int x_after = std::min(TN / 32, 2);  // of a step's four k16 steps: x is asked for behind it (W behind the first)
     static constexpr int ctas = TN <= 16 ? 2 : 1;  // of a multiprocessor: what one waits for is hidden behind the other
     static constexpr int room = (least_shared_block + 1024) / ctas - 1024 - static_bytes;
     static constexpr int stages = std::min(6, (room - exchange_bytes) / stage_bytes);
-    static_assert(stages >= 3 && static_bytes >= (most_experts_kept + 1) * 4 + 128);
+    static_assert(stages >= 3 && static_bytes >= (most_experts_kept + 1) * 4 + places_kept * 16 + 128);
+    static_assert(stages - 1 < places_kept - 1);  // blocks that loading is ahead of storing, of a step each at least
 };
 
 struct Params {
@@ -48,7 +52,8 @@ struct Params {
     uint32_t* flags;
     int expert_count, rows, in, tiles, units, unit_bytes, group;
     int row_blocks, raster;  // raster: token blocks that go along the rows together
-    bool x_whole;  // rows of x are aligned and whole eights
+    bool x_whole;       // rows of x are aligned and whole eights
+    bool early;         // W is asked for before the kernel before this one has ended
     Division division;  // by experts: made on the device
 };
 
@@ -56,17 +61,15 @@ struct Params {
 struct Place {
     int row_block, expert, token, end;
 };
-// begin: of the experts, in shared or global memory.
 template <int TN>
-__device__ Place place_of(const Params& p, const int32_t* begin, int block) {
-    if (!p.experts.begin) {
+__device__ __forceinline__ Place place_of(const Params& p, const Begins& begins, int block) {
+    if (!begins.memory) {
         const int token_blocks = (p.rows + TN - 1) / TN, band = block / (p.raster * p.row_blocks);
         const int rest = block - band * p.raster * p.row_blocks, width = min(p.raster, token_blocks - band * p.raster);
         return {rest / width, 0, (band * p.raster + rest % width) * TN, p.rows};
     }
-    int index = block / p.row_blocks, expert = 0, first = begin[0], last = begin[1];
-    for (; index >= (last - first + TN - 1) / TN; expert++, first = last, last = begin[expert + 1]) index -= (last - first + TN - 1) / TN;
-    return {block % p.row_blocks, expert, first + index * TN, last};
+    const ExpertBlock found = expert_block<TN>(begins, p.expert_count, block / p.row_blocks);
+    return {block % p.row_blocks, found.expert, found.first, found.end};
 }
 
 // Where rows are not aligned or end in the middle of eight columns; its code stays out of the loop's way.
@@ -88,7 +91,7 @@ __device__ __forceinline__ void finish_part(const Params& p, const Work& work, c
     }
     __syncthreads();
     const float4* partials = p.partials + static_cast<int64_t>(first_worker) * fragments * 32 + lane;
-    for (int f = part + warp * parts; f < fragments; f += warps * parts) {
+    for (int f = part + warp * parts; f < fragments; f += S::warps * parts) {
         float4 v[most_parts];
 #pragma unroll
         for (int i = 0; i < most_parts; i++) v[i] = i < parts ? __ldcg(partials + (i * fragments + f) * 32) : make_float4(0, 0, 0, 0);
@@ -102,114 +105,124 @@ __device__ __forceinline__ void finish_part(const Params& p, const Work& work, c
 
 // Groups: 2 for 128 columns a group with integer zeros; 8 serves every size.
 template <int TN, int Groups, bool IntegerZeros>
-__global__ void __launch_bounds__(threads, TN <= 16 ? 2 : 1) q4_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(Shape<TN, Groups, IntegerZeros>::threads, TN <= 16 ? 2 : 1) q4_kernel(const __grid_constant__ Params p) {
     using S = Shape<TN, Groups, IntegerZeros>;
-    constexpr int octets = S::octets, batch = S::batch, k_parts = S::k_parts, stages = S::stages, row_pieces = S::row_pieces, x_pieces = S::x_pieces;
+    constexpr int octets = S::octets, batch = S::batch, k_parts = S::k_parts, stages = S::stages, row_pieces = S::row_pieces, x_pieces = S::x_pieces, threads = S::threads;
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ int32_t kept[most_experts_kept + 1];
+    __shared__ Place places[places_kept];  // of the last blocks whose loading has begun
     const int tid = static_cast<int>(threadIdx.x), warp = tid >> 5, lane = tid & 31, g = lane >> 2;
     const int row_group = warp % S::row_groups, k_part = warp / S::row_groups;
     const uint32_t base = shared_address(shared);
 
     pdl_trigger();
-    const int32_t* begin = p.experts.begin;
+    Begins begins = {p.experts.begin, nullptr};
     int token_blocks = (p.rows + TN - 1) / TN;
-    if (begin) {
+    if (begins.memory) {
         pdl_wait();
         if (p.expert_count <= most_experts_kept) {
-            for (int i = tid; i <= p.expert_count; i += threads) kept[i] = __ldcg(begin + i);
-            begin = kept;
+            for (int i = tid; i <= p.expert_count; i += threads) kept[i] = __ldcg(begins.memory + i);
+            begins.kept = kept;
         }
         __syncthreads();
-        token_blocks = 0;
-        for (int e = 0; e < p.expert_count; e++) token_blocks += (begin[e + 1] - begin[e] + TN - 1) / TN;
+        token_blocks = token_blocks_of<TN>(begins, p.expert_count);
     }
     const int steps = p.units * 4 / k_parts, workers = static_cast<int>(gridDim.x), worker = workers - 1 - static_cast<int>(blockIdx.x);
     const int blocks = token_blocks * p.row_blocks;
-    const Work start(begin ? divide(blocks, steps, workers, least_steps) : p.division, worker, workers, blocks, steps);
+    const Work start(begins.memory ? divide(blocks, steps, workers, least_steps) : p.division, worker, workers, blocks, steps);
 
     // ---- loading, some stages ahead
     Work to_load = start;
-    int left_to_load = 0, load_slot = 0;  // steps of the block
-    // W: the unit's place behind the tile's, and the span in the unit. Of a tile's scales and zeros eight lanes have a piece each.
-    const uint8_t* w_tiles[warp_tiles];
-    bool w_there[warp_tiles];
-    int unit_at = 0, quarter = 0;
-    const int meta_tile = lane >> 3;
+    int left_to_load = 0, load_slot = 0, loaded_blocks = 0;  // left_to_load: steps of the block; 0: there is none
+    // This lane's pieces of the next step. Rows that are not there are read as others that are: nobody stores what comes of them.
+    const uint8_t* w_from[warp_tiles];
+    int quarter = 0;  // of a unit
+    const int meta_tile = lane >> 3;  // of a tile's scales and zeros eight lanes have a piece each
     const MetaPiece<64, Groups, IntegerZeros> piece(p.group, lane & 7);
-    const uint8_t* meta = nullptr;
-    const half* x_rows[x_pieces];  // this thread's piece of the next step
-    bool x_there[x_pieces];        // there is such a row
-    int x_left = 0;                // columns from there on
+    const bool has_meta = meta_tile < warp_tiles && piece.there;
+    const uint8_t* meta_unit = nullptr;
+    const half* x_from[x_pieces];
+    int x_left = 0;  // columns from there on
     const int x_token = tid / row_pieces, x_piece = tid % row_pieces;
-    const uint32_t x_to = S::w_bytes + (x_piece >> 3) * S::tile_bytes + swizzled(x_token, x_piece & 7);
+    const uint32_t w_to = warp * S::warp_bytes + lane * 16,
+                   meta_to = warp * S::warp_bytes + warp_tiles * 512 + meta_tile * meta_bytes<64, Groups, IntegerZeros> + (lane & 7) * 16,
+                   x_to = S::w_bytes + (x_piece >> 3) * S::tile_bytes + swizzled(x_token, x_piece & 7);
     static_assert(threads / row_pieces % 8 == 0);  // the swizzle of a thread's next row is the same
-    bool more = to_load.next();
     auto begin_load = [&] {
-        if (!more) return;
-        const Place place = place_of<TN>(p, begin, to_load.block);
+        if (!to_load.next()) return;
+        const Place place = place_of<TN>(p, begins, to_load.block);
+        if (tid == 0) places[loaded_blocks % places_kept] = place;
+        loaded_blocks++;
         left_to_load = to_load.last - to_load.first;
         const int span = to_load.first * k_parts + k_part, column = to_load.first * (64 * k_parts) + x_piece * 8;
-        unit_at = (span >> 2) * p.unit_bytes, quarter = span & 3;
+        const uint8_t* unit[warp_tiles];
+        quarter = span & 3;
 #pragma unroll
         for (int i = 0; i < warp_tiles; i++) {
-            const int tile = place.row_block * S::block_tiles + row_group * warp_tiles + i;
-            w_there[i] = tile < p.tiles;
-            w_tiles[i] = p.w + place.expert * p.expert_bytes + static_cast<int64_t>(w_there[i] ? tile : 0) * p.units * p.unit_bytes;
+            const int tile = min(place.row_block * S::block_tiles + row_group * warp_tiles + i, p.tiles - 1);
+            unit[i] = p.w + place.expert * p.expert_bytes + (static_cast<int64_t>(tile) * p.units + (span >> 2)) * p.unit_bytes;
+            w_from[i] = unit[i] + quarter * 512 + lane * 16;
         }
-        meta = meta_tile ? w_tiles[1] : w_tiles[0];
+        meta_unit = meta_tile ? unit[1] : unit[0];
         x_left = p.in - column;
 #pragma unroll
         for (int i = 0; i < x_pieces; i++) {
-            const int token = x_token + i * (threads / row_pieces), row = place.token + token;
-            x_there[i] = token < TN && row < place.end;
-            x_rows[i] = p.x + column;
-            if (x_there[i]) x_rows[i] += (p.experts.source ? __ldcg(p.experts.source + row) : row) * p.ldx;
+            const int row = min(place.token + x_token + i * (threads / row_pieces), place.end - 1);
+            x_from[i] = p.x + column + (p.experts.source ? __ldcg(p.experts.source + row) : row) * p.ldx;
         }
     };
-    auto load_w = [&] {
-        const uint32_t to = base + load_slot * S::stage_bytes + warp * S::warp_bytes;
-        const int at = unit_at + quarter * 512 + lane * 16;
+    auto load_w = [&](int slot) {
+        const uint32_t stage = base + slot * S::stage_bytes;
 #pragma unroll
-        for (int i = 0; i < warp_tiles; i++) copy16(to + i * 512 + lane * 16, w_tiles[i] + at, w_there[i] ? 16 : 0);
-        if (meta_tile < warp_tiles && piece.there)
-            copy16(to + warp_tiles * 512 + meta_tile * meta_bytes<64, Groups, IntegerZeros> + (lane & 7) * 16, meta + unit_at + piece.place(quarter), 16);
+        for (int i = 0; i < warp_tiles; i++) copy16(stage + w_to + i * 512, w_from[i], 16);
+        if (has_meta) copy16(stage + meta_to, meta_unit + piece.place(quarter), 16);
         quarter += k_parts;
-        if (quarter >= 4) quarter -= 4, unit_at += p.unit_bytes;
+        const bool next_unit = quarter >= 4;
+#pragma unroll
+        for (int i = 0; i < warp_tiles; i++) w_from[i] += k_parts * 512 + (next_unit ? p.unit_bytes - 2048 : 0);
+        if (next_unit) quarter -= 4, meta_unit += p.unit_bytes;
     };
-    auto load_x = [&] {
-        const uint32_t to = load_slot * S::stage_bytes + x_to;
-        if (x_token >= TN) return;
+    auto load_x = [&](int slot) {
+        const uint32_t to = slot * S::stage_bytes + x_to;
+        if (TN * row_pieces < threads && x_token >= TN) return;
         if (p.x_whole) {
 #pragma unroll
-            for (int i = 0; i < x_pieces; i++) copy16(base + to + i * (threads / row_pieces * 128), x_rows[i], x_there[i] && x_left > 0 ? 16 : 0);
+            for (int i = 0; i < x_pieces; i++) copy16(base + to + i * (threads / row_pieces * 128), x_from[i], x_left > 0 ? 16 : 0);
         } else {
 #pragma unroll
-            for (int i = 0; i < x_pieces; i++) copy_slowly(shared + to + i * (threads / row_pieces * 128), x_rows[i], x_there[i] ? x_left : 0);
+            for (int i = 0; i < x_pieces; i++) copy_slowly(shared + to + i * (threads / row_pieces * 128), x_from[i], x_left);
         }
 #pragma unroll
-        for (int i = 0; i < x_pieces; i++) x_rows[i] += 64 * k_parts;
+        for (int i = 0; i < x_pieces; i++) x_from[i] += 64 * k_parts;
         x_left -= 64 * k_parts;
     };
     auto loaded = [&] {
         if (++load_slot == stages) load_slot = 0;
-        if (--left_to_load == 0) {
-            more = to_load.next();
-            begin_load();
-        }
+        if (--left_to_load == 0) begin_load();
     };
-    auto load = [&] {
-        if (more) {
-            load_w();
-            load_x();
+    // In a step, after the products of k16 step j.
+    auto load = [&](int j) {
+        if (left_to_load > 0) {
+            if (j == 0) load_w(load_slot);
+            if (j == S::x_after) load_x(load_slot), loaded();
+        }
+        if (j == S::x_after) copy_commit();
+    };
+    begin_load();
+    // Weights are nobody's result: those of the first block's first steps can be on their way before x may be read.
+    const int early = p.early ? min(stages - 1, left_to_load) : 0;
+#pragma unroll 1
+    for (int i = 0; i < early; i++) load_w(i);
+    pdl_wait();
+#pragma unroll 1
+    for (int i = 0; i < stages - 1; i++) {
+        if (left_to_load > 0) {
+            if (i >= early) load_w(i);
+            load_x(i);
             loaded();
         }
         copy_commit();
-    };
-    begin_load();
-    pdl_wait();
-#pragma unroll 1
-    for (int i = 0; i < stages - 1; i++) load();
+    }
 
     // ---- multiplying
     float d[warp_tiles][octets][4];
@@ -218,15 +231,20 @@ __global__ void __launch_bounds__(threads, TN <= 16 ? 2 : 1) q4_kernel(const __g
     uint32_t x_at[4];
 #pragma unroll
     for (int j = 0; j < 4; j++) x_at[j] = x_lane + (((TN == 8 ? 2 * j + (lane >> 3) : 2 * j + (lane >> 3 & 1)) ^ (lane & 7)) << 4);
-    auto multiply = [&](int slot) {
-        const uint32_t ws = base + slot * S::stage_bytes + warp * S::warp_bytes, xs = base + slot * S::stage_bytes + S::w_bytes + k_part * S::tile_bytes;
-        uint4 words[warp_tiles];
-        StageMeta<64, Groups, IntegerZeros> meta[warp_tiles];
+    // A warp's W of a stage, which it has brought itself: it need not wait for the others.
+    uint4 words[warp_tiles];
+    StageMeta<64, Groups, IntegerZeros> meta[warp_tiles];
+    const int stage_groups = StageMeta<64, Groups, IntegerZeros>::groups_of(p.group);
+    auto fetch = [&](int slot) {
+        const uint32_t ws = base + slot * S::stage_bytes + warp * S::warp_bytes;
 #pragma unroll
         for (int i = 0; i < warp_tiles; i++) {
             words[i] = load_shared16(ws + i * 512 + lane * 16);
-            meta[i].load(ws + warp_tiles * 512 + i * meta_bytes<64, Groups, IntegerZeros>, p.group, g);
+            meta[i].load(ws + warp_tiles * 512 + i * meta_bytes<64, Groups, IntegerZeros>, stage_groups, g);
         }
+    };
+    auto multiply = [&](int slot) {
+        const uint32_t xs = base + slot * S::stage_bytes + S::w_bytes + k_part * S::tile_bytes;
         uint32_t b[4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -249,6 +267,7 @@ __global__ void __launch_bounds__(threads, TN <= 16 ? 2 : 1) q4_kernel(const __g
                     }
                 }
             }
+            load(j);
         }
     };
     // The sums of the warps with the same rows come together in the first of them.
@@ -282,8 +301,8 @@ __global__ void __launch_bounds__(threads, TN <= 16 ? 2 : 1) q4_kernel(const __g
     auto partial = [&](int of) {
         return p.partials + (static_cast<int64_t>(of) * S::row_groups + row_group) * (warp_tiles * octets * 32) + lane;
     };
-    int slot = 0;
-    for (Work work = start; work.next();) {
+    int slot = 0, block = 0;
+    for (Work work = start; work.next(); block++) {
 #pragma unroll
         for (int i = 0; i < warp_tiles; i++)
 #pragma unroll
@@ -293,8 +312,9 @@ __global__ void __launch_bounds__(threads, TN <= 16 ? 2 : 1) q4_kernel(const __g
 #pragma unroll 1
         for (int step = work.first; step < work.last; step++) {
             copy_wait<stages - 2>();
-            __syncthreads();  // this stage has landed for all, and the one filled next has been read by all
-            load();
+            __syncwarp();
+            fetch(slot);
+            __syncthreads();  // x of this stage has landed for all, and the one filled next has been read by all
             multiply(slot);
             if (++slot == stages) slot = 0;
         }
@@ -310,44 +330,41 @@ __global__ void __launch_bounds__(threads, TN <= 16 ? 2 : 1) q4_kernel(const __g
         };
         if (!whole && work.d.parts > 0) {
             if (k_part == 0) leave();
-            finish_part<TN, S>(p, work, place_of<TN>(p, begin, work.block));
+            finish_part<TN, S>(p, work, places[block % places_kept]);
             continue;
         }
         if (k_part) continue;
         if (work.first > 0) {
             leave();
             __syncwarp();
-            if (lane == 0) store_release(p.flags + worker * warps + row_group, 1);
+            if (lane == 0) store_release(p.flags + worker * S::warps + row_group, 1);
             continue;
         }
         if (!whole) {
-            const int last_worker = work.worker_at((work.local() + 1) * steps - 1);
-            for (int from = worker + 1; from <= last_worker; from += 32) {
-                const int count = min(last_worker - from + 1, 32);
-                if (lane < count) take_flag(p.flags + (from + lane) * warps + row_group);
-                __syncwarp();
-                // As many sums are on their way at once as registers allow.
-                constexpr int most = TN == 32 || TN == 64 ? 16 : 8, all = warp_tiles * octets, together = most > all ? most / all : 1, at_once = most < all ? most : all;
-                for (int first = 0; first < count; first += together)
+            const int from = worker + 1, count = work.worker_at((work.local() + 1) * steps - 1) - worker;  // those that have the rest of the block
+            if (lane < count) take_flag(p.flags + (from + lane) * S::warps + row_group);
+            __syncwarp();
+            // As many sums are on their way at once as registers allow.
+            constexpr int most = TN == 32 || TN == 64 ? 16 : 8, all = warp_tiles * octets, together = most > all ? most / all : 1, at_once = most < all ? most : all;
+            for (int first = 0; first < count; first += together)
 #pragma unroll
-                    for (int at = 0; at < warp_tiles * octets; at += at_once) {
-                        float4 v[together][at_once];
+                for (int at = 0; at < warp_tiles * octets; at += at_once) {
+                    float4 v[together][at_once];
 #pragma unroll
-                        for (int k = 0; k < together; k++)
+                    for (int k = 0; k < together; k++)
 #pragma unroll
-                            for (int i = 0; i < at_once; i++)
-                                v[k][i] = first + k < count ? __ldcg(partial(from + first + k) + (at + i) * 32) : make_float4(0, 0, 0, 0);
+                        for (int i = 0; i < at_once; i++)
+                            v[k][i] = first + k < count ? __ldcg(partial(from + first + k) + (at + i) * 32) : make_float4(0, 0, 0, 0);
 #pragma unroll
-                        for (int k = 0; k < together; k++)
+                    for (int k = 0; k < together; k++)
 #pragma unroll
-                            for (int i = 0; i < at_once; i++) {
-                                float* to = d[(at + i) / octets][(at + i) % octets];
-                                to[0] += v[k][i].x, to[1] += v[k][i].y, to[2] += v[k][i].z, to[3] += v[k][i].w;
-                            }
-                    }
-            }
+                        for (int i = 0; i < at_once; i++) {
+                            float* to = d[(at + i) / octets][(at + i) % octets];
+                            to[0] += v[k][i].x, to[1] += v[k][i].y, to[2] += v[k][i].z, to[3] += v[k][i].w;
+                        }
+                }
         }
-        const Place place = place_of<TN>(p, begin, work.block);
+        const Place place = places[block % places_kept];
 #pragma unroll
         for (int i = 0; i < warp_tiles; i++) {
             const int tile = place.row_block * S::block_tiles + row_group * warp_tiles + i;
@@ -360,13 +377,13 @@ using Kernel = void (*)(Params);
 struct Variant {
     int tokens, groups;  // groups 8: any
     bool integer_zeros;
-    int block_tiles, k_parts, ctas, shared_bytes;
+    int block_tiles, k_parts, ctas, threads, shared_bytes;
     Kernel kernel;
 };
 template <int TN, int Groups, bool IntegerZeros>
 constexpr Variant variant() {
     using S = Shape<TN, Groups, IntegerZeros>;
-    return {TN, Groups, IntegerZeros, S::block_tiles, S::k_parts, S::ctas, S::stages * S::stage_bytes + S::exchange_bytes, q4_kernel<TN, Groups, IntegerZeros>};
+    return {TN, Groups, IntegerZeros, S::block_tiles, S::k_parts, S::ctas, S::threads, S::stages * S::stage_bytes + S::exchange_bytes, q4_kernel<TN, Groups, IntegerZeros>};
 }
 const Variant variants[] = {
     variant<8, 2, true>(),  variant<16, 2, true>(),  variant<32, 2, true>(),  variant<64, 2, true>(),  variant<128, 2, true>(),
@@ -399,6 +416,7 @@ cudaError_t mma_q4(const MatmulContext& context, const Q4Weight& weight, const M
     Params p = {};
     p.w = static_cast<const uint8_t*>(weight.data), p.x = args.x, p.ldx = args.ldx;
     p.x_whole = rows_aligned(args.x, args.ldx) && layout.in % 8 == 0;
+    p.early = context.pdl && context.device.arch >= 90 && !experts;  // whose weights they are is another kernel's result
     p.output = output_of(args, layout.out, layout.gated);
     if (experts) p.experts = *experts;
     p.expert_bytes = layout.bytes(), p.expert_count = weight.experts;
@@ -415,7 +433,7 @@ cudaError_t mma_q4(const MatmulContext& context, const Q4Weight& weight, const M
     if (!experts && p.division.waves == 0) workers = p.division.sharers;  // by experts the division is known on the device alone
     const Scratch scratch = scratch_of(context);
     p.partials = scratch.partials, p.flags = scratch.counters;
-    return launch(context, best->kernel, dim3(static_cast<unsigned>(workers)), threads, best->shared_bytes, p);
+    return launch(context, best->kernel, dim3(static_cast<unsigned>(workers)), best->threads, best->shared_bytes, p);
 }
 
 }  // namespace awq::cuda

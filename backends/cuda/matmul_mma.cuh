@@ -1,4 +1,4 @@
-// What the two mma.sync kernels of int4 weights share: scales and zeros in a stage, and the way of a tile's sums to y.
+// What the mma.sync kernels share: where an expert's rows lie, scales and zeros in a stage, and the way of a tile's sums to y.
 #pragma once
 #include <algorithm>
 #include "backends/cuda/matmul_internal.h"
@@ -8,6 +8,50 @@ namespace awq::cuda::mma_sync {
 
 constexpr int static_bytes = 1536;  // of a CTA's shared memory, at most
 
+// The first sorted row of each expert, and of the one behind the last.
+struct Begins {
+    const int32_t* memory;
+    const int32_t* kept;  // in shared memory, or null
+    __device__ __forceinline__ int operator[](int expert) const { return kept ? kept[expert] : __ldcg(memory + expert); }
+};
+// Every lane of a warp has an expert, from `from` on: its rows first .. end, and how many blocks of TN of them there are.
+template <int TN>
+__device__ __forceinline__ int blocks_of(const Begins& begins, int from, int count, int& first, int& end) {
+    const int expert = min(from + (static_cast<int>(threadIdx.x) & 31), count);  // behind the last one: no rows
+    first = begins[expert], end = begins[min(expert + 1, count)];
+    return (end - first + TN - 1) / TN;
+}
+template <int TN>
+__device__ __forceinline__ int token_blocks_of(const Begins& begins, int count) {
+    int blocks = 0, first, end;
+    for (int from = 0; from < count; from += 32) blocks += __reduce_add_sync(~0u, blocks_of<TN>(begins, from, count, first, end));
+    return blocks;
+}
+// Block `index` of all experts' blocks of TN rows: whose it is (-1: there are not so many), its first row, and the end of the expert's rows. The lanes of
+// a warp look for it together, and all have the answer.
+struct ExpertBlock {
+    int expert, first, end;
+};
+template <int TN>
+__device__ __forceinline__ ExpertBlock expert_block(Begins begins, int count, int index) {
+    for (int from = 0; from < count; from += 32) {
+        int first, end;
+        const int blocks = blocks_of<TN>(begins, from, count, first, end);
+        int behind = blocks;  // this lane's and all before
+#pragma unroll
+        for (int i = 1; i < 32; i <<= 1) {
+            const int other = __shfl_up_sync(~0u, behind, i);
+            if ((static_cast<int>(threadIdx.x) & 31) >= i) behind += other;
+        }
+        if (const unsigned hit = __ballot_sync(~0u, behind > index)) {
+            const int lane = __ffs(static_cast<int>(hit)) - 1;
+            return {from + lane, __shfl_sync(~0u, first + (index - behind + blocks) * TN, lane), __shfl_sync(~0u, end, lane)};
+        }
+        index -= __shfl_sync(~0u, behind, 31);
+    }
+    return {-1, 0, 0};
+}
+
 // Scales and zeros of a tile and so many columns (64, 128), as they lie in a stage. Groups: 2 for 128 columns a group with integer zeros; 8
 // serves every size.
 template <int Columns, int Groups, bool IntegerZeros>
@@ -15,29 +59,30 @@ constexpr int meta_bytes = Groups == 2 ? 48 : Columns / 32 * (IntegerZeros ? 48 
 // A lane's piece of them, 16 bytes.
 template <int Columns, int Groups, bool IntegerZeros>
 struct MetaPiece {
-    int group, step, at;  // columns of a group; bytes from a group's piece to the next one's; the first one's place in a unit
+    int shift, step, at;  // 2^shift columns are a group; bytes from a group's piece to the next one's; the first one's place in a unit
     bool there;
     __device__ MetaPiece(int group_size, int piece) {
-        group = Groups == 2 ? 128 : group_size;
-        const int here = max(Columns / group, 1), scales = 2 * here, zeros = here * (IntegerZeros ? 1 : 2);
+        const int group = Groups == 2 ? 128 : group_size, here = max(Columns / group, 1), scales = 2 * here, zeros = here * (IntegerZeros ? 1 : 2);
+        shift = 31 - __clz(group);
         there = piece < scales + zeros;
         step = piece < scales || !IntegerZeros ? 32 : 16;
-        at = 2048 + (piece < scales ? piece * 16 : unit_columns / group * 32 + (piece - scales) * 16);
+        at = unit_scales + (piece < scales ? piece * 16 : unit_columns / group * 32 + (piece - scales) * 16);
     }
     // In the unit: of its columns from index * Columns on.
-    __device__ int place(int index) const { return at + index * Columns / group * step; }
+    __device__ int place(int index) const { return at + (index * Columns >> shift) * step; }
 };
 // A tile's scales and zeros in a stage, for its k16 steps.
 template <int Columns, int Groups, bool IntegerZeros>
 struct StageMeta {
     static constexpr int count = Groups == 2 ? 1 : Columns / 32;
     GroupMeta<IntegerZeros> of[count];
-    __device__ __forceinline__ void load(uint32_t at, int group_size, int g) {
-        const int here = Groups == 2 ? 1 : max(Columns / group_size, 1);
+    static __device__ int groups_of(int group_size) { return Groups == 2 ? 1 : max(Columns / group_size, 1); }
+    // groups: that the columns have.
+    __device__ __forceinline__ void load(uint32_t at, int groups, int g) {
 #pragma unroll
         for (int i = 0; i < count; i++) {
             uint32_t scales, zeros;
-            load_group<IntegerZeros>(at - 2048, here, i * here / count, g, scales, zeros);
+            load_group<IntegerZeros>(at, groups, i * groups / count, g, scales, zeros);
             of[i].set(scales, zeros);
         }
     }

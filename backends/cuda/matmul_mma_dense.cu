@@ -2,7 +2,7 @@
 //
 // A CTA makes 128 rows of W times TN tokens; W and x pass through stages of 64 columns in shared memory.
 #include <algorithm>
-#include "backends/cuda/matmul_internal.h"
+#include "backends/cuda/matmul_mma.cuh"
 
 namespace awq::cuda {
 namespace {
@@ -43,7 +43,7 @@ template <bool Bf16, int TN>
 __global__ void __launch_bounds__(block_threads, TN == 128 ? 2 : 3) block_kernel(const __grid_constant__ Params p) {
     constexpr int stages = stages_of<TN>, octets = TN / 8, w_bytes = block_rows * 128, x_bytes = TN * 128;
     extern __shared__ __align__(128) uint8_t shared[];
-    __shared__ int found[3];  // expert, first and last sorted row
+    __shared__ mma_sync::ExpertBlock found;
     uint8_t* x_shared = shared + stages * w_bytes;
     int* sources = reinterpret_cast<int*>(x_shared + stages * x_bytes);  // row of x of each token; -1: none
     const int tid = static_cast<int>(threadIdx.x), warp = tid >> 5, lane = tid & 31;
@@ -53,32 +53,13 @@ __global__ void __launch_bounds__(block_threads, TN == 128 ? 2 : 3) block_kernel
     const uint8_t* w = p.w;
     if (p.experts.begin) {  // which expert's which block of tokens this is
         if (warp == 0) {
-            int before = 0, expert = -1;
-            for (int base = 0; base < p.expert_count && expert < 0; base += 32) {
-                int e = base + lane, begin = 0, blocks = 0;
-                if (e < p.expert_count) {
-                    begin = __ldcg(p.experts.begin + e);
-                    blocks = (__ldcg(p.experts.begin + e + 1) - begin + TN - 1) / TN;
-                }
-                int sum = blocks;
-#pragma unroll
-                for (int i = 1; i < 32; i <<= 1) {
-                    int other = __shfl_up_sync(~0u, sum, i);
-                    if (lane >= i) sum += other;
-                }
-                int my_before = before + sum - blocks, index = static_cast<int>(blockIdx.y);
-                bool mine = index >= my_before && index < my_before + blocks;
-                unsigned hit = __ballot_sync(~0u, mine);
-                if (mine) found[0] = e, found[1] = begin + (index - my_before) * TN, found[2] = __ldcg(p.experts.begin + e + 1);
-                if (hit) expert = base;
-                before += __shfl_sync(~0u, sum, 31);
-            }
-            if (lane == 0 && expert < 0) found[0] = -1;
+            const mma_sync::ExpertBlock block = mma_sync::expert_block<TN>({p.experts.begin, nullptr}, p.expert_count, static_cast<int>(blockIdx.y));
+            if (lane == 0) found = block;
         }
         __syncthreads();
-        if (found[0] < 0) return;
-        w += found[0] * p.expert_bytes;
-        first = found[1], end = found[2];
+        if (found.expert < 0) return;
+        w += found.expert * p.expert_bytes;
+        first = found.first, end = found.end;
     }
     for (int i = tid; i < TN; i += block_threads) {
         int row = first + i;

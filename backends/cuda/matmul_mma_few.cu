@@ -117,9 +117,10 @@ __device__ __forceinline__ void keep_x(const Params& p, uint8_t* kept) {
     __syncthreads();
 }
 
-// sum += a tile's 128 columns (in shared memory at `at`) times x, of whose row of an ldmatrix this lane has its piece at `x`; x_sums: of this lane's two tokens.
+// sum += a tile's 128 columns, of so many groups, (in shared memory at `at`) times x, of whose row of an ldmatrix this lane has its piece at `x`; x_sums: of this
+// lane's two tokens.
 template <int Groups, bool IntegerZeros>
-__device__ __forceinline__ void multiply(float (&sum)[4], uint32_t at, uint32_t x, float2 x_sums, int group_size) {
+__device__ __forceinline__ void multiply(float (&sum)[4], uint32_t at, uint32_t x, float2 x_sums, int groups) {
     const int lane = static_cast<int>(threadIdx.x) & 31, g = lane >> 2;
     const uint4 words[2] = {load_shared16(at + lane * 16), load_shared16(at + 512 + lane * 16)};
     uint32_t b[4][4];
@@ -128,22 +129,20 @@ __device__ __forceinline__ void multiply(float (&sum)[4], uint32_t at, uint32_t 
     float d[2][4] = {};  // two, to shorten the chain of dependent products
     if constexpr (Groups == 2) {
         uint32_t scales, zeros;
-        load_group<true>(at + 1024 - 2048, 1, 0, g, scales, zeros);
+        load_group<true>(at + 1024, 1, 0, g, scales, zeros);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             const uint32_t word = word_of(words[j / 4], j % 4);
-            const uint32_t a[4] = {word & 0x000f000f, word & 0x00f000f0, word >> 8 & 0x000f000f, word >> 8 & 0x00f000f0};
+            uint32_t a[4];
+            raw_nibbles(a, word);
             mma(d[j % 2], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
         }
-        const float2 scale = __half22float2(as_half2(scales));
-        const float zero0 = static_cast<float>(zeros & 0xff), zero1 = static_cast<float>(zeros >> 8);
+        const RawGroup group(scales, zeros);
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            sum[i] += (i < 2 ? scale.x : scale.y) * ((d[0][i] + d[1][i]) * (i < 2 ? 16777216.0f : 1048576.0f) -
-                                                     (i < 2 ? zero0 : zero1) * (i & 1 ? x_sums.y : x_sums.x));
+        for (int i = 0; i < 4; i++) sum[i] += group.value(i, d[0][i] + d[1][i], i & 1 ? x_sums.y : x_sums.x);
     } else {
         StageMeta<columns, Groups, IntegerZeros> meta;
-        meta.load(at + 1024, group_size, g);
+        meta.load(at + 1024, groups, g);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             uint32_t a[4];
@@ -204,6 +203,7 @@ __global__ void __launch_bounds__(threads, 1) few_kernel(const __grid_constant__
     const uint32_t x_lane = shared_address(kept) + static_cast<uint32_t>(min(lane & 7, p.rows - 1) * x_pitch(p.units)) + (lane >> 3) * 16;
     const float* x_sums = reinterpret_cast<const float*>(kept + p.rows * x_pitch(p.units));
     const float *x_sums0 = x_sums + min(2 * t, p.rows - 1) * pieces, *x_sums1 = x_sums + min(2 * t + 1, p.rows - 1) * pieces;
+    const int step_groups = StageMeta<columns, Groups, IntegerZeros>::groups_of(p.group);
     int slot = 0, turn = 0, finisher = 0;
     bool asked = !p.next_w;
     for (Work work = start; work.next();) {
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(threads, 1) few_kernel(const __grid_constant__
             __syncwarp();  // this stage has landed for all lanes, and the one filled next has been read by all
             load();
             if (piece < pieces)
-                multiply<Groups, IntegerZeros>(sum, mine + slot * bytes, x_lane + piece * (columns * 2), make_float2(x_sums0[piece], x_sums1[piece]), p.group);
+                multiply<Groups, IntegerZeros>(sum, mine + slot * bytes, x_lane + piece * (columns * 2), make_float2(x_sums0[piece], x_sums1[piece]), step_groups);
             if (++slot == stages) slot = 0;
         }
         if (!more && !asked) {
@@ -240,12 +240,10 @@ __global__ void __launch_bounds__(threads, 1) few_kernel(const __grid_constant__
         }
         if (work.last < p.steps) {
             const int last_worker = work.d.parts > 0 ? worker + work.d.parts - 1 : work.worker_at((work.local() + 1) * p.steps - 1);
-            for (int from = worker + 1; from <= last_worker; from += 32) {
-                const int count = min(last_worker - from + 1, 32);
-                if (lane < count) take_flag(p.flags + from + lane);
-                __syncwarp();
-                for (int i = 0; i < count; i++) add(__ldcg(p.partials + (from + i) * 32 + lane));
-            }
+            const int from = worker + 1, count = last_worker - worker;  // those that have the rest of the tile
+            if (lane < count) take_flag(p.flags + from + lane);
+            __syncwarp();
+            for (int i = 0; i < count; i++) add(__ldcg(p.partials + (from + i) * 32 + lane));
         }
         store_tile<8>(p.output, p.rows, work.block, 0, v);
     }

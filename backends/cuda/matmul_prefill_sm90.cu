@@ -357,7 +357,7 @@ const Variant variants[] = {
     variant<32, 2, true>(),  variant<64, 2, true>(),  variant<96, 2, true>(),  variant<128, 2, true>(),  variant<160, 2, true>(),  variant<192, 2, true>(),
     variant<224, 2, true>(), variant<256, 2, true>(), variant<256, 2, true, 2>(), variant<256, 2, true, 1, true>(),
     variant<32, 8, true>(),  variant<64, 8, true>(),  variant<96, 8, true>(),  variant<128, 8, true>(),  variant<160, 8, true>(),  variant<192, 8, true>(),
-    variant<224, 8, true>(), variant<256, 8, true>(),
+    variant<224, 8, true>(), variant<256, 8, true>(), variant<256, 8, true, 2>(), variant<256, 8, true, 1, true>(),
     variant<32, 8, false>(), variant<64, 8, false>(), variant<96, 8, false>(), variant<128, 8, false>(), variant<160, 8, false>(), variant<192, 8, false>(),
     variant<224, 8, false>(), variant<256, 8, false>(),
 };

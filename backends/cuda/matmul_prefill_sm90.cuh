@@ -138,7 +138,7 @@ struct Piece {
 #pragma unroll
         for (int i = 0; i < metas; i++) {
             const int group = Groups == 2 ? span / 2 : (2 * span + i) >> shift;
-            load_group<IntegerZeros>(at, groups, group, lane >> 2, scales[i], zeros[i]);
+            load_group<IntegerZeros>(at + unit_scales, groups, group, lane >> 2, scales[i], zeros[i]);
         }
     }
 };

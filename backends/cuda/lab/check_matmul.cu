@@ -1,7 +1,8 @@
 // Every matrix kernel against a double reference, on odd and even shapes and every row count that touches an edge: all
 // outputs compared, outputs poisoned before, columns beside them checked to be untouched. Prints one line a case.
 //
-//   check_matmul [quick] [half|bytes|direct]     quick: a few small cases, for compute-sanitizer; half: decode_1_half.cu, ...
+//   check_matmul [quick] [half|bytes|direct] [sms N]     quick: a few small cases, for compute-sanitizer; half: decode_1_half.cu, ...;
+//                                                        sms: work is given out as on a GPU of N multiprocessors
 #include <cstring>
 #include <map>
 #include <string>
@@ -406,9 +407,19 @@ void check_experts(int64_t out, int64_t in, int64_t group, bool integers, bool g
 
 int main(int argc, char** argv) {
     bool quick = false;
-    for (int i = 1; i < argc; i++)
-        if (!lab::take_attempt(argv[i])) quick = quick || !std::strcmp(argv[i], "quick");
     LAB_CHECK(open_matmul(0, &context.device));
+    for (int i = 1; i < argc; i++) {
+        if (lab::take_attempt(argv[i])) continue;
+        if (!std::strcmp(argv[i], "sms") && i + 1 < argc) {
+            context.device.sm_count = std::max(std::atoi(argv[++i]), 1);
+            context.device.cluster_pairs = std::min(context.device.cluster_pairs, context.device.sm_count / 2);
+        } else if (!std::strcmp(argv[i], "quick")) {
+            quick = true;
+        } else {
+            std::fprintf(stderr, "check_matmul: %s: expected quick, half, bytes, direct or sms N\n", argv[i]);
+            return 2;
+        }
+    }
     LAB_CHECK(cudaStreamCreate(&stream));
     context.stream = stream;
     context.scratch_bytes = matmul_scratch_bytes(most_rows, 65536);
@@ -420,6 +431,7 @@ int main(int argc, char** argv) {
         check_dense(70, 200, DType::f16, false, true, {1, 9});
         check_experts(48, 256, 64, true, true, 4, 4, 5, 2, true);
         check_experts(144, 256, 128, true, true, 4, 3, 40, 2, true);
+        check_experts(32, 128, 128, true, false, 40, 40, 40, 2, true);
     } else {
         check_q4({144, 640, 128, true, false, true}, row_counts, true);
         check_q4({48, 512, 128, true, false, true}, row_counts, false);
@@ -462,6 +474,11 @@ int main(int argc, char** argv) {
             check_experts(4112, 1280, 128, true, false, 8, 8, tokens, 2, true);
             check_experts(4128, 3840, 128, true, true, 8, 5, tokens, 2, true);
             check_experts(80, 4896, 128, true, false, 64, 64, tokens, 8, true);
+        }
+        for (int tokens : {8, 60}) {
+            check_experts(32, 128, 128, true, false, 300, 300, tokens, 8, true);  // more than matmul_mma.cu keeps
+            check_experts(32, 128, 64, true, true, 200, 150, tokens, 8, true);
+            check_experts(32, 64, 0, false, false, 300, 290, tokens, 8, false);
         }
         for (int tokens : {60, 150, 256}) {
             check_experts(1200, 768, 128, true, false, 8, 8, tokens, 2, true);
