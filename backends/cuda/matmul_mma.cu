@@ -18,7 +18,7 @@ namespace {
 using namespace mma_sync;
 
 constexpr int warp_tiles = 2;           // of 16 rows
-constexpr int least_steps = 4;          // of a worker's share of a block
+constexpr int least_steps = 4;          // of what a worker shares with others
 constexpr int most_experts_kept = 256;  // whose first rows are read once; with more of them they are read from memory each time
 constexpr int places_kept = 8;
 
@@ -26,20 +26,20 @@ constexpr int places_kept = 8;
 template <int TN, int Groups, bool IntegerZeros>
 struct Shape {
     static constexpr int warps = TN == 32 ? 16 : 8, threads = warps * 32;
-    static constexpr int octets = TN / 8, batch = TN <= 32 ? 1 : 4;  // octets of tokens that are moved together
+    static constexpr int octets = TN / 8;
     static constexpr int k_parts = TN <= 32 ? 2 : 1, row_groups = warps / k_parts, block_tiles = row_groups * warp_tiles;
     static constexpr int warp_bytes = warp_tiles * (512 + meta_bytes<64, Groups, IntegerZeros>);
     static constexpr int w_bytes = warps * warp_bytes, tile_bytes = TN * 128;
     static constexpr int stage_bytes = w_bytes + k_parts * tile_bytes;
     static constexpr int row_pieces = 8 * k_parts;                           // of 16 bytes, of a row of x
     static constexpr int x_pieces = std::max(TN * row_pieces / threads, 1);  // that a thread copies
-    static constexpr int exchange_bytes = k_parts == 1 ? 0 : row_groups * warp_tiles * batch * 512;
+    static constexpr int exchange_bytes = k_parts == 1 ? 0 : row_groups * warp_tiles * 512;  // for an octet of tokens
     static constexpr int x_after = std::min(TN / 32, 2);  // of a step's four k16 steps: x is asked for behind it (W behind the first)
     static constexpr int ctas = TN <= 16 ? 2 : 1;  // of a multiprocessor: what one waits for is hidden behind the other
     static constexpr int room = (least_shared_block + 1024) / ctas - 1024 - static_bytes;
     static constexpr int stages = std::min(6, (room - exchange_bytes) / stage_bytes);
     static_assert(stages >= 3 && static_bytes >= (most_experts_kept + 1) * 4 + places_kept * 16 + 128);
-    static_assert(stages - 1 < places_kept - 1);  // blocks that loading is ahead of storing, of a step each at least
+    static_assert(stages < places_kept - 1);  // loading is so many blocks ahead of storing at most, where a block is one step
 };
 
 struct Params {
@@ -54,7 +54,7 @@ struct Params {
     int row_blocks, raster;  // raster: token blocks that go along the rows together
     bool x_whole;       // rows of x are aligned and whole eights
     bool early;         // W is asked for before the kernel before this one has ended
-    Division division;  // by experts: made on the device
+    Division division;  // not by experts: there the device makes it
 };
 
 // Where a block lies: rows of W, and rows of x from `token` to `end`.
@@ -107,7 +107,7 @@ __device__ __forceinline__ void finish_part(const Params& p, const Work& work, c
 template <int TN, int Groups, bool IntegerZeros>
 __global__ void __launch_bounds__(Shape<TN, Groups, IntegerZeros>::threads, TN <= 16 ? 2 : 1) q4_kernel(const __grid_constant__ Params p) {
     using S = Shape<TN, Groups, IntegerZeros>;
-    constexpr int octets = S::octets, batch = S::batch, k_parts = S::k_parts, stages = S::stages, row_pieces = S::row_pieces, x_pieces = S::x_pieces, threads = S::threads;
+    constexpr int octets = S::octets, k_parts = S::k_parts, stages = S::stages, row_pieces = S::row_pieces, x_pieces = S::x_pieces, threads = S::threads;
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ int32_t kept[most_experts_kept + 1];
     __shared__ Place places[places_kept];  // of the last blocks whose loading has begun
@@ -272,29 +272,21 @@ __global__ void __launch_bounds__(Shape<TN, Groups, IntegerZeros>::threads, TN <
     };
     // The sums of the warps with the same rows come together in the first of them.
     auto join_k_parts = [&] {
-        float4* exchange = reinterpret_cast<float4*>(shared + stages * S::stage_bytes) + row_group * (warp_tiles * batch * 32) + lane;
+        float4* exchange = reinterpret_cast<float4*>(shared + stages * S::stage_bytes) + row_group * (warp_tiles * 32) + lane;
 #pragma unroll
-        for (int from = 0; from < octets; from += batch) {
-            if (from) __syncthreads();
+        for (int o = 0; o < octets; o++) {
+            if (o) __syncthreads();
             if (k_part == 1) {
 #pragma unroll
-                for (int i = 0; i < warp_tiles; i++)
-#pragma unroll
-                    for (int o = 0; o < batch; o++) {
-                        const float* v = d[i][from + o];
-                        exchange[(i * batch + o) * 32] = make_float4(v[0], v[1], v[2], v[3]);
-                    }
+                for (int i = 0; i < warp_tiles; i++) exchange[i * 32] = make_float4(d[i][o][0], d[i][o][1], d[i][o][2], d[i][o][3]);
             }
             __syncthreads();
             if (k_part == 0) {
 #pragma unroll
-                for (int i = 0; i < warp_tiles; i++)
-#pragma unroll
-                    for (int o = 0; o < batch; o++) {
-                        const float4 v = exchange[(i * batch + o) * 32];
-                        float* to = d[i][from + o];
-                        to[0] += v.x, to[1] += v.y, to[2] += v.z, to[3] += v.w;
-                    }
+                for (int i = 0; i < warp_tiles; i++) {
+                    const float4 v = exchange[i * 32];
+                    d[i][o][0] += v.x, d[i][o][1] += v.y, d[i][o][2] += v.z, d[i][o][3] += v.w;
+                }
             }
         }
     };
@@ -426,9 +418,10 @@ cudaError_t mma_q4(const MatmulContext& context, const Q4Weight& weight, const M
     p.row_blocks = (p.tiles + best->block_tiles - 1) / best->block_tiles;
     const int token_blocks = (rows + best->tokens - 1) / best->tokens;
     p.raster = std::min(token_blocks, std::max(1, 2048 / best->tokens));
-    // Each worker has room in scratch for a block's sums.
+    // Each worker has room in scratch for a block's sums, and flags for its warps.
     const int64_t block_bytes = int64_t{best->block_tiles} * tile_rows * best->tokens * static_cast<int64_t>(sizeof(float));
     int workers = static_cast<int>(std::min<int64_t>(context.device.sm_count * best->ctas, partial_bytes / block_bytes));
+    workers = std::min(workers, static_cast<int>(counter_count) * 32 / best->threads);
     p.division = divide(p.row_blocks * token_blocks, p.units * 4 / best->k_parts, workers, least_steps);
     if (!experts && p.division.waves == 0) workers = p.division.sharers;  // by experts the division is known on the device alone
     const Scratch scratch = scratch_of(context);

@@ -19,7 +19,7 @@ using namespace mma_sync;
 
 constexpr int warps = 16, threads = warps * 32, most_rows = 4;
 constexpr int columns = 128;                     // of a warp's step
-constexpr int least_steps = 2;                   // of all warps, that a share of a tile has
+constexpr int least_steps = 2;                   // of all warps, that a worker's share has
 constexpr int sums_lanes = 16;                   // of a fragment, that have sums of up to 4 tokens
 constexpr int exchange_bytes = 2 * warps * sums_lanes * 16;  // a tile's sums of all warps; tiles take turns
 constexpr int most_next_bytes = 32 * 1024;       // that a CTA asks for of the next product's weights

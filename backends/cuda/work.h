@@ -13,7 +13,7 @@ namespace awq::cuda {
 
 // How blocks are given to workers: `waves` whole ones each (nearly all workers have the last), then the rest in equally many parts each, or (parts 0) in
 // shares: of `share` steps, and of one more for the first `longer` of the `sharers`. No share is shorter than least_steps, which would not be worth
-// the meeting of CTAs, unless a block is. A block has at most 8 sharers.
+// the meeting of CTAs, unless a block is. A block has at most 9 sharers.
 struct Division {
     int waves, rest, parts, sharers, share, longer;
 };

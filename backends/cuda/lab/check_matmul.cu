@@ -243,6 +243,12 @@ void check_q4(const Shape& s, const std::vector<int>& counts, bool all_schedules
                 if (kernel == 2 && !prefill_fits(context.device, packed.layout, plain_args)) continue;
                 if (kernel == 4 && !batch_fits(context.device, packed.layout, plain_args)) continue;
                 run(name, want);
+                if (variant == 0 && !s.gated && (kernel == 0 ? matmul_q4_floats(context.device, weight, rows) : kernel == 1 || kernel == 3))
+                    for (bool bias : {false, true}) {
+                        Want floats = want;
+                        floats.wide_output = true, floats.bias = bias;
+                        run(name + " floats", floats);
+                    }
                 if (kernel == 4)
                     for (int cluster : {1, 2}) {
                         tuning.cluster = cluster;
