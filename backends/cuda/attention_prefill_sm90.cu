@@ -27,7 +27,7 @@ struct Shape {
     static_assert(tile_rows == prefill_rows(width) && partial_floats(tile_rows, width) == tile_rows * (width + 2));
 };
 
-__device__ __forceinline__ void consumer_sync() { asm volatile("bar.sync 1, %0;" ::"n"(consumers) : "memory"); }
+[[maybe_unused]] __device__ __forceinline__ void consumer_sync() { asm volatile("bar.sync 1, %0;" ::"n"(consumers) : "memory"); }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // Values behind the last position, in its page, were never written: zeros instead, since 0 * NaN is not 0. By both warpgroups.

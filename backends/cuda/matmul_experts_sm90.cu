@@ -87,7 +87,7 @@ __device__ __forceinline__ float cost_of_waves(const WorkList& list, const Param
 }
 
 // By all threads of the CTA.
-__device__ __forceinline__ void make_list(WorkList& list, const Params& p) {
+[[maybe_unused]] __device__ __forceinline__ void make_list(WorkList& list, const Params& p) {
     const int e = static_cast<int>(threadIdx.x);
     int begin = 0, size = 0;
     if (e < p.expert_count) {

@@ -39,7 +39,7 @@ struct Params : Product {
 struct Block {
     int row, token;
 };
-__device__ __forceinline__ Block block_place(const Params& p, int block) {
+[[maybe_unused]] __device__ __forceinline__ Block block_place(const Params& p, int block) {
     int band = block / (p.raster * p.row_blocks), rest = block - band * p.raster * p.row_blocks;
     int width = min(p.raster, p.token_blocks - band * p.raster);
     return {rest / width, band * p.raster + rest % width};
@@ -95,7 +95,7 @@ struct Box {
     const CUtensorMap* map;
     int bytes;
 };
-__device__ __forceinline__ Box box_at(const Params& p, const CUtensorMap& map, const CUtensorMap& last_map, int token) {
+[[maybe_unused]] __device__ __forceinline__ Box box_at(const Params& p, const CUtensorMap& map, const CUtensorMap& last_map, int token) {
     const int left = p.output.rows - token;
     return left >= p.box_rows ? Box{&map, p.box_rows * 128} : Box{&last_map, left > 0 ? p.last_rows * 128 : 0};
 }
@@ -105,8 +105,8 @@ __device__ __forceinline__ bool adds(const Params& p, const Schedule<Halves>& sc
     return p.output.residual && (schedule.first == 0 || p.parts > 0);
 }
 
-__device__ __forceinline__ void group_sync(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
-__device__ __forceinline__ void add(float* d, const float4& v) { d[0] += v.x, d[1] += v.y, d[2] += v.z, d[3] += v.w; }
+[[maybe_unused]] __device__ __forceinline__ void group_sync(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
+[[maybe_unused]] __device__ __forceinline__ void add(float* d, const float4& v) { d[0] += v.x, d[1] += v.y, d[2] += v.z, d[3] += v.w; }
 
 // What this warp's d lacks of the octets j with j % Parts == part: the other parts' sums, all asked for before the first is used.
 // partial_of(part): a lane's place in what a part has left, octet by octet, 128 float4 apart.
