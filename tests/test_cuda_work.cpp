@@ -42,10 +42,10 @@ std::string fault_of(int blocks, int steps, int workers, int least_steps) {
     }
     for (int times : done)
         if (times != 1) return "a step not exactly once";
-    for (size_t b = 0; b < first_sharer.size(); b++)
+    for (size_t b = 0; b < first_sharer.size(); b++) {
         if (sharers[b] > 9) return "more sharers of a block than one warp waits for";
-    for (size_t b = 0; b < first_sharer.size(); b++)
         if (sharers[b] > 0 && (d.parts > 0 ? sharers[b] != d.parts : last_sharer[b] - first_sharer[b] + 1 != sharers[b])) return "sharers that are not known";
+    }
     return "";
 }
 

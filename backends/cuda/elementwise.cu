@@ -176,7 +176,7 @@ struct WeightTable {
             const int k = column % unit_columns, bit = 16 * (k & 1) + (k & 8) + 4 * (slot >> 3), place = 2 * g + (slot >> 3);
             const uint8_t byte = unit[k / 64 * 512 + (4 * g + k % 8 / 2) * 16 + k % 64 / 16 * 4 + bit / 8];
             const float q = static_cast<float>(byte >> bit % 8 & 15);
-            const uint8_t *scales = unit + 2048 + k / group * 32, *zeros = unit + 2048 + groups * 32;
+            const uint8_t *scales = unit + unit_scales + k / group * 32, *zeros = unit + unit_scales + groups * 32;
             const float scale = __half2float(reinterpret_cast<const __half*>(scales)[place]);
             value += integer_zeros ? (q - static_cast<float>(zeros[k / group * 16 + place])) * scale
                                    : q * scale + __half2float(reinterpret_cast<const __half*>(zeros)[k / group * 16 + place]);

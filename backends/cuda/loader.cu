@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(128) pack_q4_kernel(const __grid_constant__ Pa
     }
     reinterpret_cast<uint4*>(to)[span * 32 + lane] = make_uint4(words[0], words[1], words[2], words[3]);
 
-    uint8_t* scales = to + 2048;
+    uint8_t* scales = to + unit_scales;
     uint8_t* zeros = scales + job.groups * 32;
     const int64_t source_groups = (in + layout.source_group - 1) / layout.source_group;
     for (int e = threadIdx.x; e < job.groups * tile_rows; e += 128) {

@@ -127,11 +127,6 @@ struct Unit {
     }
 };
 
-// Which word of a unit is a k16 step's.
-__device__ __forceinline__ uint32_t word_of(const uint4& span, int step) {
-    return step % 4 == 0 ? span.x : step % 4 == 1 ? span.y : step % 4 == 2 ? span.z : span.w;
-}
-
 // A warp's part of `Count` blocks of four tiles: d[b] += its tile of block b times TN tokens, over the units that its warpgroup
 // takes in one pass. tile[b]: place in a slot of W, negative: none. Where a group has 128 columns, the next unit's words
 // are fetched while this one's last products run.

@@ -95,8 +95,7 @@ __device__ __forceinline__ void multiply_unit(float (&sum)[4], uint32_t at, cons
 #pragma unroll
             for (int i = 0; i < 4; i++) d[0][i] = d[1][i] = 0.0f;
         }
-        const uint4& span = spans[step / 4 % 2];
-        const uint32_t word = step % 4 == 0 ? span.x : step % 4 == 1 ? span.y : step % 4 == 2 ? span.z : span.w;
+        const uint32_t word = word_of(spans[step / 4 % 2], step);
         uint32_t a[4];
         if constexpr (IntegerZeros && Groups <= 4) {
             raw_nibbles(a, word);

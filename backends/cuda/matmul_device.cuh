@@ -4,6 +4,8 @@
 #include <cuda_fp16.h>
 #include <cstdint>
 #include "backends/cuda/bulk_copy.cuh"
+#include "backends/cuda/pack_q4.h"
+#include "backends/cuda/warp.cuh"
 #include "core/graph.h"
 
 namespace awq::cuda {
@@ -87,7 +89,15 @@ __device__ __forceinline__ void take_flag(uint32_t* flag) {
     *flag = 0;
 }
 
+// Until `count` CTAs have come here, by one thread of each: it sees what the others wrote before.
+__device__ __forceinline__ void meet_others(uint32_t* counter, uint32_t count) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+    while (load_acquire(counter) < count) {
+    }
+}
+
 // ---- fragments
+__device__ __forceinline__ void add(float* d, const float4& v) { d[0] += v.x, d[1] += v.y, d[2] += v.z, d[3] += v.w; }
 __device__ __forceinline__ void ldmatrix4(uint32_t (&r)[4], uint32_t at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -115,6 +125,11 @@ __device__ __forceinline__ float into_half_range(float most, float& inverse) {
     const uint32_t exponent = max(__reduce_max_sync(~0u, __float_as_uint(most)) >> 23, 15u);
     inverse = __uint_as_float((exponent - 14) << 23);
     return __uint_as_float((268 - exponent) << 23);
+}
+
+// The word of a span that is a k16 step's, counted from any multiple of 4.
+__device__ __forceinline__ uint32_t word_of(const uint4& span, int step) {
+    return step % 4 == 0 ? span.x : step % 4 == 1 ? span.y : step % 4 == 2 ? span.z : span.w;
 }
 
 // ---- int4 to half. A word of a unit holds one k16 step (pack_q4.h); the nibbles under `mask` become 1024 + q (low
@@ -147,7 +162,6 @@ struct GroupMeta {
         }
     }
 };
-constexpr int unit_scales = 2048;  // where a unit's scales begin
 // What GroupMeta is made of, for the lanes of slots g and g + 8: group `group` of `groups`, whose scales begin at `at` in shared memory, with the
 // zeros behind them.
 template <bool IntegerZeros>

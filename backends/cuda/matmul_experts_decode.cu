@@ -16,12 +16,7 @@ using namespace few;
 
 constexpr int most_items = 64, most_rows = 8;
 
-struct Params {
-    const uint8_t* w;
-    const half* x;
-    Output output;
-    ExpertRows experts;
-    int64_t ldx, expert_bytes;
+struct Params : Operands {
     int expert_count, in, tiles, units, unit_bytes, group;
     int slots, x_pitch;  // of each warp's ring; bytes of a row of x in shared memory
     bool x_aligned;
@@ -42,12 +37,7 @@ __device__ __forceinline__ void list_items(Items& items, const Params& p) {
         int begin = 0, size = 0;
         if (e < p.expert_count) begin = __ldcg(p.experts.begin + e), size = __ldcg(p.experts.begin + e + 1) - begin;
         const int own = (size + Columns - 1) / Columns;
-        int upto = own;
-#pragma unroll
-        for (int step = 1; step < 32; step <<= 1) {
-            const int other = __shfl_up_sync(~0u, upto, step);
-            if (lane >= step) upto += other;
-        }
+        const int upto = warp_sum_up_to(own);
         for (int i = 0; i < own; i++) {
             const int at = before + upto - own + i;
             items.expert[at] = e, items.row[at] = begin + i * Columns, items.rows[at] = min(Columns, size - i * Columns);
@@ -219,11 +209,8 @@ cudaError_t few_q4(const MatmulContext& context, const Q4Weight& weight, const M
     const Q4Layout& layout = weight.layout;
     const Plan plan = plan_few(context.device, layout, rows.most);
     Params p;
-    p.w = static_cast<const uint8_t*>(weight.data);
-    p.x = args.x, p.ldx = args.ldx, p.in = static_cast<int>(layout.in), p.x_aligned = rows_aligned(args.x, args.ldx);
-    p.output = output_of(args, layout.out, layout.gated);
-    p.experts = rows;
-    p.expert_bytes = layout.bytes(), p.expert_count = weight.experts;
+    static_cast<Operands&>(p) = operands_of(weight, layout, layout.bytes(), args, &rows);
+    p.expert_count = weight.experts, p.in = static_cast<int>(layout.in), p.x_aligned = rows_aligned(args.x, args.ldx);
     p.tiles = static_cast<int>(layout.tiles()), p.units = static_cast<int>(layout.units());
     p.unit_bytes = static_cast<int>(layout.unit_bytes()), p.group = layout.group;
     p.slots = plan.slots, p.x_pitch = x_pitch_of(layout);

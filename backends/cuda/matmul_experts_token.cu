@@ -83,9 +83,7 @@ __device__ __forceinline__ uint32_t meet_all(uint32_t* counters) {
     uint32_t before = 0;
     meet();
     if (threadIdx.x == 0) {
-        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counters) : "memory");
-        while (load_acquire(counters) < gridDim.x) {
-        }
+        meet_others(counters, gridDim.x);
         before = atomicAdd(counters + 1, 1u);  // looked at when there is time
     }
     meet();

@@ -47,6 +47,20 @@ inline Output output_of(const MatmulArgs& args, int64_t out, bool gated) {
              (!gated || args.gate_activation != Activation::none || out / 2 % 2 == 0);
     return o;
 }
+// W, x and y of a product, plain or by experts.
+struct Operands {
+    const uint8_t* w;
+    const half* x;
+    Output output;
+    ExpertRows experts;  // begin null: one matrix
+    int64_t ldx, expert_bytes;
+};
+// matrix: the weight's layout, or a dense weight itself; bytes: of one expert; experts: null for a plain product.
+template <class Weight, class Matrix>
+Operands operands_of(const Weight& weight, const Matrix& matrix, int64_t bytes, const MatmulArgs& args, const ExpertRows* experts) {
+    return {static_cast<const uint8_t*>(weight.data), args.x, output_of(args, matrix.out, matrix.gated), experts ? *experts : ExpertRows{},
+            args.ldx, bytes};
+}
 // The variants of a kernel that a weight takes: 2 groups a unit have one of their own, 8 serves every size.
 inline int variant_groups(const Q4Layout& layout) { return layout.group == 128 && layout.integer_zeros ? 2 : 8; }
 inline bool rows_aligned(const half* x, int64_t ldx) { return reinterpret_cast<uintptr_t>(x) % 16 == 0 && ldx % 8 == 0; }

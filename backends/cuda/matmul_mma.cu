@@ -42,12 +42,7 @@ struct Shape {
     static_assert(stages < places_kept - 1);  // loading is so many blocks ahead of storing at most, where a block is one step
 };
 
-struct Params {
-    const uint8_t* w;
-    const half* x;
-    Output output;
-    ExpertRows experts;  // begin null: one matrix
-    int64_t ldx, expert_bytes;
+struct Params : Operands {
     float4* partials;
     uint32_t* flags;
     int expert_count, rows, in, tiles, units, unit_bytes, group;
@@ -76,17 +71,15 @@ __device__ __forceinline__ Place place_of(const Params& p, const Begins& begins,
 __device__ __noinline__ void copy_slowly(uint8_t* to, const half* from, int left) { copy_each(to, from, left); }
 
 // The workers of one block have left their sums: each adds up and stores every parts-th fragment of 16 rows x 8 tokens.
-template <int TN, class S>
+template <class S>
 __device__ __forceinline__ void finish_part(const Params& p, const Work& work, const Place& place) {
-    constexpr int octets = TN / 8, fragments = S::row_groups * warp_tiles * octets;
+    constexpr int octets = S::octets, fragments = S::block_tiles * octets;
     const int tid = static_cast<int>(threadIdx.x), warp = tid >> 5, lane = tid & 31, parts = work.d.parts;
     const int first_worker = work.local() * parts, part = work.worker - first_worker;
     __syncthreads();
     if (tid == 0) {
         uint32_t* met = p.flags + work.local() * 2;
-        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(met) : "memory");
-        while (load_acquire(met) < static_cast<uint32_t>(parts)) {
-        }
+        meet_others(met, static_cast<uint32_t>(parts));
         if (atomicAdd(met + 1, 1) == static_cast<uint32_t>(parts - 1)) met[0] = met[1] = 0;  // all have seen it
     }
     __syncthreads();
@@ -97,7 +90,7 @@ __device__ __forceinline__ void finish_part(const Params& p, const Work& work, c
         for (int i = 0; i < most_parts; i++) v[i] = i < parts ? __ldcg(partials + (i * fragments + f) * 32) : make_float4(0, 0, 0, 0);
         float d[1][4] = {};
 #pragma unroll
-        for (int i = 0; i < most_parts; i++) d[0][0] += v[i].x, d[0][1] += v[i].y, d[0][2] += v[i].z, d[0][3] += v[i].w;
+        for (int i = 0; i < most_parts; i++) add(d[0], v[i]);
         const int tile = place.row_block * S::block_tiles + f / octets;
         if (tile < p.tiles) store_tile<8>(p.output, place.end, tile, place.token + f % octets * 8, d);
     }
@@ -179,7 +172,7 @@ __global__ void __launch_bounds__(Shape<TN, Groups, IntegerZeros>::threads, TN <
         quarter += k_parts;
         const bool next_unit = quarter >= 4;
 #pragma unroll
-        for (int i = 0; i < warp_tiles; i++) w_from[i] += k_parts * 512 + (next_unit ? p.unit_bytes - 2048 : 0);
+        for (int i = 0; i < warp_tiles; i++) w_from[i] += k_parts * 512 + (next_unit ? p.unit_bytes - unit_scales : 0);
         if (next_unit) quarter -= 4, meta_unit += p.unit_bytes;
     };
     auto load_x = [&](int slot) {
@@ -283,10 +276,7 @@ __global__ void __launch_bounds__(Shape<TN, Groups, IntegerZeros>::threads, TN <
             __syncthreads();
             if (k_part == 0) {
 #pragma unroll
-                for (int i = 0; i < warp_tiles; i++) {
-                    const float4 v = exchange[i * 32];
-                    d[i][o][0] += v.x, d[i][o][1] += v.y, d[i][o][2] += v.z, d[i][o][3] += v.w;
-                }
+                for (int i = 0; i < warp_tiles; i++) add(d[i][o], exchange[i * 32]);
             }
         }
     };
@@ -322,7 +312,7 @@ __global__ void __launch_bounds__(Shape<TN, Groups, IntegerZeros>::threads, TN <
         };
         if (!whole && work.d.parts > 0) {
             if (k_part == 0) leave();
-            finish_part<TN, S>(p, work, places[block % places_kept]);
+            finish_part<S>(p, work, places[block % places_kept]);
             continue;
         }
         if (k_part) continue;
@@ -340,7 +330,7 @@ __global__ void __launch_bounds__(Shape<TN, Groups, IntegerZeros>::threads, TN <
             constexpr int most = TN == 32 || TN == 64 ? 16 : 8, all = warp_tiles * octets, together = most > all ? most / all : 1, at_once = most < all ? most : all;
             for (int first = 0; first < count; first += together)
 #pragma unroll
-                for (int at = 0; at < warp_tiles * octets; at += at_once) {
+                for (int at = 0; at < all; at += at_once) {
                     float4 v[together][at_once];
 #pragma unroll
                     for (int k = 0; k < together; k++)
@@ -350,10 +340,7 @@ __global__ void __launch_bounds__(Shape<TN, Groups, IntegerZeros>::threads, TN <
 #pragma unroll
                     for (int k = 0; k < together; k++)
 #pragma unroll
-                        for (int i = 0; i < at_once; i++) {
-                            float* to = d[(at + i) / octets][(at + i) % octets];
-                            to[0] += v[k][i].x, to[1] += v[k][i].y, to[2] += v[k][i].z, to[3] += v[k][i].w;
-                        }
+                        for (int i = 0; i < at_once; i++) add(d[(at + i) / octets][(at + i) % octets], v[k][i]);
                 }
         }
         const Place place = places[block % places_kept];
@@ -406,13 +393,10 @@ cudaError_t mma_q4(const MatmulContext& context, const Q4Weight& weight, const M
     }
     if (!best) return cudaErrorInvalidConfiguration;
     Params p = {};
-    p.w = static_cast<const uint8_t*>(weight.data), p.x = args.x, p.ldx = args.ldx;
+    static_cast<Operands&>(p) = operands_of(weight, layout, layout.bytes(), args, experts);
     p.x_whole = rows_aligned(args.x, args.ldx) && layout.in % 8 == 0;
     p.early = context.pdl && context.device.arch >= 90 && !experts;  // whose weights they are is another kernel's result
-    p.output = output_of(args, layout.out, layout.gated);
-    if (experts) p.experts = *experts;
-    p.expert_bytes = layout.bytes(), p.expert_count = weight.experts;
-    p.rows = args.rows, p.in = static_cast<int>(layout.in);
+    p.expert_count = weight.experts, p.rows = args.rows, p.in = static_cast<int>(layout.in);
     p.tiles = static_cast<int>(layout.tiles()), p.units = static_cast<int>(layout.units());
     p.unit_bytes = static_cast<int>(layout.unit_bytes()), p.group = layout.group;
     p.row_blocks = (p.tiles + best->block_tiles - 1) / best->block_tiles;

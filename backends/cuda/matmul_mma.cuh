@@ -37,12 +37,7 @@ __device__ __forceinline__ ExpertBlock expert_block(Begins begins, int count, in
     for (int from = 0; from < count; from += 32) {
         int first, end;
         const int blocks = blocks_of<TN>(begins, from, count, first, end);
-        int behind = blocks;  // this lane's and all before
-#pragma unroll
-        for (int i = 1; i < 32; i <<= 1) {
-            const int other = __shfl_up_sync(~0u, behind, i);
-            if ((static_cast<int>(threadIdx.x) & 31) >= i) behind += other;
-        }
+        const int behind = warp_sum_up_to(blocks);
         if (const unsigned hit = __ballot_sync(~0u, behind > index)) {
             const int lane = __ffs(static_cast<int>(hit)) - 1;
             return {from + lane, __shfl_sync(~0u, first + (index - behind + blocks) * TN, lane), __shfl_sync(~0u, end, lane)};
@@ -88,7 +83,6 @@ struct StageMeta {
     }
     __device__ __forceinline__ const GroupMeta<IntegerZeros>& step(int j) const { return of[Groups == 2 ? 0 : j / 2]; }
 };
-__device__ __forceinline__ uint32_t word_of(const uint4& words, int j) { return j == 0 ? words.x : j == 1 ? words.y : j == 2 ? words.z : words.w; }
 
 inline __device__ __noinline__ void store_slowly(const Output& output, int rows, int tile, int token, float d0, float d1, float d2, float d3) {
     const float d[4] = {d0, d1, d2, d3};

@@ -7,12 +7,7 @@
 namespace awq::cuda {
 namespace {
 
-struct Params {
-    const uint8_t* w;
-    const half* x;
-    Output output;
-    ExpertRows experts;  // begin null: one matrix
-    int64_t ldx, expert_bytes;
+struct Params : Operands {
     int expert_count;
     int rows, in, w_rows, pitch;  // w_rows: rows in memory
     bool x_aligned;
@@ -151,11 +146,8 @@ cudaError_t open_mma_dense(const MatmulDevice&) {
 cudaError_t mma_dense(const MatmulContext& context, const DenseWeight& weight, const MatmulArgs& args,
                       const ExpertRows* experts) {
     Params p = {};
-    p.w = static_cast<const uint8_t*>(weight.data), p.x = args.x, p.ldx = args.ldx, p.x_aligned = rows_aligned(args.x, args.ldx);
-    p.output = output_of(args, weight.out, weight.gated);
-    if (experts) p.experts = *experts;
-    p.expert_bytes = dense_bytes(weight), p.expert_count = weight.experts;
-    p.rows = args.rows, p.in = static_cast<int>(weight.in);
+    static_cast<Operands&>(p) = operands_of(weight, weight, dense_bytes(weight), args, experts);
+    p.expert_count = weight.experts, p.rows = args.rows, p.in = static_cast<int>(weight.in), p.x_aligned = rows_aligned(args.x, args.ldx);
     p.w_rows = static_cast<int>(dense_rows(weight)), p.pitch = static_cast<int>(dense_pitch(weight.in));
     // By experts the tokens of a block are fewer than the batch: one block more for each expert at most.
     const int each = experts ? (args.rows + weight.experts - 1) / weight.experts : args.rows, tokens = each <= 48 ? 32 : 128;

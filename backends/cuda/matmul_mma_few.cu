@@ -132,7 +132,7 @@ __device__ __forceinline__ void multiply(float (&sum)[4], uint32_t at, uint32_t 
         load_group<true>(at + 1024, 1, 0, g, scales, zeros);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            const uint32_t word = word_of(words[j / 4], j % 4);
+            const uint32_t word = word_of(words[j / 4], j);
             uint32_t a[4];
             raw_nibbles(a, word);
             mma(d[j % 2], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
@@ -146,7 +146,7 @@ __device__ __forceinline__ void multiply(float (&sum)[4], uint32_t at, uint32_t 
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             uint32_t a[4];
-            dequantize<IntegerZeros>(a, word_of(words[j / 4], j % 4), meta.step(j));
+            dequantize<IntegerZeros>(a, word_of(words[j / 4], j), meta.step(j));
             mma(d[j % 2], a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
         }
 #pragma unroll
@@ -229,9 +229,8 @@ __global__ void __launch_bounds__(threads, 1) few_kernel(const __grid_constant__
         finisher = (finisher + 1) % warps;
         if (!finishes) continue;
         float v[1][4] = {};
-        auto add = [&](const float4& s) { v[0][0] += s.x, v[0][1] += s.y, v[0][2] += s.z, v[0][3] += s.w; };
 #pragma unroll
-        for (int i = 0; i < warps; i++) add(sums[i * sums_lanes]);
+        for (int i = 0; i < warps; i++) add(v[0], sums[i * sums_lanes]);
         if (work.first > 0) {
             __stcg(p.partials + worker * 32 + lane, make_float4(v[0][0], v[0][1], v[0][2], v[0][3]));
             __syncwarp();
@@ -243,7 +242,7 @@ __global__ void __launch_bounds__(threads, 1) few_kernel(const __grid_constant__
             const int from = worker + 1, count = last_worker - worker;  // those that have the rest of the tile
             if (lane < count) take_flag(p.flags + from + lane);
             __syncwarp();
-            for (int i = 0; i < count; i++) add(__ldcg(p.partials + (from + i) * 32 + lane));
+            for (int i = 0; i < count; i++) add(v[0], __ldcg(p.partials + (from + i) * 32 + lane));
         }
         store_tile<8>(p.output, p.rows, work.block, 0, v);
     }

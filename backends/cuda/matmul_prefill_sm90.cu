@@ -106,7 +106,6 @@ __device__ __forceinline__ bool adds(const Params& p, const Schedule<Halves>& sc
 }
 
 [[maybe_unused]] __device__ __forceinline__ void group_sync(int group) { asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); }
-[[maybe_unused]] __device__ __forceinline__ void add(float* d, const float4& v) { d[0] += v.x, d[1] += v.y, d[2] += v.z, d[3] += v.w; }
 
 // What this warp's d lacks of the octets j with j % Parts == part: the other parts' sums, all asked for before the first is used.
 // partial_of(part): a lane's place in what a part has left, octet by octet, 128 float4 apart.

@@ -247,12 +247,7 @@ __global__ void __launch_bounds__(sort_threads) sort_kernel(const __grid_constan
         const int other = __ldcg(to.expert_of + i);
         before += other < e, own += other == e;
     }
-    int upto = own;  // of this expert's choices, those of this warp's threads up to this one
-#pragma unroll
-    for (int step = 1; step < 32; step <<= 1) {
-        const int other = __shfl_up_sync(~0u, upto, step);
-        if (lane >= step) upto += other;
-    }
+    const int upto = warp_sum_up_to(own);  // of this expert's choices, those of this warp's threads up to this one
     before = __reduce_add_sync(~0u, before);
     if (lane == 31) owns[warp] = upto, befores[warp] = before;
     __syncthreads();

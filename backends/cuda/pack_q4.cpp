@@ -14,13 +14,13 @@ namespace {
 int meta_place(int slot) { return 2 * (slot & 7) + (slot >> 3); }
 
 struct UnitView {
-    uint8_t* nibbles;  // 2048 bytes
+    uint8_t* nibbles;  // unit_scales bytes
     uint8_t* scales;   // [groups][16] halves
     uint8_t* zeros;    // [groups][16] bytes or halves
 };
 UnitView unit_at(const Q4Layout& layout, uint8_t* tile, int64_t unit) {
     uint8_t* at = tile + unit * layout.unit_bytes();
-    return {at, at + 2048, at + 2048 + layout.groups() * 32};
+    return {at, at + unit_scales, at + unit_scales + layout.groups() * 32};
 }
 
 // Where column `column` (0..255) of a slot lies in its unit: byte, and the shift of its nibble in it.

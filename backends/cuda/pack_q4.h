@@ -28,6 +28,7 @@ namespace awq::cuda {
 
 inline constexpr int tile_rows = 16;
 inline constexpr int unit_columns = 256;
+inline constexpr int unit_scales = 2048;  // where a unit's scales begin, behind its nibbles
 
 struct Q4Layout {
     int64_t out = 0, in = 0;     // of one matrix (one expert); in: twice the source's where `eight`
@@ -43,7 +44,7 @@ struct Q4Layout {
     int64_t tiles() const { return gated ? (out / 2 + 7) / 8 : (out + tile_rows - 1) / tile_rows; }
     int64_t units() const { return (in + unit_columns - 1) / unit_columns; }  // of a tile
     int groups() const { return unit_columns / group; }                       // of a unit
-    int64_t unit_bytes() const { return 2048 + groups() * (integer_zeros ? 48 : 64); }
+    int64_t unit_bytes() const { return unit_scales + groups() * (integer_zeros ? 48 : 64); }
     int64_t tile_bytes() const { return units() * unit_bytes(); }
     int64_t bytes() const { return tiles() * tile_bytes(); }  // a multiple of 32
 

@@ -182,12 +182,7 @@ template <int block_threads, class T>
 __device__ T sum_before(T own) {
     __shared__ T of_warp[block_threads / 32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    T up_to = own;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-        const T other = __shfl_up_sync(~0u, up_to, step);
-        if (lane >= step) up_to += other;
-    }
+    const T up_to = warp_sum_up_to(own);
     if (lane == 31) of_warp[warp] = up_to;
     __syncthreads();
     T before = 0;

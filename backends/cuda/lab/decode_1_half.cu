@@ -201,7 +201,7 @@ __device__ __forceinline__ void multiply_unit(float (&sum)[MT][4], uint32_t unit
             }
         }
         const uint4& span = words[step / 4];
-        uint32_t word = step % 4 == 0 ? span.x : step % 4 == 1 ? span.y : step % 4 == 2 ? span.z : span.w;
+        uint32_t word = word_of(span, step);
         uint32_t a[4] = {word & 0x000f000f, word & 0x00f000f0, word >> 8 & 0x000f000f, word >> 8 & 0x00f000f0};
 #pragma unroll
         for (int m = 0; m < MT; m++) mma(d[m][step % chains], a, b[m][step % 4 * 2], b[m][step % 4 * 2 + 1]);

@@ -98,7 +98,7 @@ __device__ __forceinline__ void multiply_unit(float (&sum)[TT][4], const Unit<Gr
             }
         }
         const uint4& span = unit.words[step / 4];
-        const uint32_t word = step % 4 == 0 ? span.x : step % 4 == 1 ? span.y : step % 4 == 2 ? span.z : span.w;
+        const uint32_t word = word_of(span, step);
         uint32_t a[4];
         if constexpr (IntegerZeros)
             subtract_zero(a, word, meta);
